@@ -1,0 +1,67 @@
+"""Everything that travels between the driver and the clients, as frozen dataclasses.
+
+Adapters travel as one flat float32 vector whose layout (names and shapes in the order of `adapter_layout`) both ends
+derive from the proxy itself, so that a message is a single zero-copy buffer in Ray's object store.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """How every client trains; the same in all rounds of a run."""
+
+    seed: int
+    """The run's seed; a client's own draws derive from (seed, round, client_id)."""
+    num_epochs: int
+    batch_size: int
+    weight_decay: float
+    max_grad_norm: float
+    num_threads: int
+    """Torch threads during a fit; part of the numerics."""
+    precision: str
+    """Lightning precision, e.g. `32-true`."""
+    accelerator: str
+    """Lightning accelerator, e.g. `cpu`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """All that a client is told about a round (down)."""
+
+    round_index: int
+    """1-based."""
+    lr: float
+    """Constant within the round."""
+    adapter: np.ndarray
+    """(P,) float32: the global adapter, LoRA and head."""
+    count_activations: bool
+    """Whether to count how often each FFN neuron does not fire (for neuron-level alignment)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationCounts:
+    """How often neurons did not fire on real tokens; integers, so sums are exact in any order."""
+
+    zeros: tuple[np.ndarray, ...]
+    """Per FFN (N_l,) int64: positions at which the neuron was inactive."""
+    positions: np.ndarray
+    """(num FFNs,) int64: real token positions seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientUpdate:
+    """All that a client returns (up)."""
+
+    client_id: int
+    num_examples: int
+    adapter: np.ndarray
+    """(P,) float32, same layout as the plan's."""
+    metrics: Mapping[str, float]
+    """`loss`: mean training loss per example; `seconds`: duration of the fit."""
+    counts: ActivationCounts | None = None
+    actor: str = field(default="driver", compare=False)
+    """Who ran it; never part of the result."""

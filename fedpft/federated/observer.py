@@ -1,0 +1,44 @@
+"""What a run tells whoever watches it: the live screen, or nobody."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from fedpft.federated.messages import ClientUpdate
+
+
+class RunObserver(Protocol):
+    """Receives the events of one run, in order, from the driver's thread. Watching never changes the run."""
+
+    def stage(self, title: str) -> None:
+        """A new stage begins, e.g. "align layers"; the previous one is over."""
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """The current stage has done `done` of `total` steps; `metrics` are its latest numbers, e.g. `{"loss": 0.3}`."""
+
+    def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
+        """Round `round_index` (1-based) of `num_rounds` was planned for these clients."""
+
+    def client_finished(self, update: ClientUpdate) -> None:
+        """A client's update arrived (in order of arrival)."""
+
+    def round_finished(self, record: Mapping[str, Any]) -> None:
+        """The round is over; `record` is its line of rounds.jsonl."""
+
+
+class SilentObserver:
+    """Shows nothing."""
+
+    def stage(self, title: str) -> None:
+        """Ignore."""
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Ignore."""
+
+    def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
+        """Ignore."""
+
+    def client_finished(self, update: ClientUpdate) -> None:
+        """Ignore."""
+
+    def round_finished(self, record: Mapping[str, Any]) -> None:
+        """Ignore."""
