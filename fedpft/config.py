@@ -88,7 +88,9 @@ class TaskConfig:
             _require(self.path is not None, "task.path", self.path, "a hub id or folder, because task.name is custom")
             has_input = bool(self.text_columns) != bool(self.image_column)
             found = [*self.text_columns, self.image_column]
-            _require(has_input, "task.text_columns / task.image_column", found, "exactly one of the two for a custom task")
+            _require(
+                has_input, "task.text_columns / task.image_column", found, "exactly one of the two for a custom task"
+            )
         _require(len(self.text_columns) <= 2, "task.text_columns", list(self.text_columns), "at most two columns")
 
 
@@ -247,7 +249,12 @@ class FederatedConfig:
         _require(0 < self.lr_decay <= 1, "federated.lr_decay", self.lr_decay, "a fraction in (0, 1]")
         if self.sampling == "uniform":
             allowed = f"at most federated.num_clients = {self.num_clients}"
-            _require(self.clients_per_round <= self.num_clients, "federated.clients_per_round", self.clients_per_round, allowed)
+            _require(
+                self.clients_per_round <= self.num_clients,
+                "federated.clients_per_round",
+                self.clients_per_round,
+                allowed,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,8 +279,8 @@ class PoolConfig:
     def __post_init__(self) -> None:
         ok = self.actors in ("auto", "per_client") or (isinstance(self.actors, int) and self.actors > 0)
         _require(ok, "pool.actors", self.actors, "auto, per_client or an integer > 0")
-        _require_non_negative("pool", self, "cpus_per_actor", "gpus_per_actor")
-        _require_positive("pool", self, "threads_per_client")
+        _require_non_negative("pool", self, "gpus_per_actor")
+        _require_positive("pool", self, "cpus_per_actor", "threads_per_client")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +339,21 @@ class Config:
         _require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
 
 
+def settings_without_effect(config: Config) -> list[str]:
+    """Return one line for each setting that looks meaningful but changes nothing in this run."""
+    federated, neurons, lines = config.federated, config.align.neurons, []
+    if neurons.kind != "none" and neurons.interval >= federated.rounds:
+        lines.append(
+            f"align.neurons.interval = {neurons.interval} has no effect with federated.rounds = {federated.rounds}: "
+            "the sub-FM is re-aligned after every round that is a multiple of it, except the last"
+        )
+    if federated.sampling == "full" and federated.clients_per_round != federated.num_clients:
+        lines.append("federated.clients_per_round has no effect with federated.sampling = full")
+    if config.pool.kind == "sequential" and config.pool.actors != "auto":
+        lines.append("pool.actors has no effect with pool.kind = sequential")
+    return lines
+
+
 def config_keys(config_class: type = Config, prefix: str = "") -> list[str]:
     """Return every dotted key that a config file or override may set."""
     keys = []
@@ -353,6 +375,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
     try:
         layers = [OmegaConf.load(path)] if path is not None else []
+        if layers and not OmegaConf.is_dict(layers[0]):
+            raise ConfigError(f"{path}: found a list, allowed: sections and keys such as `federated: {{rounds: 4}}`")
         layers.append(OmegaConf.from_dotlist(list(overrides)))
         merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
         config = OmegaConf.to_object(merged)
@@ -374,7 +398,8 @@ def dump_config(config: Config) -> str:
 def _one_line(error: Exception, path: str | Path | None) -> str:
     key = getattr(error, "full_key", None) or ""
     if isinstance(error, ConfigKeyError):
-        close = difflib.get_close_matches(key, config_keys(), n=1, cutoff=0.5)
+        sections = {known.rpartition(".")[0] for known in config_keys()} - {""}
+        close = difflib.get_close_matches(key, [*config_keys(), *sorted(sections)], n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known sections: {', '.join(f.name for f in fields(Config))}"
         return f"{key}: unknown key; {hint}"
     first = str(error).splitlines()[0]

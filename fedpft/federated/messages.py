@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedpft.models.activations import ActivationCounts
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
@@ -43,16 +45,6 @@ class RoundPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationCounts:
-    """How often neurons did not fire on real tokens; integers, so sums are exact in any order."""
-
-    zeros: tuple[np.ndarray, ...]
-    """Per FFN (N_l,) int64: positions at which the neuron was inactive."""
-    positions: np.ndarray
-    """(num FFNs,) int64: real token positions seen."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ClientUpdate:
     """All that a client returns (up)."""
 
@@ -65,3 +57,9 @@ class ClientUpdate:
     counts: ActivationCounts | None = None
     actor: str = field(default="driver", compare=False)
     """Who ran it; never part of the result."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the adapter and the counts."""
+        counts = [] if self.counts is None else [*self.counts.zeros, self.counts.positions]
+        return self.adapter.nbytes + sum(array.nbytes for array in counts)

@@ -4,16 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from fedpft.federated.messages import ClientUpdate
+from fedpft.trainer import Progress, SilentProgress
 
 
-class RunObserver(Protocol):
+class RunObserver(Progress, Protocol):
     """Receives the events of one run, in order, from the driver's thread. Watching never changes the run."""
-
-    def stage(self, title: str) -> None:
-        """A new stage begins, e.g. "align layers"; the previous one is over."""
-
-    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        """The current stage has done `done` of `total` steps; `metrics` are its latest numbers, e.g. `{"loss": 0.3}`."""
 
     def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
         """Round `round_index` (1-based) of `num_rounds` was planned for these clients."""
@@ -25,14 +20,8 @@ class RunObserver(Protocol):
         """The round is over; `record` is its line of rounds.jsonl."""
 
 
-class SilentObserver:
+class SilentObserver(SilentProgress):
     """Shows nothing."""
-
-    def stage(self, title: str) -> None:
-        """Ignore."""
-
-    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Ignore."""
 
     def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
         """Ignore."""

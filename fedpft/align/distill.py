@@ -1,0 +1,132 @@
+"""Run an alignment: `align_layers` before federated learning, `align_neurons` between rounds (method.md 2 and 4)."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from fedpft.align.module import AlignmentModule
+from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.seeding import isolated_torch_rng
+from fedpft.trainer import StepReport, make_trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicData:
+    """Unlabelled public examples and how to make a batch of them."""
+
+    dataset: Dataset
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentReport:
+    """What an alignment did."""
+
+    first_loss: float
+    last_loss: float
+    num_steps: int
+    seconds: float
+
+
+def align_layers(
+    fm: nn.Module,
+    sub_fm: nn.Module,
+    *,
+    layers: Sequence[int],
+    public: PublicData,
+    config: LayerAlignConfig,
+    server: ServerConfig,
+    seed: int,
+    on_step: StepReport | None = None,
+) -> AlignmentReport:
+    """Distil all FFNs of the compressed `layers` of the sub-FM, in place; nothing else in either model changes."""
+    module = AlignmentModule(
+        fm,
+        sub_fm,
+        layers=layers,
+        lr=config.lr,
+        num_steps=config.num_steps,
+        num_warmup_steps=num_warmup_steps(config.num_steps, config.warmup_ratio),
+        product_weight=config.product_weight,
+        weight_decay=config.weight_decay,
+    )
+    return _distil(module, public, config, server, seed, on_step)
+
+
+def align_neurons(
+    fm: nn.Module,
+    sub_fm: nn.Module,
+    *,
+    neuron_masks: Mapping[int, Tensor],
+    public: PublicData,
+    config: NeuronAlignConfig,
+    server: ServerConfig,
+    seed: int,
+    on_step: StepReport | None = None,
+) -> AlignmentReport:
+    """Distil only the chosen neurons of each compressed layer of the sub-FM, in place.
+
+    Both models must carry the same current global adapter (method.md 7.1, 7.2). What changes: the chosen neurons' rows
+    and columns, `down.bias` and a post-LN family's closing LayerNorm.
+
+    Args:
+        neuron_masks: compressed layer -> (N,) bool.
+
+    """
+    module = AlignmentModule(
+        fm,
+        sub_fm,
+        layers=sorted(neuron_masks),
+        lr=config.lr,
+        num_steps=config.num_steps,
+        num_warmup_steps=num_warmup_steps(config.num_steps, config.warmup_ratio),
+        neuron_masks=neuron_masks,
+    )
+    return _distil(module, public, config, server, seed, on_step)
+
+
+def num_warmup_steps(num_steps: int, warmup_ratio: float) -> int:
+    """Round down, so that a short alignment (a single step above all) does not run at rate 0 (method.md 7.9)."""
+    return int(num_steps * warmup_ratio)
+
+
+def _distil(
+    module: AlignmentModule,
+    public: PublicData,
+    config: LayerAlignConfig | NeuronAlignConfig,
+    server: ServerConfig,
+    seed: int,
+    on_step: StepReport | None,
+) -> AlignmentReport:
+    start = time.perf_counter()
+    losses: list[float] = []
+
+    def record(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        losses.append(metrics["loss"])
+        if on_step is not None:
+            on_step(done, total, metrics)
+
+    trainable = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    modes = {child: child.training for child in module.modules()}
+    trainer = make_trainer(server, num_steps=config.num_steps, max_grad_norm=config.max_grad_norm, on_step=record)
+    with isolated_torch_rng(seed):
+        num_samples = config.num_steps * config.batch_size
+        loader = DataLoader(
+            public.dataset,
+            batch_size=config.batch_size,
+            sampler=RandomSampler(public.dataset, num_samples=num_samples),  # type: ignore[arg-type]  # has __len__
+            collate_fn=public.collate,
+        )
+        trainer.fit(module, loader)
+    for parameter, flag in trainable.items():
+        parameter.requires_grad_(flag)
+        parameter.grad = None
+    for child, mode in modes.items():
+        child.training = mode
+    return AlignmentReport(
+        first_loss=losses[0], last_loss=losses[-1], num_steps=len(losses), seconds=time.perf_counter() - start
+    )

@@ -1,0 +1,129 @@
+"""Distillation of the sub-FM's FFNs towards the FM's hidden states, as a LightningModule (method.md 2 and 4)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from fedpft.align.losses import hidden_state_loss, weight_product, weight_product_loss
+from fedpft.models.activations import layer_outputs
+from fedpft.models.ffn import find_backbone, find_ffns
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentLoss:
+    """One batch's loss and its two terms, averaged over the compressed layers."""
+
+    total: Tensor
+    hidden: Tensor
+    product: Tensor
+
+
+class AlignmentModule(L.LightningModule):
+    """Teacher = FM, student = sub-FM; trains the FFNs of `layers` and, in post-LN families, their closing LayerNorm.
+
+    Args:
+        teacher, student: models of the same family and depth; the student may carry an adapter (then so must the
+            teacher, the same one).
+        layers: compressed layers, whose terms are averaged and whose FFNs are trained.
+        product_weight: weight of the second loss term (the paper's alpha).
+        neuron_masks: layer -> (N,) bool, the neurons that may change; None lets all change.
+
+    Only the dropout at the output of a trained FFN is active. Every parameter outside the trained set, and every
+    masked neuron's row and column, is bit-identical after training: its gradient is zero, and so is its decay, because
+    weight decay is refused together with masks.
+
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        *,
+        layers: Sequence[int],
+        lr: float,
+        num_steps: int,
+        num_warmup_steps: int = 0,
+        product_weight: float = 0.0,
+        weight_decay: float = 0.0,
+        neuron_masks: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        assert weight_decay == 0 or neuron_masks is None, "weight decay would move the masked neurons"
+        self.teacher, self.student = teacher, student
+        self.lr, self.num_steps, self.num_warmup_steps = lr, num_steps, num_warmup_steps
+        self.product_weight, self.weight_decay = product_weight, weight_decay
+        teacher_ffns, student_ffns = find_ffns(teacher), find_ffns(student)
+        self._teacher_ffns = [teacher_ffns[layer] for layer in layers]
+        self._student_ffns = [student_ffns[layer] for layer in layers]
+        self._masks = [] if neuron_masks is None else self._gradient_masks([neuron_masks[layer] for layer in layers])
+        self.last_loss: AlignmentLoss | None = None
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that alignment changes; everything else is frozen."""
+        return [parameter for ffn in self._student_ffns for parameter in ffn.parameters()]
+
+    def on_fit_start(self) -> None:
+        """Freeze all but the trained FFNs; all modules in eval mode but the dropout at these FFNs' outputs."""
+        self.requires_grad_(False)
+        self.eval()
+        for parameter in self.trained_parameters():
+            parameter.requires_grad_(True)
+        for ffn in self._student_ffns:
+            if ffn.dropout is not None:
+                ffn.dropout.train()
+
+    def loss(self, batch: Mapping[str, Tensor]) -> AlignmentLoss:
+        """Return `mean over layers of (L1 + product_weight * L2)` on one unlabelled batch."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with torch.no_grad(), layer_outputs([ffn.layer for ffn in self._teacher_ffns]) as targets:
+            find_backbone(self.teacher)(**inputs)
+        with layer_outputs([ffn.layer for ffn in self._student_ffns]) as outputs:
+            find_backbone(self.student)(**inputs)
+        mask = inputs.get("attention_mask")
+        hidden = [hidden_state_loss(targets[i].float(), outputs[i].float(), mask) for i in range(len(outputs))]
+        product = hidden[0].new_zeros(()) if self.product_weight == 0 else self._product_term()
+        mean_hidden = torch.stack(hidden).mean()
+        return AlignmentLoss(total=mean_hidden + self.product_weight * product, hidden=mean_hidden, product=product)
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
+        """Return the batch's loss."""
+        self.last_loss = self.loss(batch)
+        return self.last_loss.total
+
+    def on_after_backward(self) -> None:
+        """Zero the gradient of frozen neurons, before it is clipped."""
+        for parameter, mask in self._masks:
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask.to(parameter.grad.device))
+
+    def configure_optimizers(self) -> dict:  # type: ignore[override]
+        """AdamW, decay on matrices only; linear warm-up and decay over optimiser steps."""
+        parameters = self.trained_parameters()
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        scheduler = get_linear_schedule_with_warmup(optimizer, self.num_warmup_steps, self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _product_term(self) -> Tensor:
+        losses = []
+        for teacher, student in zip(self._teacher_ffns, self._student_ffns, strict=True):
+            with torch.no_grad():
+                target = weight_product(teacher.up_weight, teacher.down_weight)
+            losses.append(weight_product_loss(target, weight_product(student.up_weight, student.down_weight)))
+        return torch.stack(losses).mean()
+
+    def _gradient_masks(self, neuron_masks: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        masks = []
+        for ffn, neurons in zip(self._student_ffns, neuron_masks, strict=True):
+            for parameter, axis in ffn.neuron_axes():
+                shape = [1] * parameter.ndim
+                shape[axis] = len(neurons)
+                masks.append((parameter, neurons.view(shape).to(parameter.dtype)))
+        return masks

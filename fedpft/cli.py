@@ -1,0 +1,85 @@
+"""The command line: words to functions, nothing else."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedpft.config import Config, ConfigError, load_config, settings_without_effect
+
+app = typer.Typer(
+    help="Federated Proxy Fine-Tuning of foundation models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. experiments/configs/quickstart.yaml")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file.")
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or ray://host:port; default: this machine.")]
+
+
+@app.command()
+def run(config_path: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+    """Run an experiment: construct, align, tune federatedly, plug in, evaluate."""
+    config = _load(config_path, overrides, address)
+    from fedpft.pipeline import run as run_pipeline  # torch and transformers load after the config was checked
+    from fedpft.report.screen import Screen, print_result
+
+    console = Console()
+    for line in settings_without_effect(config):
+        console.print(f"note: {line}", style="yellow", soft_wrap=True)
+    with Screen(console) as screen:
+        finished = run_pipeline(config, screen)
+    print_result(console, finished.result, finished.locations)
+
+
+@app.command()
+def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+    """Show what a run would do, without training: config, partition, parameters, bytes, actors."""
+    config = _load(config_path, overrides, address)
+    from fedpft.pipeline import plan as make_plan
+    from fedpft.report.screen import print_plan
+
+    print_plan(Console(), make_plan(config))
+
+
+def main() -> None:
+    """Run the command line; a setting that the user must change ends in one line and exit code 2."""
+    _hush_libraries()
+    try:
+        app()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _load(path: Path, overrides: list[str] | None, address: str | None) -> Config:
+    extra = [] if address is None else [f"pool.address={address}"]
+    return load_config(path, [*(overrides or []), *extra])
+
+
+def _hush_libraries() -> None:
+    """Keep the libraries' loading bars and advice off the screen; FEDPFT_VERBOSE=1 shows them."""
+    if os.environ.get("FEDPFT_VERBOSE"):
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Rows -> the tensors that transformers' models take, for text and images behind one signature.
+
+Legend: `B` batch, `T` tokens of the longest row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import torch
+from PIL.Image import Image
+from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from fedpft.data.columns import IMAGE, LABEL
+
+MODEL_INPUTS = ("input_ids", "token_type_ids", LABEL)
+
+
+class Collator(Protocol):
+    """Picklable: it travels to the actors beside the rows."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return a batch that a transformers model accepts as keyword arguments, `labels` only if rows have `label`."""
+
+
+class TextCollator:
+    """Tokenised rows -> `input_ids`, `attention_mask` (, `token_type_ids`): (B, T) int64; `labels`: (B,) int64."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`tokenizer` must have a padding token."""
+        assert tokenizer.pad_token is not None
+        self._pad = DataCollatorWithPadding(tokenizer)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad to the longest row of this batch."""
+        return dict(self._pad([{name: row[name] for name in MODEL_INPUTS if name in row} for row in rows]))
+
+
+class ImageCollator:
+    """Image rows -> `pixel_values`: (B, channels, height, width) float32; `labels`: (B,) int64."""
+
+    def __init__(self, processor: BaseImageProcessor) -> None:
+        """`processor` is the FM's own: it resizes and normalises."""
+        self._processor = processor
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Decode, convert to RGB (grey and palette images occur everywhere) and apply the FM's processor."""
+        images: list[Image] = [row[IMAGE].convert("RGB") for row in rows]
+        batch = {"pixel_values": self._processor(images, return_tensors="pt")["pixel_values"]}
+        if LABEL in rows[0]:
+            batch["labels"] = torch.tensor([row[LABEL] for row in rows])
+        return batch
+
+
+def rows(dataset: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    """Return the rows at `indices`, in that order, with one Arrow take; what a :class:`Collator` takes."""
+    return dataset.__getitems__([int(index) for index in indices]) if len(indices) else []

@@ -1,0 +1,178 @@
+"""A task and a corpus -> what a run needs: tokenised clients' data, evaluation set, public set, partition, collator.
+
+    TaskData --tokenise--> train, evaluation        corpus --concatenate, cut--> public (text)
+             --labels----> partition                       --subset-----------> public (images)
+
+Images stay encoded, text stays unpadded; the collator does the rest batch by batch.
+"""
+
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from fedpft.config import Config, FederatedConfig
+from fedpft.data.collate import Collator, ImageCollator, TextCollator, rows
+from fedpft.data.columns import IMAGE, LABEL, TEXT, TEXT_PAIR, require_column
+from fedpft.data.partition import Partition, make_partition
+from fedpft.data.sources import fail, subset
+from fedpft.data.tasks import Modality, TaskData
+from fedpft.seeding import numpy_rng
+
+__all__ = ["Collator", "FederatedData", "ImageCollator", "TextCollator", "build_data", "partition_task", "rows"]
+
+TOKENISE_BATCH = 1000
+# Rows that stay neighbours when only part of a corpus is read: enough for continuous text, few enough to mix.
+BLOCK_ROWS = 64
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """The data of a run. Rows: `input_ids` (, `token_type_ids`) or `image`, and `label` (not in public text)."""
+
+    train: datasets.Dataset
+    """All clients' examples; client k owns the rows `partition.shard(k)`."""
+    evaluation: datasets.Dataset
+    public: datasets.Dataset
+    partition: Partition
+    collate: Collator
+    label_names: tuple[str, ...]
+    modality: Modality
+
+
+def build_data(
+    task: TaskData,
+    corpus: datasets.Dataset,
+    processor: PreTrainedTokenizerBase | BaseImageProcessor,
+    config: Config,
+) -> FederatedData:
+    """Prepare everything that depends on the FM's tokenizer or image processor.
+
+    Raises:
+        ConfigError: task, corpus and FM are not of one modality, the corpus has less than one chunk of text, or the
+            partition is impossible.
+
+    """
+    _require_same_modality(task, corpus, processor)
+    partition = partition_task(task, config.federated, config.seed)
+    collate: Collator
+    if isinstance(processor, PreTrainedTokenizerBase):
+        train, evaluation = (tokenise(d, processor, config.fm.max_length) for d in (task.train, task.evaluation))
+        rng = numpy_rng(config.seed, "public")
+        public = chunk_corpus(corpus, processor, config.public.chunk_length, config.public.max_examples, rng)
+        collate = TextCollator(processor)
+    else:
+        train, evaluation = (d.select_columns([IMAGE, LABEL]) for d in (task.train, task.evaluation))
+        limit, public = config.public.max_examples, corpus
+        if limit is not None and limit < len(corpus):
+            public = subset(corpus, numpy_rng(config.seed, "public").permutation(len(corpus))[:limit])
+        collate = ImageCollator(processor)
+    return FederatedData(train, evaluation, public, partition, collate, task.label_names, task.modality)
+
+
+def partition_task(task: TaskData, config: FederatedConfig, seed: int) -> Partition:
+    """Deal the task's training examples to the clients as the config says.
+
+    Raises:
+        ConfigError: as :func:`fedpft.data.partition.make_partition`; or no such owner column.
+
+    """
+    settings, owners = config.partition, None
+    if settings.kind == "natural":
+        assert settings.column is not None
+        require_column(task.train, settings.column, "federated.partition.column")
+        owners = np.asarray(task.train[settings.column][:])
+    return make_partition(
+        np.asarray(task.train[LABEL][:]),
+        config.num_clients,
+        numpy_rng(seed, "partition"),
+        kind=settings.kind,
+        dirichlet_alpha=settings.dirichlet_alpha,
+        concentration=settings.concentration,
+        labels_per_client=settings.labels_per_client,
+        size_imbalance=settings.size_imbalance,
+        owners=owners,
+    )
+
+
+def tokenise(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+    """Return `input_ids` (, `token_type_ids`) of at most `max_length` tokens, unpadded, and `label`."""
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return dict(
+            tokenizer(
+                batch[TEXT],
+                batch.get(TEXT_PAIR),
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+            )
+        )
+
+    return dataset.map(
+        encode,
+        batched=True,
+        batch_size=TOKENISE_BATCH,
+        keep_in_memory=True,
+        remove_columns=[name for name in dataset.column_names if name != LABEL],
+    )
+
+
+def chunk_corpus(
+    corpus: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    chunk_length: int,
+    max_chunks: int | None,
+    rng: np.random.Generator,
+) -> datasets.Dataset:
+    """Concatenate the texts, cut them into chunks and drop the short tail.
+
+    Returns:
+        `input_ids`: `chunk_length` int32 tokens each, special tokens included. With `max_chunks`, blocks of rows are
+        read in random order until there are enough, so that a large corpus is not tokenised for a few chunks.
+
+    Raises:
+        ConfigError: not even one chunk.
+
+    """
+    prefix, suffix = special_tokens(tokenizer)
+    body = chunk_length - len(prefix) - len(suffix)
+    starts = np.arange(0, len(corpus), BLOCK_ROWS)
+    if max_chunks is not None:
+        starts = rng.permutation(starts)
+    wanted = np.inf if max_chunks is None else max_chunks * body
+    pieces: list[np.ndarray] = []
+    total = 0
+    for start in starts:
+        texts = corpus[int(start) : int(start) + BLOCK_ROWS][TEXT]
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        pieces += [np.asarray(ids, dtype=np.int32) for ids in encoded]
+        total += sum(map(len, encoded))
+        if total >= wanted:
+            break
+    num_chunks = total // body
+    if num_chunks == 0:
+        fail("public.chunk_length", chunk_length, f"at most the corpus's {total + len(prefix) + len(suffix)} tokens")
+    bodies = np.concatenate(pieces)[: num_chunks * body].reshape(num_chunks, body)
+    if max_chunks is not None:
+        bodies = bodies[rng.permutation(num_chunks)[:max_chunks]]
+    frame = [np.tile(np.asarray(ids, dtype=np.int32), (len(bodies), 1)) for ids in (prefix, suffix)]
+    chunks = np.concatenate([frame[0], bodies, frame[1]], axis=1)
+    return datasets.Dataset.from_dict({"input_ids": chunks})
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before and after one text."""
+    full = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(full) + 1) if full[i : i + len(plain)] == plain)
+    return full[:start], full[start + len(plain) :]
+
+
+def _require_same_modality(task: TaskData, corpus: datasets.Dataset, processor: object) -> None:
+    model: Modality = "text" if isinstance(processor, PreTrainedTokenizerBase) else "image"
+    if task.modality != model:
+        fail("task.name", f"{task.modality} data", f"{model} data, because fm.path is a model of {model}")
+    if (TEXT if model == "text" else IMAGE) not in corpus.column_names:
+        fail("public.name", f"columns {', '.join(corpus.column_names)}", f"{model} data, as fm.path is a {model} model")

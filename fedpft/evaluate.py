@@ -1,0 +1,62 @@
+"""Metrics of a model on a whole labelled data set."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from fedpft.config import ServerConfig
+from fedpft.data.collate import rows
+from fedpft.trainer import StepReport, hush_lightning
+
+METRIC = "accuracy"
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    *,
+    batch_size: int,
+    server: ServerConfig,
+    on_step: StepReport | None = None,
+) -> float:
+    """Return the accuracy, a fraction in [0, 1], over every example; the model's mode and weights do not change.
+
+    Args:
+        model: returns `.logits` of shape (B, classes).
+        dataset: rows that `collate` turns into a batch with `labels`.
+        batch_size: examples per forward pass; texts are grouped by length, which saves padding and changes no count.
+        server: device and precision.
+        on_step: hears about every batch.
+
+    """
+    hush_lightning()
+    fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
+    fabric.to_device(model)
+    metric = MulticlassAccuracy(num_classes=model.config.num_labels, average="micro").to(fabric.device)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    order = _by_length(dataset)
+    for start in range(0, len(order), batch_size):
+        batch = fabric.to_device(dict(collate(rows(dataset, order[start : start + batch_size]))))
+        labels = batch.pop("labels")
+        with fabric.autocast():
+            metric.update(model(**batch).logits, labels)
+        if on_step is not None:
+            on_step(min(start + batch_size, len(order)), len(order), {})
+    for module, mode in modes.items():
+        module.training = mode
+    return float(metric.compute())
+
+
+def _by_length(dataset: Dataset) -> np.ndarray:
+    if "input_ids" not in dataset.column_names:
+        return np.arange(len(dataset))
+    return np.argsort([len(ids) for ids in dataset["input_ids"]], kind="stable")

@@ -1,0 +1,49 @@
+"""What a federated tuning method is: how the FM becomes a proxy, and how the tuned adapter gets back into the FM."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import nn
+
+from fedpft.models.activations import ActivationCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proxy:
+    """What clients tune, whatever the method."""
+
+    model: nn.Module
+    """With an attached adapter."""
+    watched_layers: tuple[int, ...]
+    """Layers whose FFN activations clients count when asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyChange:
+    """What a method changed in the proxy after a round."""
+
+    weights: Mapping[str, np.ndarray]
+    """Parameter name in the proxy -> new value; the only thing sent to the clients."""
+    metrics: Mapping[str, float]
+    """For the round's record, e.g. `align/last_loss`."""
+
+
+class Method(Protocol):
+    """One federated tuning method; owns the FM and the proxy on the server."""
+
+    def build_proxy(self) -> Proxy:
+        """Derive the proxy from the FM, before any round."""
+
+    def wants_counts(self, round_index: int, num_rounds: int) -> bool:
+        """Whether clients should count activations in this round (1-based)."""
+
+    def after_round(self, round_index: int, adapter: np.ndarray, counts: ActivationCounts) -> ProxyChange:
+        """Change the proxy between rounds; called only after rounds that wanted counts, with the aggregated adapter."""
+
+    def plug_in(self, adapter: np.ndarray) -> nn.Module:
+        """Return the FM with the adapter in it: the result."""
+
+    def proxy_with(self, adapter: np.ndarray) -> nn.Module:
+        """Return the server's proxy with the adapter in it: what a client could run."""

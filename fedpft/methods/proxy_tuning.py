@@ -1,0 +1,142 @@
+"""FedPFT: clients tune a compressed sub-FM that the server keeps aligned with the FM (method.md 1 to 5).
+
+The ablations are settings of it: `align.layers.kind` and `align.neurons.kind` `none` give FedPFT_N (both), FedPFT_D (no
+layer-level) and FedPFT_B (no neuron-level).
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedpft.align.distill import PublicData, align_layers, align_neurons
+from fedpft.align.selection import average_percentage_of_zeros, least_used
+from fedpft.config import Config, ConfigError
+from fedpft.construct.compress import compress, resolve_layers
+from fedpft.construct.saliency import Scorer, activation_scorer, random_scorer, weight_norm
+from fedpft.methods.base import Proxy, ProxyChange
+from fedpft.models.activations import ActivationCounts
+from fedpft.models.ffn import find_ffns
+from fedpft.models.lora import attach_lora, set_adapter
+from fedpft.plugin import check_same_layout, plug_in
+from fedpft.seeding import derive_seed
+from fedpft.trainer import Progress
+
+NUM_SALIENCY_BATCHES = 32
+"""Public batches that the `activation` scorer reads: enough for its ranking to settle, seconds of work."""
+
+
+class ProxyTuning:
+    """The paper's method.
+
+    Args:
+        fm: the server's FM; gets an adapter of its own, its weights never change.
+        public: unlabelled data for the alignments (and the `activation` scorer).
+        config: the run's settings.
+        progress: hears about construction and alignments.
+
+    Raises:
+        ConfigError: `method.uncompressed_layers` that the FM does not have.
+
+    """
+
+    def __init__(self, fm: PreTrainedModel, public: PublicData, config: Config, progress: Progress) -> None:
+        self._public, self._config, self._progress = public, config, progress
+        try:
+            resolve_layers(config.method.uncompressed_layers, len(find_ffns(fm)))
+        except ValueError as error:
+            raise ConfigError(f"method.{error}") from None
+        self._plain_fm = fm
+
+    def build_proxy(self) -> Proxy:
+        """Compress the FM, align the sub-FM layer by layer, attach the same fresh adapter to both."""
+        config = self._config
+        self._progress.stage("construct sub-FM")
+        sub_fm, neuron_map = compress(
+            self._plain_fm,
+            retained_ratio=config.method.retained_ratio,
+            uncompressed_layers=config.method.uncompressed_layers,
+            scorer=self._scorer(),
+        )
+        self._compressed_layers = neuron_map.compressed_layers
+        if config.align.layers.kind == "distill" and self._compressed_layers:
+            self._progress.stage("align layers")
+            align_layers(
+                self._plain_fm,
+                sub_fm,
+                layers=self._compressed_layers,
+                public=self._public,
+                config=config.align.layers,
+                server=config.server,
+                seed=derive_seed(config.seed, "align_layers"),
+                on_step=self._progress.progress,
+            )
+        adapter_seed = derive_seed(config.seed, "adapter")
+        self._fm = attach_lora(self._plain_fm, config.lora, adapter_seed)
+        self._sub_fm = attach_lora(sub_fm, config.lora, adapter_seed)
+        check_same_layout(self._fm, self._sub_fm)
+        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers)
+
+    def wants_counts(self, round_index: int, num_rounds: int) -> bool:
+        """Whether a neuron-level alignment follows this round: every t rounds, but not after the last one."""
+        neurons = self._config.align.neurons
+        if neurons.kind == "none" or not self._compressed_layers:
+            return False
+        return round_index % neurons.interval == 0 and round_index < num_rounds
+
+    def after_round(self, round_index: int, adapter: np.ndarray, counts: ActivationCounts) -> ProxyChange:
+        """Re-align the neurons that the task uses least, teacher and student both with the current global adapter."""
+        config = self._config
+        masks: dict[int, Tensor] = {}
+        for layer, zeros, positions in zip(self._compressed_layers, counts.zeros, counts.positions, strict=True):
+            apoz = average_percentage_of_zeros(torch.from_numpy(zeros), int(positions))
+            masks[layer] = least_used(apoz, config.align.neurons.update_ratio)
+        self._progress.stage("align neurons")
+        report = align_neurons(
+            self.plug_in(adapter),
+            self.proxy_with(adapter),
+            neuron_masks=masks,
+            public=self._public,
+            config=config.align.neurons,
+            server=config.server,
+            seed=derive_seed(config.seed, "align_neurons", round_index),
+            on_step=self._progress.progress,
+        )
+        metrics = {
+            "align/first_loss": report.first_loss,
+            "align/last_loss": report.last_loss,
+            "align/num_steps": report.num_steps,
+        }
+        return ProxyChange(weights=self._ffn_weights(), metrics=metrics)
+
+    def plug_in(self, adapter: np.ndarray) -> nn.Module:
+        """Return the FM with the adapter in it."""
+        return plug_in(self._fm, adapter)
+
+    def proxy_with(self, adapter: np.ndarray) -> nn.Module:
+        """Return the sub-FM with the adapter in it."""
+        set_adapter(self._sub_fm, adapter)
+        return self._sub_fm
+
+    def _scorer(self) -> Scorer:
+        kind = self._config.method.scorer
+        if kind == "activation":
+            return activation_scorer(self._public_batches())
+        return random_scorer(derive_seed(self._config.seed, "saliency")) if kind == "random" else weight_norm
+
+    def _public_batches(self) -> Iterator[Mapping[str, Tensor]]:
+        dataset, size = self._public.dataset, self._config.align.layers.batch_size
+        for start in range(0, min(len(dataset), NUM_SALIENCY_BATCHES * size), size):  # type: ignore[arg-type]
+            examples = [dataset[i] for i in range(start, min(start + size, len(dataset)))]  # type: ignore[arg-type]
+            yield {name: value for name, value in self._public.collate(examples).items() if name != "labels"}
+
+    def _ffn_weights(self) -> dict[str, np.ndarray]:
+        ffns = find_ffns(self._sub_fm)
+        changed = {id(p) for layer in self._compressed_layers for p in ffns[layer].parameters()}
+        return {
+            name: parameter.detach().cpu().numpy().copy()
+            for name, parameter in self._sub_fm.named_parameters()
+            if id(parameter) in changed
+        }

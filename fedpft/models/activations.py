@@ -1,0 +1,114 @@
+"""Forward hooks that watch a model without changing it: layer outputs, and how often each FFN neuron fires.
+
+Shapes: `B` batch, `T` tokens, `H` hidden, `N` neurons.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedpft.models.ffn import FFN
+
+INACTIVE_GATED = 1e-3
+"""|h| up to this counts as inactive in a gated FFN, whose activations are almost never exactly zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationCounts:
+    """How often neurons did not fire on real tokens; integers, so sums are exact in any order."""
+
+    zeros: tuple[np.ndarray, ...]
+    """Per FFN (N_l,) int64: positions at which the neuron was inactive."""
+    positions: np.ndarray
+    """(num FFNs,) int64: real token positions seen."""
+
+
+@contextmanager
+def layer_outputs(layers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Collect the outputs `H_l`, (B, T, H), of the next forward pass, by position in `layers`."""
+    outputs: dict[int, Tensor] = {}
+
+    def hook_for(position: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            outputs[position] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [layer.register_forward_hook(hook_for(position)) for position, layer in enumerate(layers)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class NeuronWatch:
+    """Calls `visit(position, h)` with the real tokens' activations `h`, (tokens, N), of each watched FFN.
+
+    The activations are read at the input of `down`, after the gate. Padding is dropped by the mask given to
+    :meth:`set_mask` before each forward pass.
+    """
+
+    def __init__(self, ffns: Sequence[FFN], visit: Any) -> None:
+        self._mask: Tensor | None = None
+        self._visit = visit
+        self._handles = [ffn.down.register_forward_pre_hook(self._hook_for(i)) for i, ffn in enumerate(ffns)]
+
+    def set_mask(self, attention_mask: Tensor | None) -> None:
+        """Announce the next batch's (B, T) mask, 1 for real tokens; None when every position is real."""
+        self._mask = None if attention_mask is None else attention_mask.reshape(-1).bool()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook_for(self, position: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            activations = args[0].detach().flatten(0, -2)
+            self._visit(position, activations if self._mask is None else activations[self._mask])
+
+        return hook
+
+
+class InactivityCounter:
+    """Counts, per FFN and neuron, at how many real token positions the neuron did not fire.
+
+    Inactive is `h <= 0` for ungated FFNs (the paper's exact zero when the activation is ReLU) and `|h| <= 1e-3` for gated
+    ones. Use as a context manager around the forward passes.
+    """
+
+    def __init__(self, ffns: Sequence[FFN]) -> None:
+        self._ffns = ffns
+        self._zeros = [torch.zeros(ffn.num_neurons, dtype=torch.int64) for ffn in ffns]
+        self._positions = np.zeros(len(ffns), dtype=np.int64)
+
+    def __enter__(self) -> "InactivityCounter":
+        """Attach the hooks."""
+        self._watch = NeuronWatch(self._ffns, self._count)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Remove the hooks."""
+        self._watch.close()
+
+    def set_mask(self, attention_mask: Tensor | None) -> None:
+        """See :meth:`NeuronWatch.set_mask`."""
+        self._watch.set_mask(attention_mask)
+
+    def counts(self) -> ActivationCounts:
+        """Return what was counted so far."""
+        return ActivationCounts(
+            zeros=tuple(zeros.numpy().copy() for zeros in self._zeros), positions=self._positions.copy()
+        )
+
+    def _count(self, position: int, activations: Tensor) -> None:
+        gated = self._ffns[position].gate is not None
+        inactive = activations.abs() <= INACTIVE_GATED if gated else activations <= 0
+        self._zeros[position] += inactive.sum(dim=0).cpu()
+        self._positions[position] += len(activations)

@@ -1,0 +1,71 @@
+"""Supervised pre-training of a `scratch://` FM on labelled public data: a small FM where no hub is reachable."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from fedpft.config import ConfigError, PretrainConfig, ServerConfig
+from fedpft.seeding import isolated_torch_rng
+from fedpft.trainer import StepReport, make_trainer
+
+
+class PretrainModule(L.LightningModule):
+    """Classification of public examples, all parameters trained, cosine learning rate."""
+
+    def __init__(self, model: PreTrainedModel, *, lr: float, num_steps: int) -> None:
+        super().__init__()
+        self.model = model
+        self.lr, self.num_steps = lr, num_steps
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
+        """Return the mean cross-entropy of a labelled batch."""
+        return self.model(**batch).loss
+
+    def configure_optimizers(self) -> dict:  # type: ignore[override]
+        """AdamW with cosine decay to zero."""
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def pretrain_backbone(
+    fm: PreTrainedModel,
+    public: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    *,
+    config: PretrainConfig,
+    server: ServerConfig,
+    seed: int,
+    on_step: StepReport | None = None,
+) -> None:
+    """Train the FM's backbone in place under a temporary head for the public classes; the FM's own head stays new.
+
+    Args:
+        public: rows with an integer `label`.
+
+    Raises:
+        ConfigError: the public data has no labels.
+
+    """
+    if "label" not in public.column_names:
+        raise ConfigError(
+            f"fm.pretrain.num_epochs: found {config.num_epochs}, but public data {public.column_names} has no label"
+        )
+    with isolated_torch_rng(seed):
+        pretraining_config = copy.deepcopy(fm.config)
+        pretraining_config.num_labels = max(public["label"]) + 1
+        model = type(fm)(pretraining_config)
+        setattr(model, fm.base_model_prefix, fm.base_model)
+        loader = DataLoader(public, batch_size=config.batch_size, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+        num_steps = config.num_epochs * len(loader)
+        trainer = make_trainer(server, num_steps=num_steps, on_step=on_step)
+        model.train()
+        trainer.fit(PretrainModule(model, lr=config.lr, num_steps=num_steps), loader)
+    fm.eval()

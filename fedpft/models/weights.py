@@ -1,0 +1,74 @@
+"""Pack a model for travel: a skeleton without weights, and the weights as plain arrays.
+
+NumPy arrays pass through Ray's object store without a copy, so that all actors of a node can read one set of frozen
+weights. Tied parameters stay tied.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A model whose parameters are on the meta device, and their values by name (each tied group once)."""
+
+    skeleton: nn.Module
+    weights: Mapping[str, np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the weights."""
+        return sum(array.nbytes for array in self.weights.values())
+
+
+def pack_model(model: nn.Module) -> PackedModel:
+    """Split a model into skeleton and weights; the weights are copies, the model is not changed."""
+    memo = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
+    skeleton = copy.deepcopy(model, memo)  # deepcopy takes the memo's meta parameters instead of copying the real ones
+    weights = {name: parameter.detach().cpu().numpy().copy() for name, parameter in model.named_parameters()}
+    return PackedModel(skeleton, weights)
+
+
+def unpack_model(packed: PackedModel) -> nn.Module:
+    """Rebuild the model. Frozen parameters read the packed arrays in place, trainable ones get copies."""
+    model = copy.deepcopy(packed.skeleton)
+    filled = {
+        id(parameter): nn.Parameter(
+            _tensor(packed.weights[name], writable=parameter.requires_grad), parameter.requires_grad
+        )
+        for name, parameter in model.named_parameters()
+    }
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, filled[id(parameter)])
+    return model
+
+
+def replace_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """Set named parameters to new values of the same shape, on the device where they are.
+
+    Raises:
+        ValueError: a name or shape that the model does not have.
+
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in weights.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ValueError(f"weight update {name!r} of shape {value.shape}: the model has {found}")
+        parameter = parameters[name]
+        parameter.data = _tensor(value, writable=True).to(parameter.device)
+
+
+def _tensor(array: np.ndarray, *, writable: bool) -> Tensor:
+    if writable:
+        return torch.tensor(array)
+    with warnings.catch_warnings():  # read-only memory is the point: nobody writes to frozen parameters
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array)

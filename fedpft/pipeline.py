@@ -1,0 +1,264 @@
+"""From a config to a tuned foundation model: the one page that wires everything.
+
+pool (actors start importing) -> task, FM, data -> method.build_proxy [construct, align layers] -> pool.broadcast
+-> rounds [fit, aggregate, align neurons, evaluate] -> adapter/, sub_fm/, result.json
+"""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from fedpft.align.distill import PublicData
+from fedpft.config import Config, dump_config, settings_without_effect
+from fedpft.data.datamodule import FederatedData, build_data
+from fedpft.data.public import load_corpus
+from fedpft.data.tasks import load_task
+from fedpft.evaluate import METRIC, evaluate
+from fedpft.federated.client import ClientPackage
+from fedpft.federated.driver import Driver, ServerState
+from fedpft.federated.messages import LocalSettings
+from fedpft.federated.observer import RunObserver, SilentObserver
+from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
+from fedpft.methods import METHODS
+from fedpft.models.ffn import num_transformer_parameters
+from fedpft.models.loading import load_fm, load_processor
+from fedpft.models.lora import get_adapter, num_base_parameters, save_adapter, without_adapter
+from fedpft.models.pretrain import pretrain_backbone
+from fedpft.models.weights import pack_model
+from fedpft.output import claim_output_dir, write_json
+from fedpft.report.curves import AlignmentCurves
+from fedpft.seeding import derive_seed
+from fedpft.tracking import make_trackers
+from fedpft.trainer import Progress, SilentProgress
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    result: Mapping[str, Any]
+    """The content of result.json."""
+    locations: Mapping[str, Path | str]
+    """What -> where it was written."""
+
+
+def run(config: Config, observer: RunObserver | None = None) -> RunResult:
+    """Run an experiment and write everything to `config.output_dir`.
+
+    Raises:
+        ConfigError: a setting that cannot work; raised before any model loads wherever that can be known.
+
+    """
+    start = time.perf_counter()
+    observer = observer or SilentObserver()
+    if config.server.num_threads is not None:
+        torch.set_num_threads(config.server.num_threads)
+    pool = make_pool(config)
+    try:
+        output_dir = claim_output_dir(Path(config.output_dir))
+        (output_dir / "config.yaml").write_text(dump_config(config))
+        tracker = make_trackers(config, output_dir)
+        observer = AlignmentCurves(observer, tracker)
+        fm, data = load_fm_and_data(config, observer)
+        method = METHODS[config.method.name](fm, _public(data), config, observer)
+        proxy = method.build_proxy()
+        sizes = parameter_counts(fm, proxy.model)
+
+        def score(model: nn.Module) -> float:
+            return evaluate(
+                model, data.evaluation, data.collate, batch_size=config.evaluation.batch_size, server=config.server,
+                on_step=observer.progress,
+            )  # fmt: skip
+
+        def score_both(adapter: np.ndarray) -> dict[str, float]:
+            observer.stage("evaluate")
+            return {"fm": score(method.plug_in(adapter)), "sub_fm": score(method.proxy_with(adapter))}
+
+        adapter = get_adapter(proxy.model)
+        observer.stage("evaluate untuned FM")
+        untuned = score(method.plug_in(adapter))
+        observer.stage(f"start {pool.num_actors} client actor(s)")
+        pool.broadcast(
+            ClientPackage(
+                proxy=pack_model(proxy.model),
+                watched_layers=proxy.watched_layers,
+                train=data.train,
+                partition=data.partition,
+                collate=data.collate,
+                settings=local_settings(config),
+            )
+        )
+        driver = Driver(
+            config=config.federated,
+            seed=config.seed,
+            client_sizes=data.partition.sizes,
+            method=method,
+            pool=pool,
+            evaluate=score_both,
+            evaluation_interval=config.evaluation.interval,
+            tracker=tracker,
+            observer=observer,
+        )
+        final = driver.run(ServerState(rounds_done=0, adapter=adapter))
+        observer.stage("write results")
+        result = {
+            "name": config.name,
+            "seed": config.seed,
+            "method": config.method.name,
+            "metric": METRIC,
+            "untuned_fm": untuned,
+            "sub_fm": final.last_evaluation["sub_fm"],
+            "fm": final.last_evaluation["fm"],
+            "rounds": final.rounds_done,
+            **sizes,
+            "bytes_up_per_client_round": adapter.nbytes,
+            "bytes_down_per_client_round": adapter.nbytes,
+            "num_eval_examples": len(data.evaluation),
+            "actors": pool.num_actors,
+            "peak_memory_bytes": {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()},
+            "wall_seconds": time.perf_counter() - start,
+            "versions": package_versions(),
+        }
+        files = {
+            "adapter": output_dir / "adapter",
+            "sub_fm": output_dir / "sub_fm",
+            "result": output_dir / "result.json",
+        }
+        save_adapter(method.plug_in(final.adapter), files["adapter"])
+        without_adapter(method.proxy_with(final.adapter)).save_pretrained(files["sub_fm"])
+        write_json(files["result"], result)
+        tracker.finish(result, files)
+    finally:
+        pool.close()
+    return RunResult(result, {"config": output_dir / "config.yaml", **tracker.locations, **files})
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """Return what a run would do, without training: partition, parameters, bytes, actors.
+
+    Raises:
+        ConfigError: whatever `run` would raise for this config.
+
+    """
+    pool_actors = planned_actors(config)
+    untrained = replace(config, align=replace(config.align, layers=replace(config.align.layers, kind="none")))
+    untrained = replace(untrained, fm=replace(config.fm, pretrain=replace(config.fm.pretrain, num_epochs=0)))
+    fm, data = load_fm_and_data(untrained, SilentProgress())
+    method = METHODS[config.method.name](fm, _public(data), untrained, SilentProgress())
+    proxy = method.build_proxy()
+    sizes = parameter_counts(fm, proxy.model)
+    adapter_bytes = get_adapter(proxy.model).nbytes
+    histogram = data.partition.label_histogram(np.asarray(data.train["label"]), len(data.label_names))
+    return {
+        "config_yaml": dump_config(config),
+        "client_sizes": data.partition.sizes.tolist(),
+        "label_histogram": histogram.tolist(),
+        "label_names": list(data.label_names),
+        **sizes,
+        "bytes_up_per_client_round": adapter_bytes,
+        "bytes_down_per_client_round": adapter_bytes,
+        "actors": pool_actors,
+        "pool": config.pool.kind,
+        "warnings": settings_without_effect(config),
+    }
+
+
+def load_fm_and_data(config: Config, progress: Progress) -> tuple[PreTrainedModel, FederatedData]:
+    """Load task, public corpus, processor and FM; a `scratch://` FM is pre-trained here."""
+    progress.stage("load data")
+    task = load_task(config.task, config.seed)
+    corpus = load_corpus(config.public, config.seed)
+    data = build_data(task, corpus, load_processor(config.fm, task.modality), config)
+    progress.stage("load FM")
+    fm = load_fm(config.fm, modality=task.modality, num_labels=len(task.label_names), seed=config.seed)
+    if config.fm.pretrain.num_epochs:
+        progress.stage("pre-train FM on public data")
+        pretrain_backbone(
+            fm, data.public, data.collate, config=config.fm.pretrain, server=config.server,
+            seed=derive_seed(config.seed, "pretrain"), on_step=progress.progress,
+        )  # fmt: skip
+    return fm, data
+
+
+def make_pool(config: Config) -> ClientPool:
+    """Return the pool that the config asks for; Ray is imported only when it is used."""
+    if config.pool.kind == "sequential":
+        return SequentialPool()
+    from fedpft.simulation.pool import RayClientPool
+
+    return RayClientPool(config.pool, planned_cohort(config))
+
+
+def planned_actors(config: Config) -> int:
+    """Return how many actors a run would start, without starting any.
+
+    Raises:
+        ConfigError: the cluster can never hold them.
+
+    """
+    if config.pool.kind == "sequential":
+        return SequentialPool.num_actors
+    from fedpft.simulation.cluster import actors_that_fit
+
+    return actors_that_fit(config.pool, planned_cohort(config))
+
+
+def planned_cohort(config: Config) -> int:
+    """Return how many clients a round draws."""
+    federated = config.federated
+    return federated.num_clients if federated.sampling == "full" else federated.clients_per_round
+
+
+def local_settings(config: Config) -> LocalSettings:
+    """Return what every client is told about local training."""
+    accelerator = config.pool.accelerator
+    if accelerator == "auto" and config.pool.kind == "ray":
+        accelerator = "cuda" if config.pool.gpus_per_actor else "cpu"  # an actor uses a GPU only if it was given one
+    return LocalSettings(
+        seed=config.seed,
+        num_epochs=config.federated.local_epochs,
+        batch_size=config.federated.batch_size,
+        weight_decay=config.federated.weight_decay,
+        max_grad_norm=config.federated.max_grad_norm,
+        num_threads=config.pool.threads_per_client,
+        precision=config.pool.precision,
+        accelerator=accelerator,
+    )
+
+
+def parameter_counts(fm: nn.Module, proxy: nn.Module) -> dict[str, Any]:
+    """Count parameters: whole models without their adapters, the adapter, and transformer layers alone (the paper's way)."""
+    fm_layers, proxy_layers = num_transformer_parameters(fm), num_transformer_parameters(proxy)
+    return {
+        "num_params_fm": num_base_parameters(fm),
+        "num_params_sub_fm": num_base_parameters(proxy),
+        "num_params_adapter": len(get_adapter(proxy)),
+        "num_transformer_params_fm": fm_layers,
+        "num_transformer_params_sub_fm": proxy_layers,
+        "compression_ratio": fm_layers / proxy_layers,
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that a number depends on."""
+    names = ("fedpft", "torch", "lightning", "transformers", "peft", "datasets", "ray", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _public(data: FederatedData) -> PublicData:
+    return PublicData(dataset=data.public, collate=data.collate)

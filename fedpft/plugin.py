@@ -1,0 +1,26 @@
+"""Plug-in: write a tuned adapter into the FM (method.md 5)."""
+
+import numpy as np
+from torch import nn
+
+from fedpft.models.lora import adapter_layout, set_adapter
+
+
+def plug_in(fm: nn.Module, adapter: np.ndarray) -> nn.Module:
+    """Set the FM's own LoRA and head tensors to the adapter's values and return the FM.
+
+    Setting twice is setting once: the FM's weights outside the adapter never change.
+
+    Args:
+        fm: the FM with an attached adapter.
+        adapter: (P,) float32 in the FM's adapter layout.
+
+    """
+    set_adapter(fm, adapter)
+    return fm
+
+
+def check_same_layout(fm: nn.Module, proxy: nn.Module) -> None:
+    """Assert that an adapter tuned on the proxy fits the FM, name by name and shape by shape."""
+    fm_layout, proxy_layout = adapter_layout(fm), adapter_layout(proxy)
+    assert fm_layout == proxy_layout, f"adapter layouts differ: {set(fm_layout) ^ set(proxy_layout)}"

@@ -1,0 +1,254 @@
+"""What a user sees of a run: live bars on a terminal, plain lines elsewhere, and tables before and after it."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.filesize import decimal as format_bytes
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fedpft.federated.messages import ClientUpdate
+
+_MIN_STAGE_SECONDS = 0.05
+_MAX_LINE_LENGTH = 80
+_MAX_CLIENT_ROWS = 20
+_SHADES = "·░▒▓█"
+_SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
+_LABEL_WIDTH = 7
+_ACCURACIES = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
+_SIZES = {"num_params_fm": "FM", "num_params_sub_fm": "sub-FM", "num_params_adapter": "adapter"}
+
+
+class Screen:
+    """A `RunObserver`: on a terminal, bars for the stage, the rounds and the round's clients; elsewhere, lines.
+
+    Each stage leaves a line when it ends, each round too when there is no terminal. Stages within a round (between
+    `round_started` and `round_finished`) and those of no step and under 50 ms leave none.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._live = self._console.is_terminal
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<14}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._progress = Progress(
+            *columns, console=self._console, disable=not self._live, transient=True, refresh_per_second=4
+        )
+        self._stage: _Stage | None = None
+        self._rounds: _Stage | None = None
+        self._clients: TaskID | None = None
+        self._accuracy = ""
+
+    def __enter__(self) -> Self:
+        """Start the live display."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Take the live display away; unless the run failed, the last stage leaves its line."""
+        if kind is None:
+            self._end_stage()
+        self._progress.stop()
+
+    def stage(self, title: str) -> None:
+        """End the previous stage and show the new one."""
+        self._end_stage()
+        self._stage = _Stage(title, self._progress)
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Move the stage's bar."""
+        if self._stage is not None:
+            self._stage.update(done, total, metrics.get("loss"))
+
+    def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
+        """Show the bar of all rounds, and one of this round's clients."""
+        self._end_stage()
+        if self._rounds is None:
+            self._rounds = _Stage("rounds", self._progress)
+            self._rounds.update(round_index - 1, num_rounds, None)
+        self._clients = self._progress.add_task(f"round {round_index}", total=len(client_ids), note="")
+
+    def client_finished(self, update: ClientUpdate) -> None:
+        """Move the clients' bar."""
+        if self._clients is not None:
+            note = f"client {update.client_id}  loss {update.metrics['loss']:.3f}"
+            self._progress.update(self._clients, advance=1, note=note)
+
+    def round_finished(self, record: Mapping[str, Any]) -> None:
+        """Move the rounds' bar, or print the round's line."""
+        assert self._rounds is not None, "round_started comes first"
+        assert self._clients is not None, "round_started comes first"
+        self._end_stage()
+        self._progress.remove_task(self._clients)
+        self._clients = None
+        rounds, index = self._rounds, record["round"]
+        accuracy = [f"fm {_percent(record['fm'])}", f"sub-fm {_percent(record['sub_fm'])}"] if "fm" in record else []
+        self._accuracy = "  ".join(accuracy) or self._accuracy
+        rounds.update(index, rounds.total, record["train_loss"], self._accuracy)
+        if not self._live:
+            numbers = [
+                f"{len(record['clients'])} clients",
+                f"loss {record['train_loss']:.3f}",
+                f"lr {record['lr']:.1e}",
+            ]
+            parts = [f"round {index}/{rounds.total}", *numbers, _duration(record["seconds"]), *accuracy]
+            line = "  ".join(parts)
+            self._line(line if len(line) <= _MAX_LINE_LENGTH else " ".join(parts))
+        if index == rounds.total:
+            self._leave_line(rounds)
+            self._rounds = None
+
+    def _end_stage(self) -> None:
+        if self._stage is not None:
+            in_round = self._clients is not None
+            self._leave_line(self._stage, quiet=in_round or self._stage.is_empty)
+            self._stage = None
+
+    def _leave_line(self, stage: "_Stage", quiet: bool = False) -> None:
+        stage.remove()
+        if not quiet:
+            mark, arrow = ("[green]✓[/green] ", "→") if self._live else ("", "->")
+            self._line(mark + escape(stage.summary(arrow)))
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+class _Stage:
+    """A bar with its clock and the first and last loss."""
+
+    def __init__(self, title: str, progress: Progress) -> None:
+        self.title = title
+        self.total: int | None = None
+        self._progress = progress
+        self._task = progress.add_task(escape(title), total=None, note="")
+        self._start = time.monotonic()
+        self._losses: list[float] = []
+        self._note = ""
+
+    @property
+    def is_empty(self) -> bool:
+        return self.total is None and time.monotonic() - self._start < _MIN_STAGE_SECONDS
+
+    def update(self, done: int, total: int | None, loss: float | None, note: str = "") -> None:
+        self.total, self._note = total, note
+        if loss is not None:
+            self._losses = [*self._losses[:1], loss]
+        shown = [f"loss {loss:.3g}"] if loss is not None else []
+        self._progress.update(self._task, completed=done, total=total, note="  ".join([*shown, note]))
+
+    def remove(self) -> None:
+        self._progress.remove_task(self._task)
+
+    def summary(self, arrow: str) -> str:
+        title = f"{self.total} {self.title}" if self.title == "rounds" else self.title
+        losses = f" {arrow} ".join(f"{loss:.3g}" for loss in self._losses)
+        parts = [title, _duration(time.monotonic() - self._start), f"loss {losses}" if losses else "", self._note]
+        return "  ".join(part for part in parts if part)
+
+
+def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    """Print what `fedpft plan` knows: the resolved config, the partition, sizes, traffic, actors and warnings.
+
+    Keys of `plan` shown: config_yaml, label_histogram (clients x labels), label_names, num_params_fm,
+    num_params_sub_fm, num_params_adapter, compression_ratio (transformer layers), bytes_up_per_client_round,
+    bytes_down_per_client_round, actors, pool, warnings.
+    """
+    console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
+    console.print(
+        "\n[bold]Partition[/bold]: label shares in each client: · none, ░ to 10 %, ▒ to 25 %, ▓ to 50 %, █ more"
+    )
+    for line in partition_picture(plan["label_histogram"], plan["label_names"], console.width):
+        console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
+    facts = _facts_table()
+    _add_costs(facts, plan)
+    facts.add_row("actors", str(plan["actors"]), f"pool {plan['pool']}")
+    console.print(facts)
+    for warning in plan["warnings"]:
+        console.print(f"[yellow]warning[/yellow]: {escape(warning)}", highlight=False, soft_wrap=True)
+
+
+def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
+    """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
+    facts = _facts_table(f"{result['name']}: {result['method']}, {result['rounds']} rounds, seed {result['seed']}")
+    for key, title in _ACCURACIES.items():
+        gain = 100 * (result[key] - result["untuned_fm"])
+        note = "" if key == "untuned_fm" else f"{gain:+.1f} points"
+        facts.add_row(f"{result['metric']}, {title}", _percent(result[key]), note)
+    facts.add_section()
+    _add_costs(facts, result)
+    facts.add_row("wall time", _duration(result["wall_seconds"]), "")
+    console.print(facts)
+    width = max(map(len, paths), default=0)
+    for name, path in paths.items():
+        console.print(f"{name:<{width}}  {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def partition_picture(histogram: Sequence[Sequence[int]], label_names: Sequence[str], width: int) -> Iterable[str]:
+    """Return the lines of a picture of a partition, clients x labels, at most `width` columns wide.
+
+    The shade of a cell is the label's share of the client's examples: · none, ░ to 10 %, ▒ to 25 %, ▓ to 50 %, █ more.
+    """
+    counts = np.asarray(histogram)  # (clients, labels)
+    sizes = counts.sum(axis=1)
+    shares = counts / np.maximum(sizes, 1)[:, None]
+    room = (width - 16) // len(label_names)  # columns for a label, with the space after it
+    cell, num_shown = (min(room - 1, _LABEL_WIDTH), None) if room >= 2 else (1, width - 16)
+    gap = " " if room >= 2 else ""
+    if cell >= 3:
+        yield f"{'client':>6} {'size':>7}  " + gap.join(f"{name[:cell]:<{cell}}" for name in label_names)
+    for client_id, share in enumerate(shares[:_MAX_CLIENT_ROWS]):
+        shades = (_SHADES[np.searchsorted(_SHADE_LIMITS, value)] * cell for value in share[:num_shown])
+        yield f"{client_id:>6} {sizes[client_id]:>7}  {gap.join(shades)}"
+    if len(counts) > _MAX_CLIENT_ROWS:
+        yield f"   ... {len(counts) - _MAX_CLIENT_ROWS} more"
+    yield f"{len(counts)} clients, {counts.sum()} examples; over all clients:"
+    quantities = {"size": sizes, "labels held": (counts > 0).sum(axis=1), "largest share %": 100 * shares.max(axis=1)}
+    for name, values in quantities.items():
+        low, median, high = np.quantile(values, (0.1, 0.5, 0.9))
+        ends = (
+            f"min {values.min():<6.0f} 10 % {low:<6.0f} median {median:<6.0f} 90 % {high:<6.0f} max {values.max():.0f}"
+        )
+        yield f"  {name:<16} {ends}"
+
+
+def _facts_table(title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    return table
+
+
+def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
+    """Add the rows that plan and result share: parameters, and bytes on the wire for one client in one round."""
+    smaller = f"{values['num_params_fm'] / values['num_params_sub_fm']:.2f} x smaller"
+    if "compression_ratio" in values:
+        smaller += f", its transformer layers {values['compression_ratio']:.2f} x"
+    for key, title in _SIZES.items():
+        note = smaller if key == "num_params_sub_fm" else ""
+        table.add_row(f"parameters, {title}", f"{values[key] / 1e6:.2f} M", note)
+    for direction in ("up", "down"):
+        size = format_bytes(values[f"bytes_{direction}_per_client_round"])
+        table.add_row(f"traffic {direction}", size, "per client and round")
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{seconds:.1f} s" if seconds < 120 else f"{minutes} min {rest} s"

@@ -1,0 +1,101 @@
+"""Join or start a Ray cluster, and check that it can ever hold the actors that a run asks for."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from fedpft.config import ConfigError, PoolConfig
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's resources in total."""
+
+    cpus: float
+    gpus: float
+
+    def fits(self, cpus_per_actor: float, gpus_per_actor: float) -> int:
+        """Return how many actors the node holds when it is empty."""
+        slack = 1e-6  # 1 / 0.1 must be 10 actors in floating point too
+        by_cpu = int(self.cpus / cpus_per_actor + slack)
+        return by_cpu if gpus_per_actor == 0 else min(by_cpu, int(self.gpus / gpus_per_actor + slack))
+
+
+def connect(address: str | None) -> bool:
+    """Start Ray on this machine (`address` None) or join a cluster; return whether this call did either.
+
+    Raises:
+        ConfigError: no cluster at that address.
+
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # a connection that comes and goes is Ray's business; what goes wrong with an actor reaches us as an exception
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address is None:
+            ray.init(address="local", include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"pool.address: found {address!r}, allowed: the address of a running Ray cluster; {first}"
+        ) from None
+    return True
+
+
+def cluster_nodes() -> list[Node]:
+    """Return the living nodes of the connected cluster."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in resources]
+
+
+def actors_that_fit(config: PoolConfig, clients_per_round: int) -> int:
+    """Return :func:`num_actors` of the configured cluster; a cluster on this machine is looked at, not started.
+
+    Raises:
+        ConfigError: see :func:`num_actors`.
+
+    """
+    if config.address is None and not ray.is_initialized():
+        this_machine = Node(cpus=len(os.sched_getaffinity(0)), gpus=torch.cuda.device_count())
+        return num_actors(config, clients_per_round, [this_machine])
+    owned = connect(config.address)
+    try:
+        return num_actors(config, clients_per_round, cluster_nodes())
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def num_actors(config: PoolConfig, clients_per_round: int, nodes: list[Node]) -> int:
+    """Return how many actors to start: `auto` takes what fits, at most one for each client of a round.
+
+    Raises:
+        ConfigError: the cluster can never hold that many; the message names both numbers.
+
+    """
+    capacity = sum(node.fits(config.cpus_per_actor, config.gpus_per_actor) for node in nodes)
+    if config.actors == "auto":
+        wanted = max(1, min(capacity, clients_per_round))
+    elif config.actors == "per_client":
+        wanted = clients_per_round
+    else:
+        wanted = int(config.actors)
+    if wanted > capacity:
+        need = f"{wanted} actors x {config.cpus_per_actor:g} CPU"
+        have = f"{sum(n.cpus for n in nodes):g} CPU"
+        if config.gpus_per_actor:
+            need += f" and {config.gpus_per_actor:g} GPU"
+            have += f" and {sum(n.gpus for n in nodes):g} GPU"
+        raise ConfigError(
+            f"pool.actors: asks {need}, the cluster has {have} on {len(nodes)} node(s) and holds {capacity} such actors; "
+            "lower pool.actors, pool.cpus_per_actor or pool.gpus_per_actor"
+        )
+    return wanted

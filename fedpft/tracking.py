@@ -1,0 +1,239 @@
+"""Where a run's numbers go: always `rounds.jsonl`, and Weights & Biases unless `tracking.wandb=disabled`.
+
+The only importer of wandb, and only when it is used. All it writes lies in the run's output folder::
+
+    output_dir/rounds.jsonl                  one JSON object a round
+    output_dir/wandb/offline-run-*/          send it later with `wandb sync FOLDER`
+"""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+from fedpft.config import Config, ConfigError
+
+METRIC_NAMES = {
+    "fm": "server/fm",
+    "sub_fm": "server/sub_fm",
+    "train_loss": "server/train_loss",
+    "lr": "server/lr",
+    "align/loss": "server/align_loss",
+    "seconds": "time/round_seconds",
+}
+"""Key of a round record -> name in W&B. Other keys keep their section (`comm/bytes_up`) or go to `server/`."""
+
+METRICS = (
+    ("server/*", "round", None),
+    ("server/fm", "round", "max"),
+    ("server/sub_fm", "round", "max"),
+    ("server/train_loss", "round", "min"),
+    ("clients/*", "round", None),
+    ("comm/*", "round", None),
+    ("time/*", "round", None),
+    ("align/*", "align/step", None),
+)
+"""Name in W&B, the metric on its x axis, and what the run's summary keeps (None: the last value)."""
+
+CLIENT_COLUMNS = ("client_id", "num_examples", "loss", "seconds", "actor")
+
+ARTIFACT_TYPES = {"adapter": "model", "result": "result"}
+"""Files of a run that become W&B artifacts -> their type; no other file, the sub-FM included, is handed to W&B."""
+
+_INIT_TIMEOUT_SECONDS = 30
+_FINISH_TIMEOUT_SECONDS = 300
+
+
+class Tracker(Protocol):
+    """Receives the numbers of one run, in order, from the driver's process."""
+
+    @property
+    def locations(self) -> Mapping[str, str]:
+        """What is recorded -> the file, folder or URL where it is."""
+
+    def log_round(self, record: Mapping[str, Any]) -> None:
+        """Take the line of one round: `round, clients, train_loss, lr, seconds`, in evaluation rounds `fm, sub_fm`."""
+
+    def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take one row for each client of a round, with the keys `CLIENT_COLUMNS`."""
+
+    def log_stage(self, metrics: Mapping[str, float]) -> None:
+        """Take a point of an alignment's curve: `align/step`, which counts on over a whole run, and other `align/*`."""
+
+    def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """End the run with its `result.json` and the files written, by name (`adapter`, `result`)."""
+
+
+class JsonlTracker:
+    """Writes `rounds.jsonl`, complete to the last round at every moment."""
+
+    def __init__(self, output_dir: Path) -> None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        self._path = output_dir / "rounds.jsonl"
+        self._file = self._path.open("w", encoding="utf-8")
+
+    @property
+    def locations(self) -> Mapping[str, str]:
+        """The file."""
+        return {"rounds": str(self._path)}
+
+    def log_round(self, record: Mapping[str, Any]) -> None:
+        """Append one line."""
+        line = json.dumps(dict(record), default=lambda value: value.tolist())  # NumPy's numbers and arrays
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Ignore: a line a round, no more."""
+
+    def log_stage(self, metrics: Mapping[str, float]) -> None:
+        """Ignore."""
+
+    def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class WandbTracker:
+    """One W&B run, silent, with its folder in the run's output folder.
+
+    Raises:
+        ConfigError: W&B cannot be reached or refuses the run (no API key, no network, no such entity), in one line.
+
+    """
+
+    def __init__(self, config: Config, output_dir: Path) -> None:
+        import wandb  # here, so that a run without W&B does not pay for it
+
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tracking = config.tracking
+        os.environ["WANDB_DATA_DIR"] = str(output_dir / "wandb")  # files staged for upload stay with the run
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_git=True,
+            init_timeout=_INIT_TIMEOUT_SECONDS,
+            finish_timeout=_FINISH_TIMEOUT_SECONDS,
+            finish_timeout_raises=True,
+        )
+        try:
+            wandb.setup(wandb.Settings(silent=True))
+            self._run: Any = wandb.init(
+                mode=tracking.wandb,
+                project=tracking.project,
+                entity=tracking.entity,
+                group=tracking.group,
+                tags=tracking.tags,
+                name=config.name,
+                config=asdict(config),
+                dir=output_dir,
+                reinit="create_new",
+                settings=settings,
+            )
+        except wandb.Error as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            message = f"tracking.wandb: found {tracking.wandb!r}, but W&B says: {reason}; allowed without it:"
+            raise ConfigError(f"{message} offline, disabled") from None
+        for name, step, goal in METRICS:
+            self._run.define_metric(name, step_metric=step, summary=goal)
+        self._name = re.sub(r"[^\w.-]+", "-", config.name)
+        self._table = wandb.Table(columns=["round", *CLIENT_COLUMNS], log_mode="INCREMENTAL")
+
+    @property
+    def locations(self) -> Mapping[str, str]:
+        """The run's page when online, else its folder."""
+        return {"wandb": self._run.url or str(Path(self._run.dir).parent)}
+
+    def log_round(self, record: Mapping[str, Any]) -> None:
+        """Log the record's numbers under their W&B names."""
+        self._run.log({"round": record["round"], **_wandb_metrics(record)})
+
+    def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log the spread of the clients' losses, and add the rows to the run's table of clients."""
+        for row in rows:
+            self._table.add_data(round_index, *(row[column] for column in CLIENT_COLUMNS))
+        losses = [row["loss"] for row in rows]
+        spread = {"mean": fmean(losses), "min": min(losses), "max": max(losses)}
+        metrics = {f"clients/loss_{name}": value for name, value in spread.items()}
+        self._run.log({"round": round_index, **metrics, "clients/table": self._table})
+
+    def log_stage(self, metrics: Mapping[str, float]) -> None:
+        """Log the numbers as they are."""
+        self._run.log(dict(metrics))
+
+    def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """Put `result` into the summary as `result/*`, log the artifacts and wait for the upload (minutes at most)."""
+        import wandb
+
+        self._run.summary.update({f"result/{key}": value for key, value in result.items()})
+        for key in ARTIFACT_TYPES.keys() & files.keys():
+            artifact = wandb.Artifact(f"{self._name}-{key}", type=ARTIFACT_TYPES[key])
+            add = artifact.add_dir if files[key].is_dir() else artifact.add_file
+            add(str(files[key]), policy="immutable")  # no second copy on this disk
+            self._run.log_artifact(artifact)
+        try:
+            self._run.finish()
+        except TimeoutError:
+            folder = Path(self._run.dir).parent
+            warnings.warn(
+                f"W&B: upload unfinished after {_FINISH_TIMEOUT_SECONDS} s; send the rest: wandb sync {folder}",
+                stacklevel=2,
+            )
+
+
+class TrackerGroup:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    @property
+    def locations(self) -> Mapping[str, str]:
+        """All of them."""
+        return {name: place for tracker in self._trackers for name, place in tracker.locations.items()}
+
+    def log_round(self, record: Mapping[str, Any]) -> None:
+        """Tell each."""
+        for tracker in self._trackers:
+            tracker.log_round(record)
+
+    def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Tell each."""
+        for tracker in self._trackers:
+            tracker.log_clients(round_index, rows)
+
+    def log_stage(self, metrics: Mapping[str, float]) -> None:
+        """Tell each."""
+        for tracker in self._trackers:
+            tracker.log_stage(metrics)
+
+    def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """Tell each."""
+        for tracker in self._trackers:
+            tracker.finish(result, files)
+
+
+def make_trackers(config: Config, output_dir: Path) -> Tracker:
+    """Return the trackers that `config.tracking` asks for, as one; W&B comes first, before any file is touched."""
+    online = [] if config.tracking.wandb == "disabled" else [WandbTracker(config, output_dir)]
+    return TrackerGroup([JsonlTracker(output_dir), *online])
+
+
+def _wandb_metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a round record, nested sections flattened, under their W&B names."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= (
+            {f"{key}/{name}": inner for name, inner in value.items()} if isinstance(value, Mapping) else {key: value}
+        )
+    return {
+        METRIC_NAMES.get(key, key if "/" in key else f"server/{key}"): float(value)
+        for key, value in flat.items()
+        if key != "round" and isinstance(value, int | float)
+    }

@@ -1,0 +1,74 @@
+"""The server's Lightning Trainer: a plain loop over optimiser steps, silent, that reports its progress."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from fedpft.config import ServerConfig
+
+
+class Progress(Protocol):
+    """Hears how long work goes on."""
+
+    def stage(self, title: str) -> None:
+        """A new stage begins, e.g. "align layers"; the previous one is over."""
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """The current stage has done `done` of `total` steps; `metrics` are its latest numbers, e.g. `{"loss": 0.3}`."""
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    def stage(self, title: str) -> None:
+        """Ignore."""
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Ignore."""
+
+
+StepReport = Callable[[int, int, Mapping[str, float]], None]
+"""What :meth:`Progress.progress` is: called with (steps done, steps in total, latest numbers)."""
+
+
+def make_trainer(
+    server: ServerConfig, *, num_steps: int, max_grad_norm: float | None = None, on_step: StepReport | None = None
+) -> L.Trainer:
+    """Return a Trainer for `num_steps` optimiser steps on the server's device, without files, bars or summaries."""
+    hush_lightning()
+    return L.Trainer(
+        max_steps=num_steps,
+        max_epochs=-1,
+        accelerator=server.accelerator,
+        devices=1,
+        precision=server.precision,
+        gradient_clip_val=max_grad_norm,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[_ReportSteps(num_steps, on_step)] if on_step else [],
+    )
+
+
+def hush_lightning() -> None:
+    """Silence Lightning's hardware lines, tips and data-loader advice; errors still show."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+
+
+class _ReportSteps(Callback):
+    def __init__(self, num_steps: int, on_step: StepReport) -> None:
+        self._num_steps, self._on_step = num_steps, on_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+        self._on_step(trainer.global_step, self._num_steps, {"loss": value})

@@ -1,0 +1,112 @@
+"""What every test shares: one thread, no network, quiet libraries, and the numbers computed with the authors' code."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from fedpft.models.loading import resize_ffns
+from fedpft.trainer import hush_lightning
+
+torch.set_num_threads(1)
+transformers_logging.disable_progress_bar()
+hush_lightning()
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+VIT_NAMES = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "encoder.layer.": "layers.",
+}
+"""Parts of ViT's parameter names: transformers 4.35 -> 5.x, in the order in which they are replaced."""
+
+
+class Golden:
+    """Reads the golden files and compares with them; `--golden` prints how far each comparison was off."""
+
+    def __init__(self, record_property: Callable[[str, Any], None]) -> None:
+        self._record = record_property
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return a file's tensors, under the names of today's transformers, and its description."""
+        tensors = load_file(GOLDEN / f"{name}.safetensors")
+        renamed = {self.modern(key): value for key, value in tensors.items()} if "vit" in name else tensors
+        return renamed, json.loads((GOLDEN / f"{name}.json").read_text())
+
+    @staticmethod
+    def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names start with a prefix, without it."""
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    def modern(self, name: str) -> str:
+        """Translate a ViT parameter name of transformers 4.35."""
+        for old, new in VIT_NAMES.items():
+            name = name.replace(old, new)
+        return name
+
+    def model(self, kind: str, auto: Any, weights: Mapping[str, Tensor], **config: Any) -> PreTrainedModel:
+        """Return the tiny model of a kind (bert, vit) with the given backbone weights, whatever its FFN sizes."""
+        fields = json.loads((GOLDEN / f"{kind}_fm.json").read_text())["config"]
+        no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = auto.from_config(AutoConfig.for_model(kind, **(fields | no_dropout | config)))
+        up_biases = [name for name in weights if name.endswith(("fc1.bias", "intermediate.dense.bias"))]
+        resize_ffns(model, [len(weights[name]) for name in sorted(up_biases)])
+        missing, unexpected = model.base_model.load_state_dict(weights, strict=False)
+        assert not missing
+        assert not [name for name in unexpected if not name.startswith("pooler.")]
+        return model.eval()
+
+    def close(self, what: str, found: Any, expected: Any, tolerance: float) -> None:
+        """Assert that numbers or tensors (or dicts of them) differ by at most `tolerance`."""
+        if not isinstance(expected, Mapping):
+            found, expected = {"": found}, {"": expected}
+        assert found.keys() == expected.keys()
+        largest = max(_difference(found[key], expected[key]) for key in expected)
+        self._record(f"{what} (tolerance {tolerance:.0e})", f"{largest:.1e}")
+        assert largest <= tolerance, f"{what}: differs by {largest:.2e}, allowed {tolerance:.0e}"
+
+
+@pytest.fixture
+def golden(record_property: Callable[[str, Any], None]) -> Golden:
+    """Give access to the numbers computed with the authors' code, where they lie beside the repository."""
+    if not GOLDEN.is_dir():
+        pytest.skip(f"the authors' numbers are not at {GOLDEN}")
+    return Golden(record_property)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --golden."""
+    parser.addoption("--golden", action="store_true", help="print the differences to the numbers of the authors' code")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print what the golden tests recorded."""
+    if not config.getoption("--golden"):
+        return
+    terminalreporter.section("largest differences to the authors' code")
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        if report.when == "call":
+            for what, value in report.user_properties:
+                terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {what}: {value}")
+
+
+def _difference(found: Any, expected: Any) -> float:
+    found, expected = torch.as_tensor(found).double(), torch.as_tensor(expected).double()
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max())

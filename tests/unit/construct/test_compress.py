@@ -1,0 +1,139 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
+
+from fedpft.construct.compress import compress, resolve_layers
+from fedpft.models.ffn import find_ffns, num_transformer_parameters
+from fedpft.models.loading import load_sub_fm
+from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+
+
+def plain_auto(model_type):
+    return AutoModelForImageClassification if model_type == "vit" else AutoModelForSequenceClassification
+
+
+def outputs(model, model_type):
+    with torch.no_grad():
+        return model(**tiny_batch(model_type)).logits
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_full_retention_gives_the_fm(model_type):
+    fm = tiny_fm(model_type)
+    sub_fm, neuron_map = compress(fm, retained_ratio=1.0)
+    assert torch.equal(outputs(sub_fm, model_type), outputs(fm, model_type))
+    assert all(torch.equal(kept, torch.arange(24)) for kept in neuron_map.retained.values())
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_sub_fm_equals_the_fm_with_the_other_neurons_switched_off(model_type):
+    fm = tiny_fm(model_type)
+    sub_fm, neuron_map = compress(fm, retained_ratio=0.5, uncompressed_layers=(0,))
+    assert neuron_map.compressed_layers == (1, 2)
+    assert [ffn.num_neurons for ffn in find_ffns(sub_fm)] == [24, 12, 12]
+    with torch.no_grad():
+        for ffn in find_ffns(fm)[1:]:
+            dropped = torch.ones(24, dtype=torch.bool).index_fill(0, neuron_map.retained[ffn.index], False)
+            ffn.down_weight[:, dropped] = 0  # a view: down's weight itself changes
+    torch.testing.assert_close(outputs(sub_fm, model_type), outputs(fm, model_type), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_kept_neurons_are_copied_in_their_order_and_the_rest_of_the_model_as_it_is(model_type):
+    fm = tiny_fm(model_type)
+    sub_fm, neuron_map = compress(fm, retained_ratio=0.25)
+    for fm_ffn, sub_ffn in zip(find_ffns(fm), find_ffns(sub_fm), strict=True):
+        kept = neuron_map.retained[fm_ffn.index]
+        assert torch.equal(kept, kept.sort().values)
+        for (whole, axis), (cut, _) in zip(fm_ffn.neuron_axes(), sub_ffn.neuron_axes(), strict=True):
+            assert torch.equal(cut, whole.index_select(axis, kept))
+    cut_parameters = {id(p) for ffn in find_ffns(sub_fm) for p, _ in ffn.neuron_axes()}
+    of_fm = dict(fm.named_parameters())
+    for name, parameter in sub_fm.named_parameters():
+        assert id(parameter) in cut_parameters or torch.equal(parameter, of_fm[name]), name
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_fm_is_not_changed(model_type):
+    fm = tiny_fm(model_type)
+    config = fm.config.to_dict()
+    before = {name: tensor.clone() for name, tensor in fm.state_dict().items()}
+    sub_fm, _ = compress(fm, retained_ratio=0.25)
+    with torch.no_grad():
+        for parameter in sub_fm.parameters():
+            parameter.add_(1)
+    assert fm.config.to_dict() == config
+    assert fm.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fm.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_uniform_sub_fm_opens_without_code_of_ours(model_type, tmp_path):
+    sub_fm, _ = compress(tiny_fm(model_type), retained_ratio=0.5)
+    sub_fm.save_pretrained(tmp_path)
+    opened = plain_auto(model_type).from_pretrained(tmp_path).eval()
+    assert torch.equal(outputs(opened, model_type), outputs(sub_fm, model_type))
+
+
+@pytest.mark.parametrize("uncompressed_layers", [(), (0,)])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_sub_fm_opens_with_load_sub_fm(model_type, uncompressed_layers, tmp_path):
+    sub_fm, _ = compress(tiny_fm(model_type), retained_ratio=0.5, uncompressed_layers=uncompressed_layers)
+    sub_fm.save_pretrained(tmp_path)
+    opened = load_sub_fm(tmp_path, modality="image" if model_type == "vit" else "text")
+    assert type(opened) is type(sub_fm)
+    assert not opened.training
+    assert torch.equal(outputs(opened, model_type), outputs(sub_fm, model_type))
+    opened.save_pretrained(tmp_path / "again")
+    again = load_sub_fm(tmp_path / "again", modality="image" if model_type == "vit" else "text")
+    assert torch.equal(outputs(again, model_type), outputs(sub_fm, model_type))
+
+
+def test_conv1d_shapes_follow_the_cut():
+    sub_fm, _ = compress(tiny_fm("gpt2"), retained_ratio=0.5)
+    mlp = sub_fm.transformer.h[0].mlp
+    assert (mlp.c_fc.nx, mlp.c_fc.nf, *mlp.c_fc.weight.shape) == (16, 12, 16, 12)
+    assert (mlp.c_proj.nx, mlp.c_proj.nf, *mlp.c_proj.weight.shape) == (12, 16, 12, 16)
+
+
+def test_at_least_one_neuron_stays():
+    sub_fm, _ = compress(tiny_fm("bert"), retained_ratio=1e-6)
+    assert [ffn.num_neurons for ffn in find_ffns(sub_fm)] == [1, 1, 1]
+
+
+def test_negative_layers_count_from_the_last():
+    _, neuron_map = compress(tiny_fm("bert"), retained_ratio=0.5, uncompressed_layers=(0, -1))
+    assert neuron_map.compressed_layers == (1,)
+    assert resolve_layers((-3, 0, 2), 3) == {0, 2}
+
+
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.01])
+def test_ratio_out_of_range_is_refused(ratio):
+    with pytest.raises(ValueError, match=rf"retained_ratio: found {ratio}, allowed: a fraction in \(0, 1\]"):
+        compress(tiny_fm("bert"), retained_ratio=ratio)
+
+
+@pytest.mark.parametrize("layer", [3, -4])
+def test_layer_out_of_range_is_refused(layer):
+    with pytest.raises(ValueError, match=f"uncompressed_layers: found {layer}, allowed: -3 to 2"):
+        compress(tiny_fm("bert"), retained_ratio=0.5, uncompressed_layers=(layer,))
+
+
+def test_unknown_family_names_itself_the_known_ones_and_the_file():
+    config = AutoConfig.for_model(
+        "electra", hidden_size=8, embedding_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ValueError, match=r"'electra'.*fedpft/models/ffn\.py.*bert, distilbert, gpt2") as error:
+        compress(model, retained_ratio=0.5)
+    assert "\n" not in str(error.value)
+
+
+def test_transformer_parameters_are_those_of_the_paper():
+    """BERT-base with layers 0 and 11 whole and 768 of 3072 neurons elsewhere: 47 Mi of 81 Mi (method.md 1)."""
+    with torch.device("meta"):
+        fm = BertModel(AutoConfig.for_model("bert"))
+    assert round(num_transformer_parameters(fm) / 2**20) == 81
+    for ffn in find_ffns(fm)[1:-1]:
+        ffn.keep_neurons(torch.arange(768))
+    assert round(num_transformer_parameters(fm) / 2**20) == 47

@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+
+from fedpft.construct.compress import compress
+from fedpft.construct.saliency import activation_scorer, most_salient, random_scorer, weight_norm
+from fedpft.models.ffn import find_ffns
+from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+
+
+def scores(scorer, fm):
+    return scorer(fm, find_ffns(fm))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_weight_norm_is_the_norm_of_a_neurons_weights_without_biases(model_type):
+    fm = tiny_fm(model_type)
+    ffn = find_ffns(fm)[1]
+    with torch.no_grad():
+        for parameter, _ in ffn.neuron_axes():
+            parameter.zero_() if parameter.ndim == 2 else parameter.fill_(100.0)
+        ffn.up_weight[5, 2], ffn.up_weight[5, 3], ffn.down_weight[7, 5] = 2.0, -3.0, 6.0
+        if ffn.gate_weight is not None:
+            ffn.gate_weight[5, 0] = 4.0
+    score = scores(weight_norm, fm)[1]
+    assert score[5] == pytest.approx(math.sqrt(4 + 9 + 36 + (0 if ffn.gate is None else 16)))
+    assert score.count_nonzero() == 1
+
+
+def test_of_equal_scores_the_lower_index_wins():
+    assert most_salient(torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0]), 3).tolist() == [0, 1, 3]
+    assert most_salient(torch.ones(1000), 400).tolist() == list(range(400))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_activation_scores_equal_a_brute_force_computation_without_padding(model_type):
+    fm, batch = tiny_fm(model_type), tiny_batch(model_type)
+    found = scores(activation_scorer([batch]), fm)
+    seen = [[] for _ in found]
+    for row in range(4):
+        one = {name: value[row : row + 1] for name, value in batch.items()}
+        if "attention_mask" in one:
+            length = int(one["attention_mask"].sum())
+            one = {name: value[:, :length] for name, value in one.items()}
+        hooks = [
+            ffn.down.register_forward_pre_hook(lambda module, args, to=to: to.append(args[0][0].double()))
+            for ffn, to in zip(find_ffns(fm), seen, strict=True)
+        ]
+        with torch.no_grad():
+            fm.base_model(**one)
+        for hook in hooks:
+            hook.remove()
+    for ffn, activations, score in zip(find_ffns(fm), seen, found, strict=True):
+        rms = torch.cat(activations).square().mean(dim=0).sqrt()
+        expected = rms * ffn.down_weight.double().norm(dim=0)
+        torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_activation_scores_do_not_depend_on_how_the_data_is_split():
+    fm, batch = tiny_fm("bert"), tiny_batch("bert")
+    split = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 1), slice(1, 4))]
+    for whole, parts in zip(scores(activation_scorer([batch]), fm), scores(activation_scorer(split), fm), strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-7)
+
+
+def test_activation_scorer_leaves_no_trace_in_the_model():
+    fm = tiny_fm("bert").train()
+    scores(activation_scorer([tiny_batch("bert")]), fm)
+    assert all(module.training for module in fm.modules())
+    assert not any(module._forward_pre_hooks for module in fm.modules())
+
+
+def test_activation_scorer_reads_the_model_in_eval_mode():
+    fm = tiny_fm("bert", hidden_dropout_prob=0.5)
+    expected = scores(activation_scorer([tiny_batch("bert")]), fm)
+    found = scores(activation_scorer([tiny_batch("bert")]), fm.train())
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_activation_scorer_without_data_says_so():
+    fm = tiny_fm("bert")
+    with pytest.raises(ValueError, match="at least one public batch"):
+        scores(activation_scorer([]), fm)
+
+
+def test_random_scores_depend_on_the_seed_alone():
+    fm = tiny_fm("bert")
+    first, second, other = (scores(random_scorer(seed), fm) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("scorer", [random_scorer(0), activation_scorer([tiny_batch("bert")])])
+def test_every_scorer_constructs_a_sub_fm(scorer):
+    fm = tiny_fm("bert")
+    expected = scores(scorer, fm)
+    _, neuron_map = compress(fm, retained_ratio=0.5, scorer=scorer)
+    for layer, kept in neuron_map.retained.items():
+        assert set(kept.tolist()) == set(expected[layer].topk(12).indices.tolist())

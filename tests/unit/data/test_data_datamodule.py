@@ -1,0 +1,215 @@
+import io
+
+import cloudpickle
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from fedpft.config import Config, ConfigError, FederatedConfig, FMConfig, PartitionConfig, PublicConfig
+from fedpft.data.collate import ImageCollator, TextCollator, rows
+from fedpft.data.datamodule import build_data, chunk_corpus, special_tokens, tokenise
+from fedpft.data.public import CORPORA, load_corpus, python_reference
+from fedpft.data.tasks import TaskData
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocab = {token: i for i, token in enumerate([*special, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names)
+
+
+@pytest.fixture(scope="module")
+def processor() -> ViTImageProcessorPil:
+    return ViTImageProcessorPil(size={"height": 6, "width": 6})
+
+
+def text_task(pair: bool = False) -> TaskData:
+    columns = {"text": [" ".join(WORDS[: i + 1]) for i in range(12)], "label": [i % 2 for i in range(12)]}
+    columns["who"] = [f"p{i % 3}" for i in range(12)]
+    if pair:
+        columns["text_pair"] = ["w0 w1"] * 12
+    dataset = datasets.Dataset.from_dict(columns)
+    return TaskData(dataset, dataset.select(range(4)), "text", ("no", "yes"))
+
+
+def images(count: int, labelled: bool = True) -> datasets.Dataset:
+    modes = ["RGB", "L", "P", "RGBA"]
+    columns = {"image": [Image.new(modes[i % 4], (5, 4), 9 * i if i % 4 == 1 else None) for i in range(count)]}
+    if labelled:
+        columns["label"] = [i % 2 for i in range(count)]
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
+def corpus(num_texts: int = 200) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"text": [" ".join(WORDS[i % 7 : i % 7 + 9]) for i in range(num_texts)]})
+
+
+def config(**arguments) -> Config:
+    partition = PartitionConfig(**arguments.pop("partition", {}))
+    federated = FederatedConfig(num_clients=3, clients_per_round=2, partition=partition)
+    return Config(fm=FMConfig(max_length=8), federated=federated, public=PublicConfig(chunk_length=10, **arguments))
+
+
+def test_text_rows_are_cut_and_unpadded(tokenizer):
+    data = build_data(text_task(), corpus(), tokenizer, config())
+    lengths = [len(ids) for ids in data.train["input_ids"][:]]
+    assert lengths == [min(8, i + 3) for i in range(12)]
+    assert set(data.train.column_names) == {"input_ids", "token_type_ids", "label"}
+    assert data.partition.sizes.tolist() == [4, 4, 4]
+
+
+def test_pairs_are_marked_by_token_types(tokenizer):
+    row = tokenise(text_task(pair=True).train, tokenizer, 8)[0]
+    assert row["input_ids"] == [2, 4, 3, 4, 5, 3]
+    assert row["token_type_ids"] == [0, 0, 0, 1, 1, 1]
+
+
+def test_text_batches_equal_the_tokenizers_own(tokenizer):
+    task = text_task()
+    data = build_data(task, corpus(), tokenizer, config())
+    batch = data.collate(rows(data.train, [0, 2]))
+    expected = tokenizer(
+        [task.train[0]["text"], task.train[2]["text"]], padding=True, truncation=True, max_length=8, return_tensors="pt"
+    )
+    assert set(batch) == {*expected, "labels"}
+    for name, tensor in expected.items():
+        assert torch.equal(batch[name], tensor)
+    assert batch["labels"].tolist() == [0, 0]
+
+
+def test_public_chunks_are_full_and_framed_by_special_tokens(tokenizer):
+    chunks = np.array(chunk_corpus(corpus(), tokenizer, 10, None, np.random.default_rng(0))["input_ids"][:])
+    assert chunks.shape == (200 * 9 // 8, 10)
+    assert (chunks[:, 0] == 2).all()
+    assert (chunks[:, -1] == 3).all()
+    stream = tokenizer(" ".join(corpus()["text"][:]), add_special_tokens=False)["input_ids"]
+    assert chunks[:, 1:-1].ravel().tolist() == stream[: chunks.shape[0] * 8]
+
+
+def test_max_examples_draws_other_chunks_with_another_seed(tokenizer):
+    drawn = [
+        chunk_corpus(corpus(), tokenizer, 10, 5, np.random.default_rng(seed))["input_ids"][:] for seed in (0, 0, 1)
+    ]
+    assert [len(chunks) for chunks in drawn] == [5, 5, 5]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_public_batches_have_no_labels(tokenizer):
+    data = build_data(text_task(), corpus(), tokenizer, config(max_examples=4))
+    batch = data.collate(rows(data.public, range(4)))
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "input_ids": (4, 10),
+        "attention_mask": (4, 10),
+    }
+
+
+def test_a_corpus_shorter_than_a_chunk_is_an_error(tokenizer):
+    with pytest.raises(ConfigError, match=r"public\.chunk_length: found 500"):
+        chunk_corpus(corpus(2), tokenizer, 500, None, np.random.default_rng(0))
+
+
+def test_special_tokens_are_found_by_asking(tokenizer):
+    assert special_tokens(tokenizer) == ([2], [3])
+
+
+def test_natural_partition_follows_the_column(tokenizer):
+    settings = config(partition={"kind": "natural", "column": "who"})
+    data = build_data(text_task(), corpus(), tokenizer, settings)
+    assert data.partition.shard(1).tolist() == [1, 4, 7, 10]
+    with pytest.raises(ConfigError, match=r"federated\.partition\.column: found 'whom', allowed: .*who"):
+        build_data(text_task(), corpus(), tokenizer, config(partition={"kind": "natural", "column": "whom"}))
+
+
+def test_images_of_every_mode_become_pixels(processor):
+    task = TaskData(images(8), images(4), "image", ("a", "b"))
+    data = build_data(task, images(6, labelled=False), processor, config(max_examples=4))
+    batch = data.collate(rows(data.train, [0, 1, 2, 3]))
+    assert batch["pixel_values"].shape == (4, 3, 6, 6)
+    assert batch["labels"].tolist() == [0, 1, 0, 1]
+    assert len(data.public) == 4
+    assert set(data.collate(rows(data.public, [0]))) == {"pixel_values"}
+
+
+def test_labels_of_public_images_are_kept(processor):
+    task = TaskData(images(8), images(4), "image", ("a", "b"))
+    data = build_data(task, images(6), processor, config())
+    assert "labels" in data.collate(rows(data.public, [0]))
+
+
+def test_data_survives_pickling(tokenizer, processor):
+    text = build_data(text_task(), corpus(), tokenizer, config())
+    image = build_data(TaskData(images(8), images(4), "image", ("a", "b")), images(4), processor, config())
+    for data in (text, image):
+        copy = cloudpickle.loads(cloudpickle.dumps(data))
+        ours, theirs = (d.collate(rows(d.train, d.partition.shard(1))) for d in (data, copy))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_modalities_must_agree(tokenizer, processor):
+    with pytest.raises(ConfigError, match=r"task\.name: found 'text data', allowed: image data"):
+        build_data(text_task(), corpus(), processor, config())
+    with pytest.raises(ConfigError, match=r"public\.name: .*allowed: text data"):
+        build_data(text_task(), images(4), tokenizer, config())
+
+
+def test_rows_come_in_the_order_asked():
+    dataset = datasets.Dataset.from_dict({"label": [10, 11, 12]})
+    assert rows(dataset, np.array([2, 0, 2])) == [{"label": 12}, {"label": 10}, {"label": 12}]
+    assert rows(dataset, []) == []
+
+
+def test_collators_ignore_columns_that_models_do_not_take(tokenizer, processor):
+    assert set(TextCollator(tokenizer)([{"input_ids": [2, 3], "who": "x"}])) == {"input_ids", "attention_mask"}
+    row = {"image": Image.new("L", (3, 3)), "who": "x"}
+    assert set(ImageCollator(processor)([row])) == {"pixel_values"}
+
+
+def test_python_reference_is_prose_without_markup():
+    texts = python_reference()["text"][:]
+    assert len(texts) == len(set(texts)) > 500
+    assert not any(mark in text for text in texts for mark in ("****", "====", "::=", ">>>", "``", "\n"))
+
+
+def test_a_local_corpus_file_needs_one_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "texts.parquet"
+    datasets.Dataset.from_dict({"body": ["a b"], "n": [1]}).to_parquet(path)
+    loaded = load_corpus(PublicConfig(name="custom", path=str(path), text_column="body"), seed=0)
+    assert loaded.to_dict() == {"text": ["a b"]}
+    with pytest.raises(ConfigError, match=r"public\.text_column / public\.image_column: .*body, n"):
+        load_corpus(PublicConfig(name="custom", path=str(path)), seed=0)
+    with pytest.raises(ConfigError, match=r"public\.text_column: found 'text'"):
+        load_corpus(PublicConfig(name="wikitext", path=str(path)), seed=0)
+
+
+def test_labelled_image_corpora_keep_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    datasets.Dataset.from_dict({"image": [buffer.getvalue()], "label": [3]}).to_parquet(tmp_path / "train.parquet")
+    loaded = load_corpus(PublicConfig(name="imagenet-1k", path=str(tmp_path)), seed=0)
+    assert loaded[0]["label"] == 3
+    assert loaded[0]["image"].size == (2, 2)
+
+
+def test_unknown_corpora_suggest_the_nearest():
+    with pytest.raises(ConfigError, match=r"public\.name: .*did you mean wikitext\?"):
+        load_corpus(PublicConfig(name="wiki-text"), seed=0)
+    assert all(bool(row.path) != bool(row.loader) for row in CORPORA.values())

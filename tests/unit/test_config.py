@@ -1,0 +1,165 @@
+import dataclasses
+
+import pytest
+
+from fedpft.config import Config, ConfigError, config_keys, dump_config, load_config
+
+
+def write(folder, text):
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def message(path=None, overrides=()):
+    """Return the error of a config that must not load, after checking that it is one line."""
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_defaults_are_a_valid_config():
+    config = load_config()
+    assert config == dataclasses.replace(Config(), output_dir="outputs/fedpft")
+    assert (config.lora.rank, config.lora.lora_alpha, config.lora.dropout) == (8, 48, 0.1)
+
+
+def test_defaults_come_back_from_their_own_dump(tmp_path):
+    config = load_config()
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+def test_every_kind_of_value_comes_back_from_its_dump(tmp_path):
+    config = load_config(
+        overrides=[
+            "name=x",
+            "method.uncompressed_layers=[0,-1]",
+            "fm.architecture.hidden_size=64",
+            "federated.lr=1e-3",
+            "pool.actors=3",
+            "task.text_columns=[premise,hypothesis]",
+            "task.max_train_examples=10",
+            "tracking.wandb=disabled",
+        ]
+    )
+    assert config.output_dir == "outputs/x"
+    assert config.method.uncompressed_layers == (0, -1)
+    assert config.fm.architecture == {"hidden_size": 64}
+    assert config.pool.actors == 3
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = write(tmp_path, "federated: {rounds: 7, batch_size: 2}")
+    config = load_config(path, ["federated.rounds=9"])
+    assert (config.federated.rounds, config.federated.batch_size, config.federated.local_epochs) == (9, 2, 1)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    assert load_config(write(tmp_path, "")) == load_config()
+
+
+def test_a_loaded_config_cannot_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config().federated.rounds = 3
+
+
+def test_keys_are_listed_with_their_sections():
+    keys = config_keys()
+    assert {"name", "federated.rounds", "federated.partition.kind", "align.neurons.interval"} <= set(keys)
+    assert not any(key in keys for key in ("federated", "align.layers"))
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("federated.round=3", "federated.round: unknown key; did you mean federated.rounds?"),
+        ("federatd.rounds=3", "federatd: unknown key; did you mean federated?"),
+        ("align.neuron.interval=3", "align.neuron: unknown key; did you mean align.neurons?"),
+        ("zzz=3", "zzz: unknown key; known sections: name, seed, output_dir, fm, task, public, method, lora, align"),
+    ],
+)
+def test_unknown_key_names_itself_and_the_closest(override, expected):
+    assert message(overrides=[override]).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "found", "allowed"),
+    [
+        ("federated.rounds=abc", "federated.rounds", "'abc'", "Integer"),
+        ("federated.lr=fast", "federated.lr", "'fast'", "Float"),
+        ("seed=null", "seed", "'None'", "int"),
+        ("federated.rounds=[1,2]", "federated.rounds", "[1, 2]", "Integer"),
+        ("method.scorer=magnitude", "method.scorer", "'magnitude'", "['weight_norm', 'activation', 'random']"),
+        ("pool.actors=true", "pool.actors", "'True'", "Union[int, str]"),
+    ],
+)
+def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
+    error = message(overrides=[override])
+    assert error.startswith(f"{key}: ")
+    assert found in error
+    assert allowed in error
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=-1", "seed: found -1, allowed: an integer >= 0"),
+        ("fm.path=''", "fm.path: found '', allowed: hub id, folder, package://... or scratch://model_type"),
+        ("fm.max_length=4", "fm.max_length: found 4, allowed: an integer >= 8"),
+        ("task.max_train_examples=0", "task.max_train_examples: found 0, allowed: null or an integer > 0"),
+        ("task.name=custom", "task.path: found None, allowed: a hub id or folder, because task.name is custom"),
+        ("public.chunk_length=1", "public.chunk_length: found 1, allowed: an integer >= 8"),
+        ("method.retained_ratio=1.5", "method.retained_ratio: found 1.5, allowed: a fraction in (0, 1]"),
+        ("method.retained_ratio=0", "method.retained_ratio: found 0.0, allowed: a fraction in (0, 1]"),
+        ("lora.rank=0", "lora.rank: found 0, allowed: a number > 0"),
+        ("lora.dropout=1", "lora.dropout: found 1.0, allowed: a fraction in [0, 1)"),
+        ("align.layers.num_steps=0", "align.layers.num_steps: found 0, allowed: a number > 0"),
+        ("align.layers.product_weight=-1", "align.layers.product_weight: found -1.0, allowed: a number >= 0"),
+        ("align.neurons.interval=0", "align.neurons.interval: found 0, allowed: a number > 0"),
+        ("align.neurons.update_ratio=2", "align.neurons.update_ratio: found 2.0, allowed: a fraction in (0, 1]"),
+        ("federated.rounds=0", "federated.rounds: found 0, allowed: a number > 0"),
+        ("federated.clients_per_round=101", "federated.clients_per_round: found 101, allowed: at most"),
+        ("federated.partition.kind=natural", "federated.partition.column: found None, allowed: a column name"),
+        ("pool.actors=many", "pool.actors: found 'many', allowed: auto, per_client or an integer > 0"),
+        ("evaluation.interval=0", "evaluation.interval: found 0, allowed: a number > 0"),
+    ],
+)
+def test_value_out_of_range_names_key_found_and_allowed(override, expected):
+    assert message(overrides=[override]).startswith(expected)
+
+
+def test_sampling_with_replacement_may_draw_more_clients_than_there_are():
+    load_config(overrides=["federated.sampling=md", "federated.num_clients=2", "federated.clients_per_round=10"])
+
+
+def test_an_override_without_a_value_is_explained():
+    assert message(overrides=["federated.rounds"]) == (
+        "override 'federated.rounds': allowed: key=value, e.g. federated.rounds=4"
+    )
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert message(tmp_path / "no.yaml") == f"config file '{tmp_path}/no.yaml': not found"
+
+
+@pytest.mark.parametrize("text", ["a: [b", "\x00\x01", "a: b: c"])
+def test_a_file_that_is_not_yaml_is_named(tmp_path, text):
+    path = write(tmp_path, text)
+    assert message(path).startswith(f"{path}: not readable as YAML: ")
+
+
+def test_a_file_with_a_list_is_explained(tmp_path):
+    path = write(tmp_path, "- 1\n- 2")
+    assert message(path).startswith(f"{path}: found a list, allowed: sections and keys")
+
+
+def test_a_value_in_place_of_a_section_names_the_section(tmp_path):
+    path = write(tmp_path, "federated: 3")
+    assert "Federated" in message(path)
+
+
+def test_an_unknown_interpolation_names_the_key(tmp_path):
+    assert message(write(tmp_path, "output_dir: ${nme}")).startswith("output_dir: ")

@@ -1,0 +1,145 @@
+import re
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedpft.federated.messages import ClientUpdate
+from fedpft.report.screen import Screen, partition_picture, print_plan, print_result
+
+SIZES = {"num_params_fm": 22_713_600, "num_params_sub_fm": 14_123_456, "num_params_adapter": 151_234}
+SIZES |= {"bytes_up_per_client_round": 604_936, "bytes_down_per_client_round": 704_936}
+PLAN = SIZES | {
+    "config_yaml": "name: demo\nfm:\n  path: package://a/b\n",
+    "client_sizes": [10, 40],
+    "compression_ratio": 2.15,
+    "label_histogram": [[10, 0, 0], [2, 8, 30]],
+    "label_names": ["asyncio", "email", "xml"],
+    "actors": 2,
+    "pool": "ray",
+    "warnings": ["method.scorer has no effect [yet]"],
+}
+RESULT = SIZES | {"name": "demo", "seed": 42, "method": "fedpft", "metric": "accuracy", "rounds": 8, "versions": {}}
+RESULT |= {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823, "wall_seconds": 141.2}
+
+
+def make_console(terminal: bool) -> Console:
+    return Console(file=StringIO(), force_terminal=terminal, width=100, legacy_windows=False)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def watch_a_run(console: Console, num_rounds: int = 2, client_ids: tuple[int, ...] = (3, 7)) -> None:
+    with Screen(console) as screen:
+        screen.stage("tune")  # over at once: leaves no line
+        screen.stage("align layers")
+        screen.progress(1, 2, {"loss": 0.91})
+        screen.progress(2, 2, {"loss": 0.12})
+        for index in range(1, num_rounds + 1):
+            screen.round_started(index, num_rounds, client_ids)
+            for client_id in client_ids:
+                metrics = {"loss": 0.25, "seconds": 1.0}
+                screen.client_finished(
+                    ClientUpdate(client_id=client_id, num_examples=1, adapter=np.zeros(1), metrics=metrics)
+                )
+            screen.stage("align neurons")
+            screen.progress(1, 1, {"loss": 0.5})
+            record = {"round": index, "clients": list(client_ids), "train_loss": 0.912, "lr": 6.2e-4, "seconds": 14.1}
+            screen.round_finished(record | ({"fm": 0.712, "sub_fm": 0.64} if index == num_rounds else {}))
+
+
+def test_plain_lines():
+    console = make_console(terminal=False)
+    watch_a_run(console)
+    assert [re.sub(r"\b0\.\d s", "0.0 s", line) for line in written(console).splitlines()] == [
+        "align layers  0.0 s  loss 0.91 -> 0.12",
+        "round 1/2  2 clients  loss 0.912  lr 6.2e-04  14.1 s",
+        "round 2/2  2 clients  loss 0.912  lr 6.2e-04  14.1 s  fm 71.2 %  sub-fm 64.0 %",
+        "2 rounds  0.0 s  loss 0.912 -> 0.912  fm 71.2 %  sub-fm 64.0 %",
+    ]
+
+
+def test_plain_lines_stay_within_80_columns():
+    console = make_console(terminal=False)
+    watch_a_run(console, num_rounds=100, client_ids=tuple(range(10)))
+    assert max(map(len, written(console).splitlines())) <= 80
+
+
+def test_terminal_shows_bars_and_leaves_finished_stages(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    console = make_console(terminal=True)
+    watch_a_run(console)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written(console))
+    assert re.search(r"✓ align layers  0\.\d s  loss 0\.91 → 0\.12", text)
+    assert re.search(r"✓ 2 rounds  0\.\d s", text)
+    assert "━" in text
+    assert "client 7  loss 0.250" in text
+    assert "✓ align neurons" not in text
+
+
+def test_a_failed_run_leaves_no_finished_line():
+    console = make_console(terminal=False)
+    screen = Screen(console)
+    screen.stage("align layers")
+    screen.progress(1, 2, {"loss": 0.9})
+    screen.__exit__(RuntimeError)
+    assert written(console) == ""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_plan_shows_config_partition_costs_and_warnings(terminal: bool):
+    console = make_console(terminal)
+    print_plan(console, PLAN)
+    text = written(console)
+    assert ("\x1b" in text) == terminal
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    assert text.startswith(PLAN["config_yaml"])
+    for shown in (
+        "22.71 M",
+        "14.12 M",
+        "1.61 x smaller",
+        "layers 2.15 x",
+        "604.9 kB",
+        "704.9 kB",
+        "pool ray",
+        "warning: method.scorer has no effect [yet]",
+    ):
+        assert shown in text
+
+
+def test_picture_shades_shares():
+    lines = list(partition_picture(PLAN["label_histogram"], PLAN["label_names"], 80))
+    assert lines[:3] == [
+        "client    size  asyncio email   xml    ",
+        "     0      10  ███████ ······· ·······",
+        "     1      40  ░░░░░░░ ▒▒▒▒▒▒▒ ███████",
+    ]
+
+
+@pytest.mark.parametrize("num_labels", [2, 10, 30, 500])
+def test_picture_fits_and_summarises_many_clients(num_labels: int):
+    histogram = np.ones((100, num_labels), dtype=int)
+    lines = list(partition_picture(histogram.tolist(), ["a long label name"] * num_labels, 80))
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 30
+    assert "   ... 80 more" in lines
+    assert any(re.search(rf"size +min {num_labels} .*median {num_labels} .*max {num_labels}", line) for line in lines)
+
+
+def test_result_shows_accuracies_gains_and_paths():
+    console = make_console(terminal=False)
+    print_result(console, RESULT, {"result": Path("outputs/demo/result.json"), "wandb": "https://wandb.test/run"})
+    text = written(console)
+    assert "\x1b" not in text
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "accuracy, untuned FM 10.3 %" in rows
+    assert "accuracy, sub-FM 74.1 % +63.8 points" in rows
+    assert "accuracy, plugged-in FM 82.3 % +72.0 points" in rows
+    assert "parameters, sub-FM 14.12 M 1.61 x smaller" in rows
+    assert "wall time 2 min 21 s" in rows
+    assert rows[-2:] == ["result outputs/demo/result.json", "wandb https://wandb.test/run"]

@@ -1,0 +1,120 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2
+
+from fedpft.config import Config, ConfigError, TrackingConfig
+from fedpft.tracking import JsonlTracker, make_trackers
+
+ROUNDS = [
+    {"round": 1, "clients": [0, 3], "train_loss": 0.9, "lr": 1e-3, "seconds": 1.5, "comm/bytes_up": 4000},
+    {"round": 2, "clients": [1, 2], "train_loss": 0.5, "lr": 5e-4, "seconds": 1.4, "fm": 0.8, "sub_fm": 0.7}
+    | {"align": {"loss": 0.1}, "time": {"fit_seconds": 1.2}},
+]
+CLIENTS = [
+    {"client_id": 1, "num_examples": 10, "loss": 0.4, "seconds": 0.6, "actor": "actor-0"},
+    {"client_id": 2, "num_examples": 30, "loss": 0.6, "seconds": 0.7, "actor": "actor-1"},
+]
+
+
+def read_wandb(path: Path) -> list:
+    """Return the records of a `.wandb` file: LevelDB's log format, 7 bytes of file header, blocks of 32 KiB."""
+    data, position, records, parts = path.read_bytes(), 7, [], b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole record, or the last part of one
+            records.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
+    return records
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WANDB_DATA_DIR", "")  # restored afterwards
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "run"
+
+
+def test_rounds_are_lines_at_once(tmp_path: Path):
+    tracker = JsonlTracker(tmp_path)
+    for record in ROUNDS:
+        tracker.log_round(record)
+    assert [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()] == ROUNDS
+    tracker.finish({}, {})
+
+
+def test_offline_run_holds_everything(output: Path, capfd: pytest.CaptureFixture):
+    config = Config(name="my run", tracking=TrackingConfig(wandb="offline"))
+    tracker = make_trackers(config, output)
+    tracker.log_stage({"align/step": 1, "align/loss": 0.7})
+    for record in ROUNDS:
+        tracker.log_round(record)
+    tracker.log_clients(2, CLIENTS)
+    adapter = output / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    tracker.finish({"fm": 0.8, "versions": {"torch": "2"}}, {"adapter": adapter, "sub_fm": output})
+
+    wandb.teardown()  # what the end of the process does: the service writes its file to the end
+    assert capfd.readouterr() == ("", "")
+    assert len((output / "rounds.jsonl").read_text().splitlines()) == len(ROUNDS)
+    folder = Path(tracker.locations["wandb"])
+    assert folder.parent == output / "wandb"
+    records = read_wandb(next(folder.glob("*.wandb")))
+
+    def items(kind: str, field: str) -> dict:
+        updates = [
+            item for record in records if record.HasField(kind) for item in getattr(getattr(record, kind), field)
+        ]
+        return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
+
+    history = items("history", "item")
+    expected = {"round": 2, "server/fm": 0.8, "server/sub_fm": 0.7, "server/train_loss": 0.5, "server/lr": 5e-4}
+    expected |= {"server/align_loss": 0.1, "align/step": 1, "align/loss": 0.7, "comm/bytes_up": 4000}
+    expected |= {"time/round_seconds": 1.4, "time/fit_seconds": 1.2, "clients/loss_min": 0.4, "clients/loss_max": 0.6}
+    assert history.items() >= expected.items()
+    assert history["clients/loss_mean"] == pytest.approx(0.5)
+    assert history["clients/table/_type"] == "incremental-table-file"
+    assert items("summary", "update")["result/fm"] == 0.8
+    run = next(record.run for record in records if record.HasField("run"))
+    settings = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert settings["federated"]["num_clients"] == config.federated.num_clients
+    metrics = {
+        record.metric.name or record.metric.glob_name: record.metric for record in records if record.metric.ByteSize()
+    }
+    assert metrics["server/*"].step_metric == "round"
+    assert metrics["align/*"].step_metric == "align/step"
+    assert metrics["server/fm"].summary.max
+    artifacts = {record.artifact.name: record.artifact for record in records if record.HasField("artifact")}
+    assert artifacts["my-run-adapter"].type == "model"
+    assert not any("sub_fm" in name for name in artifacts)
+
+
+def test_disabled_never_imports_wandb(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from fedpft.config import *; from fedpft.tracking import make_trackers\n"
+        "tracker = make_trackers(Config(tracking=TrackingConfig(wandb='disabled')), Path(sys.argv[1]))\n"
+        "tracker.log_round({'round': 1}); tracker.finish({}, {}); sys.exit('wandb' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "rounds.jsonl"]
+
+
+def test_online_without_a_key_is_one_line(output: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"tracking\.wandb.*offline") as error:
+        make_trackers(Config(tracking=TrackingConfig(wandb="online")), output)
+    assert "\n" not in str(error.value)
+    assert not (output / "rounds.jsonl").exists()
