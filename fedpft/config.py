@@ -1,10 +1,11 @@
 """Every setting of a run: frozen dataclasses, one per section of the YAML file.
 
-Defaults < YAML < ``key=value`` overrides, merged once by OmegaConf (:func:`load_config`) and saved with the run. A value
-that cannot work raises :class:`ConfigError` with the key, what was found and what is allowed, before any model loads.
+Defaults < YAML < ``key=value`` overrides, merged once by OmegaConf (:func:`load_config`) and saved with the run. What
+cannot work raises :class:`ConfigError` with the key, what was found and what is allowed, before any model loads.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -205,7 +206,7 @@ class PartitionConfig:
     dirichlet_alpha: float = 1.0
     """Concentration of the clients' label laws."""
     concentration: Literal["total", "per_label"] = "total"
-    """`total`: Dir(dirichlet_alpha * p) with p the global label law (the paper); `per_label`: Dir(dirichlet_alpha * 1)."""
+    """`total`: Dir(dirichlet_alpha * p), p the global label law (the paper); `per_label`: Dir(dirichlet_alpha * 1)."""
     labels_per_client: int = 2
     """For `shards`."""
     column: str | None = None
@@ -371,7 +372,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
     """
     for item in overrides:
-        if "=" not in item:
+        if "=" not in item.lstrip("="):
             raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
     try:
         layers = [OmegaConf.load(path)] if path is not None else []
@@ -403,6 +404,8 @@ def _one_line(error: Exception, path: str | Path | None) -> str:
         hint = f"did you mean {close[0]}?" if close else f"known sections: {', '.join(f.name for f in fields(Config))}"
         return f"{key}: unknown key; {hint}"
     first = str(error).splitlines()[0]
+    if section := re.search(r"not a subclass of (\w+)Config. value: (.*)", first):
+        return f"{section[1].lower()}: found {section[2]!r}, allowed: a section of keys (see README)"
     if isinstance(error, OmegaConfBaseException):
         return f"{key or path or 'overrides'}: {first}"
     return f"{path}: not readable as YAML: {' '.join(str(error).split())}"

@@ -7,11 +7,12 @@ import lightning as L
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedpft.config import ServerConfig
 from fedpft.data.collate import rows
+from fedpft.models.lora import AdaptedModel
 from fedpft.trainer import StepReport, hush_lightning
 
 METRIC = "accuracy"
@@ -19,7 +20,7 @@ METRIC = "accuracy"
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: AdaptedModel,
     dataset: Dataset,
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
     *,

@@ -31,7 +31,7 @@ from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memor
 from fedpft.methods import METHODS
 from fedpft.models.ffn import num_transformer_parameters
 from fedpft.models.loading import load_fm, load_processor
-from fedpft.models.lora import get_adapter, num_base_parameters, save_adapter, without_adapter
+from fedpft.models.lora import AdaptedModel, get_adapter, num_base_parameters, save_adapter, without_adapter
 from fedpft.models.pretrain import pretrain_backbone
 from fedpft.models.weights import pack_model
 from fedpft.output import claim_output_dir, write_json
@@ -73,7 +73,7 @@ def run(config: Config, observer: RunObserver | None = None) -> RunResult:
         proxy = method.build_proxy()
         sizes = parameter_counts(fm, proxy.model)
 
-        def score(model: nn.Module) -> float:
+        def score(model: AdaptedModel) -> float:
             return evaluate(
                 model, data.evaluation, data.collate, batch_size=config.evaluation.batch_size, server=config.server,
                 on_step=observer.progress,
@@ -236,7 +236,7 @@ def local_settings(config: Config) -> LocalSettings:
 
 
 def parameter_counts(fm: nn.Module, proxy: nn.Module) -> dict[str, Any]:
-    """Count parameters: whole models without their adapters, the adapter, and transformer layers alone (the paper's way)."""
+    """Count parameters: models without adapters, the adapter, and transformer layers alone (the paper's way)."""
     fm_layers, proxy_layers = num_transformer_parameters(fm), num_transformer_parameters(proxy)
     return {
         "num_params_fm": num_base_parameters(fm),

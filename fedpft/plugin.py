@@ -1,12 +1,11 @@
-"""Plug-in: write a tuned adapter into the FM (method.md 5)."""
+"""Plug-in: write a tuned adapter into the FM."""
 
 import numpy as np
-from torch import nn
 
-from fedpft.models.lora import adapter_layout, set_adapter
+from fedpft.models.lora import AdaptedModel, adapter_layout, set_adapter
 
 
-def plug_in(fm: nn.Module, adapter: np.ndarray) -> nn.Module:
+def plug_in(fm: AdaptedModel, adapter: np.ndarray) -> AdaptedModel:
     """Set the FM's own LoRA and head tensors to the adapter's values and return the FM.
 
     Setting twice is setting once: the FM's weights outside the adapter never change.
@@ -20,7 +19,7 @@ def plug_in(fm: nn.Module, adapter: np.ndarray) -> nn.Module:
     return fm
 
 
-def check_same_layout(fm: nn.Module, proxy: nn.Module) -> None:
+def check_same_layout(fm: AdaptedModel, proxy: AdaptedModel) -> None:
     """Assert that an adapter tuned on the proxy fits the FM, name by name and shape by shape."""
     fm_layout, proxy_layout = adapter_layout(fm), adapter_layout(proxy)
     assert fm_layout == proxy_layout, f"adapter layouts differ: {set(fm_layout) ^ set(proxy_layout)}"

@@ -19,7 +19,7 @@ class Progress(Protocol):
         """A new stage begins, e.g. "align layers"; the previous one is over."""
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        """The current stage has done `done` of `total` steps; `metrics` are its latest numbers, e.g. `{"loss": 0.3}`."""
+        """The current stage has done `done` of `total` steps; `metrics`: its latest numbers, e.g. `{"loss": 0.3}`."""
 
 
 class SilentProgress:

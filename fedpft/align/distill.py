@@ -1,7 +1,8 @@
-"""Run an alignment: `align_layers` before federated learning, `align_neurons` between rounds (method.md 2 and 4)."""
+"""Run an alignment: `align_layers` before federated learning, `align_neurons` between rounds."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +71,8 @@ def align_neurons(
 ) -> AlignmentReport:
     """Distil only the chosen neurons of each compressed layer of the sub-FM, in place.
 
-    Both models must carry the same current global adapter (method.md 7.1, 7.2). What changes: the chosen neurons' rows
-    and columns, `down.bias` and a post-LN family's closing LayerNorm.
+    Both models must carry the same current global adapter (README, differences 1 and 2). What changes: the chosen
+    neurons' rows and columns, `down.bias` and a post-LN family's closing LayerNorm.
 
     Args:
         neuron_masks: compressed layer -> (N,) bool.
@@ -90,7 +91,7 @@ def align_neurons(
 
 
 def num_warmup_steps(num_steps: int, warmup_ratio: float) -> int:
-    """Round down, so that a short alignment (a single step above all) does not run at rate 0 (method.md 7.9)."""
+    """Round down, so that a short alignment (a single step above all) does not run at rate 0 (README, difference 7)."""
     return int(num_steps * warmup_ratio)
 
 
@@ -110,10 +111,8 @@ def _distil(
         if on_step is not None:
             on_step(done, total, metrics)
 
-    trainable = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    modes = {child: child.training for child in module.modules()}
     trainer = make_trainer(server, num_steps=config.num_steps, max_grad_norm=config.max_grad_norm, on_step=record)
-    with isolated_torch_rng(seed):
+    with isolated_torch_rng(seed), _restored_flags(module):
         num_samples = config.num_steps * config.batch_size
         loader = DataLoader(
             public.dataset,
@@ -122,11 +121,21 @@ def _distil(
             collate_fn=public.collate,
         )
         trainer.fit(module, loader)
-    for parameter, flag in trainable.items():
-        parameter.requires_grad_(flag)
-        parameter.grad = None
-    for child, mode in modes.items():
-        child.training = mode
     return AlignmentReport(
         first_loss=losses[0], last_loss=losses[-1], num_steps=len(losses), seconds=time.perf_counter() - start
     )
+
+
+@contextmanager
+def _restored_flags(module: nn.Module) -> Iterator[None]:
+    """Give back every parameter's `requires_grad` and every module's mode; gradients are dropped."""
+    trainable = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    modes = {child: child.training for child in module.modules()}
+    try:
+        yield
+    finally:
+        for parameter, flag in trainable.items():
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        for child, mode in modes.items():
+            child.training = mode

@@ -1,4 +1,4 @@
-"""The two terms of the alignment loss (method.md 2). Shapes: `B` batch, `T` tokens, `H` hidden, `N` neurons."""
+"""The two terms of the alignment loss. Shapes: `B` batch, `T` tokens, `H` hidden, `N` neurons."""
 
 from torch import Tensor
 
@@ -18,10 +18,10 @@ def hidden_state_loss(teacher: Tensor, student: Tensor, attention_mask: Tensor |
 
 
 def weight_product(up: Tensor, down: Tensor) -> Tensor:
-    """Return `P = W_down @ W_up`, (H, H), from `up` (N, H) and `down` (H, N); N may differ between teacher and student."""
+    """Return `P = W_down @ W_up`, (H, H), of `up` (N, H) and `down` (H, N); teacher and student may differ in N."""
     return down @ up
 
 
 def weight_product_loss(teacher_product: Tensor, student_product: Tensor) -> Tensor:
-    """L2: squared error of `P` relative to the teacher's. Differentiable, unlike in the authors' code (method.md 7.4)."""
+    """L2: squared error of `P` relative to the teacher's; it has a gradient (README, difference 4)."""
     return (teacher_product - student_product).square().mean() / teacher_product.square().mean()

@@ -1,4 +1,4 @@
-"""Distillation of the sub-FM's FFNs towards the FM's hidden states, as a LightningModule (method.md 2 and 4)."""
+"""Distillation of the sub-FM's FFNs towards the FM's hidden states, as a LightningModule."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which neurons a neuron-level alignment updates: those that the downstream task uses least (method.md 4)."""
+"""Which neurons a neuron-level alignment updates: those that the downstream task uses least."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def average_percentage_of_zeros(zeros: Tensor, positions: int) -> Tensor:
 
 
 def least_used(apoz: Tensor, update_ratio: float) -> Tensor:
-    """Return a (N,) bool mask of the fraction `update_ratio` with the highest APoZ; of equals the lower index is chosen."""
+    """Return a (N,) bool mask of the `update_ratio` of neurons with the highest APoZ; of ties the lower index wins."""
     num_updated = max(1, round(update_ratio * len(apoz)))
     chosen = torch.sort(apoz, descending=True, stable=True).indices[:num_updated]
     return torch.zeros(len(apoz), dtype=torch.bool).index_fill(0, chosen, True)

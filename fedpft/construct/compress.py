@@ -1,4 +1,4 @@
-"""FM -> sub-FM: keep the most salient neurons of every FFN (method.md 1)."""
+"""FM -> sub-FM: keep the most salient neurons of every FFN."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -51,9 +51,10 @@ def compress(
     sub_fm = copy.deepcopy(fm)
     retained: dict[int, Tensor] = {}
     for ffn, score in zip(find_ffns(sub_fm), scores, strict=True):
-        if ffn.index in whole:
+        num_retained = max(1, round(retained_ratio * ffn.num_neurons))
+        if ffn.index in whole or num_retained == ffn.num_neurons:
             continue
-        kept = most_salient(score, max(1, round(retained_ratio * ffn.num_neurons)))
+        kept = most_salient(score, num_retained)
         ffn.keep_neurons(kept)
         retained[ffn.index] = kept.cpu()
     record_ffn_sizes(sub_fm)

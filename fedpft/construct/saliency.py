@@ -1,4 +1,4 @@
-"""Neuron saliency: which neurons of an FFN matter (method.md 1). A scorer maps a model's FFNs to one (N,) tensor each."""
+"""Neuron saliency: which neurons of an FFN matter. A scorer maps a model's FFNs to one (N,) tensor each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 

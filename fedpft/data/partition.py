@@ -1,4 +1,4 @@
-"""PURE: labels -> which client owns which training example (method.md, section 3).
+"""PURE: labels -> which client owns which training example.
 
 Legend: `E` examples, `K` clients, `C` labels that occur.
 """

@@ -1,4 +1,4 @@
-"""From the cohort's updates to the next global adapter (method.md 3)."""
+"""From the cohort's updates to the next global adapter."""
 
 from collections.abc import Sequence
 from typing import Literal

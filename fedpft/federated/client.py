@@ -77,7 +77,7 @@ class LocalClient:
             stack.enter_context(isolated_torch_rng(derive_seed(settings.seed, "local", plan.round_index, client_id)))
             if plan.count_activations:
                 stack.enter_context(counter)
-            optimizer = self._fabric.setup_optimizers(module.configure_optimizers())
+            optimizer: Any = self._fabric.setup_optimizers(module.configure_optimizers())
             for step, batch in enumerate(self._batches(shard, plan.round_index, client_id)):
                 if plan.count_activations:
                     counter.set_mask(batch.get("attention_mask"))

@@ -1,4 +1,4 @@
-"""Which clients take part in a round, and at which learning rate (method.md 3)."""
+"""Which clients take part in a round, and at which learning rate."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -15,7 +15,7 @@ def sample_cohort(
     """Draw this round's clients.
 
     Args:
-        kind: `uniform` without replacement; `md` (multinomial distribution) by data volume with replacement; `full`: all.
+        kind: `uniform` without replacement; `md` by data volume with replacement; `full`: everyone.
         sizes: (num_clients,) examples of each client.
         clients_per_round: number of draws; ignored by `full`.
         rng: the round's own generator.
@@ -42,8 +42,8 @@ def round_lr(
 ) -> float:
     """Return the clients' learning rate in a round, `round_index` from 1 to `num_rounds`.
 
-    `linear` goes from `lr` in equal steps to `lr / num_rounds` in the last round (zero would be the round after), without
-    the authors' skipped and repeated values (method.md 7.10).
+    `linear` goes from `lr` in equal steps to `lr / num_rounds` in the last round (zero would be the one after), without
+    the skipped and repeated values of the authors' code (README, difference 8).
     """
     rounds_done = round_index - 1
     factors = {

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from torch import nn
 
 from fedpft.models.activations import ActivationCounts
+from fedpft.models.lora import AdaptedModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proxy:
     """What clients tune, whatever the method."""
 
-    model: nn.Module
+    model: AdaptedModel
     """With an attached adapter."""
     watched_layers: tuple[int, ...]
     """Layers whose FFN activations clients count when asked."""
@@ -42,8 +42,8 @@ class Method(Protocol):
     def after_round(self, round_index: int, adapter: np.ndarray, counts: ActivationCounts) -> ProxyChange:
         """Change the proxy between rounds; called only after rounds that wanted counts, with the aggregated adapter."""
 
-    def plug_in(self, adapter: np.ndarray) -> nn.Module:
+    def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the FM with the adapter in it: the result."""
 
-    def proxy_with(self, adapter: np.ndarray) -> nn.Module:
+    def proxy_with(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the server's proxy with the adapter in it: what a client could run."""

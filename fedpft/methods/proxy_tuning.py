@@ -1,4 +1,4 @@
-"""FedPFT: clients tune a compressed sub-FM that the server keeps aligned with the FM (method.md 1 to 5).
+"""FedPFT: clients tune a compressed sub-FM that the server keeps aligned with the FM.
 
 The ablations are settings of it: `align.layers.kind` and `align.neurons.kind` `none` give FedPFT_N (both), FedPFT_D (no
 layer-level) and FedPFT_B (no neuron-level).
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedpft.align.distill import PublicData, align_layers, align_neurons
@@ -19,7 +19,7 @@ from fedpft.construct.saliency import Scorer, activation_scorer, random_scorer, 
 from fedpft.methods.base import Proxy, ProxyChange
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
-from fedpft.models.lora import attach_lora, set_adapter
+from fedpft.models.lora import AdaptedModel, attach_lora, set_adapter
 from fedpft.plugin import check_same_layout, plug_in
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
@@ -111,11 +111,11 @@ class ProxyTuning:
         }
         return ProxyChange(weights=self._ffn_weights(), metrics=metrics)
 
-    def plug_in(self, adapter: np.ndarray) -> nn.Module:
+    def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the FM with the adapter in it."""
         return plug_in(self._fm, adapter)
 
-    def proxy_with(self, adapter: np.ndarray) -> nn.Module:
+    def proxy_with(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the sub-FM with the adapter in it."""
         set_adapter(self._sub_fm, adapter)
         return self._sub_fm

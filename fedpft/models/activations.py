@@ -79,8 +79,8 @@ class NeuronWatch:
 class InactivityCounter:
     """Counts, per FFN and neuron, at how many real token positions the neuron did not fire.
 
-    Inactive is `h <= 0` for ungated FFNs (the paper's exact zero when the activation is ReLU) and `|h| <= 1e-3` for gated
-    ones. Use as a context manager around the forward passes.
+    Inactive is `h <= 0` for ungated FFNs (for ReLU the paper's exact zero) and `|h| <= 1e-3` for gated ones. Use as a
+    context manager around the forward passes.
     """
 
     def __init__(self, ffns: Sequence[FFN]) -> None:

@@ -1,12 +1,13 @@
 """Where each model family keeps its feed-forward networks (FFNs), and how to read and cut their neurons.
 
-A new family is a row of :data:`FFN_LOCATIONS`, not code. Shapes: `H` hidden size, `N` neurons of one FFN. Neuron j is row
-j of `up` (and `gate`), entry j of their biases and column j of `down`, in `nn.Linear` terms; GPT-2's `Conv1D` stores the
-transpose, which this module hides.
+A new family is a row of :data:`FFN_LOCATIONS`, not code. Shapes: `H` hidden size, `N` neurons of one FFN. Neuron j is
+row j of `up` (and `gate`), entry j of their biases and column j of `down`, in `nn.Linear` terms; GPT-2's `Conv1D`
+stores the transpose, which this module hides.
 """
 
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +95,9 @@ class FFN:
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that alignment may train: projections, their biases and the closing LayerNorm."""
-        modules = (self.up, self.gate, self.down, self.closing_norm)
-        return [parameter for module in modules if module is not None for parameter in module.parameters()]
+        modules = [module for module in (self.up, self.gate, self.down, self.closing_norm) if module is not None]
+        named = (item for module in modules for item in module.named_parameters())
+        return [parameter for name, parameter in named if "lora_" not in name]
 
     def neuron_axes(self) -> list[tuple[nn.Parameter, int]]:
         """Return each parameter that has a neuron axis, with that axis (`down.bias` and the LayerNorm have none)."""
@@ -134,7 +136,7 @@ def find_backbone(model: nn.Module) -> PreTrainedModel:
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            return module.base_model
+            return cast(PreTrainedModel, module.base_model)
     raise ValueError(f"no transformers model inside {type(model).__name__}")
 
 

@@ -1,5 +1,6 @@
 """Models and their tokenizers / image processors: from the hub, a folder, a Python package, or from scratch."""
 
+import difflib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,7 @@ def record_ffn_sizes(model: PreTrainedModel) -> None:
     """
     sizes = [ffn.num_neurons for ffn in find_ffns(model)]
     if len(set(sizes)) == 1:
+        vars(model.config).pop(FFN_SIZES_FIELD, None)
         setattr(model.config, ffn_location(model).size_field, sizes[0])
     else:
         setattr(model.config, FFN_SIZES_FIELD, sizes)
@@ -154,6 +156,12 @@ def _scratch_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
         raise ConfigError(
             f"fm.path: found {config.path!r}, allowed after {SCRATCH}: {', '.join(sorted(FFN_LOCATIONS))}"
         )
+    known = AutoConfig.for_model(model_type).to_dict()
+    for key in config.architecture:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"fm.architecture.{key}: unknown field of a {model_type} config{hint}")
     return AutoConfig.for_model(model_type, num_labels=num_labels, **config.architecture)
 
 

@@ -18,6 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from fedpft.config import ConfigError, LoraConfig
 from fedpft.seeding import isolated_torch_rng
 
+AdaptedModel = PeftModel
+"""A transformers model with an attached adapter."""
+
 AdapterLayout = tuple[tuple[str, tuple[int, ...]], ...]
 
 LORA_TARGETS: dict[str, tuple[str, ...]] = {

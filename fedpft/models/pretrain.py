@@ -63,7 +63,7 @@ def pretrain_backbone(
         pretraining_config.num_labels = max(public["label"]) + 1
         model = type(fm)(pretraining_config)
         setattr(model, fm.base_model_prefix, fm.base_model)
-        loader = DataLoader(public, batch_size=config.batch_size, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+        loader = DataLoader(public, batch_size=config.batch_size, shuffle=True, collate_fn=collate)
         num_steps = config.num_epochs * len(loader)
         trainer = make_trainer(server, num_steps=num_steps, on_step=on_step)
         model.train()

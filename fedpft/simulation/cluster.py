@@ -3,9 +3,11 @@
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
+from ray.exceptions import AuthenticationError
 
 from fedpft.config import ConfigError, PoolConfig
 
@@ -36,13 +38,13 @@ def connect(address: str | None) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # a connection that comes and goes is Ray's business; what goes wrong with an actor reaches us as an exception
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address is None:
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except ConnectionError as error:
+    except (ConnectionError, AuthenticationError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(
             f"pool.address: found {address!r}, allowed: the address of a running Ray cluster; {first}"
@@ -95,7 +97,7 @@ def num_actors(config: PoolConfig, clients_per_round: int, nodes: list[Node]) ->
             need += f" and {config.gpus_per_actor:g} GPU"
             have += f" and {sum(n.gpus for n in nodes):g} GPU"
         raise ConfigError(
-            f"pool.actors: asks {need}, the cluster has {have} on {len(nodes)} node(s) and holds {capacity} such actors; "
+            f"pool.actors: asks {need}, the cluster has {have} on {len(nodes)} node(s), room for {capacity} actors; "
             "lower pool.actors, pool.cpus_per_actor or pool.gpus_per_actor"
         )
     return wanted

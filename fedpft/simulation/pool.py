@@ -17,7 +17,7 @@ class RayClientPool:
     """A `ClientPool` on Ray.
 
     What is large travels once: the package (proxy and data) and each change of the proxy are put in the object store
-    once for all actors, the plan with its adapter once per round. A reply is one flat vector, the counts and two numbers.
+    once for all actors, the plan with its adapter once per round. A reply is one flat vector, counts and two numbers.
 
     Args:
         config: number and size of the actors, address of the cluster.

@@ -130,7 +130,7 @@ def test_unknown_family_names_itself_the_known_ones_and_the_file():
 
 
 def test_transformer_parameters_are_those_of_the_paper():
-    """BERT-base with layers 0 and 11 whole and 768 of 3072 neurons elsewhere: 47 Mi of 81 Mi (method.md 1)."""
+    """BERT-base with layers 0 and 11 whole and 768 of 3072 neurons elsewhere: 47 Mi of 81 Mi."""
     with torch.device("meta"):
         fm = BertModel(AutoConfig.for_model("bert"))
     assert round(num_transformer_parameters(fm) / 2**20) == 81

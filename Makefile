@@ -1,0 +1,36 @@
+# make run    the quickstart: everything from an empty machine to a tuned foundation model
+# make test   the test suite
+# Both create .venv from constraints.txt when it is missing or older than the project's requirements.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run digits test lint install clean
+run: $(INSTALLED)
+	@$(BIN)/fedpft run experiments/configs/quickstart.yaml
+
+digits: $(INSTALLED)
+	@$(BIN)/fedpft run experiments/configs/digits_vit.yaml
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+install: $(INSTALLED)
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@echo "installing into $(VENV) (some minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedpft needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[quickstart,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
