@@ -32,13 +32,15 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or ray://
 def run(config_path: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
     """Run an experiment: construct, align, tune federatedly, plug in, evaluate."""
     config = _load(config_path, overrides, address)
-    from fedpft.pipeline import run as run_pipeline  # torch and transformers load after the config was checked
     from fedpft.report.screen import Screen, print_result
 
     console = Console()
     for line in settings_without_effect(config):
         console.print(f"note: {line}", style="yellow", soft_wrap=True)
     with Screen(console) as screen:
+        screen.stage("load libraries")
+        from fedpft.pipeline import run as run_pipeline  # torch and transformers, after the config was checked
+
         finished = run_pipeline(config, screen)
     print_result(console, finished.result, finished.locations)
 
@@ -56,6 +58,8 @@ def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address 
 def main() -> None:
     """Run the command line; a setting that the user must change ends in one line and exit code 2."""
     _hush_libraries()
+    # threads that wait must sleep: spinning ones stall every other process on the same cores, our own actors first
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except ConfigError as error:

@@ -52,8 +52,9 @@ class FMConfig:
     """Hub id, local folder, `package://module/sub/folder` (weights shipped in a Python package) or `scratch://model_type`."""
     max_length: int = 128
     """Longest text in tokens, special tokens included; longer texts are cut."""
-    architecture: dict[str, Any] = field(default_factory=dict)
-    """Fields of the transformers config of a `scratch://` FM, e.g. `hidden_size: 64`."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the transformers config to set: the architecture of a `scratch://` FM (`hidden_size: 64`), or what a
+    loaded one should do differently (`hidden_dropout_prob: 0.0`)."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
     def __post_init__(self) -> None:
@@ -235,6 +236,8 @@ class FederatedConfig:
     local_epochs: int = 1
     batch_size: int = 4
     lr: float = 8e-4
+    head_lr_ratio: float = 1.0
+    """Learning rate of the task head over `lr`; above 1 helps a new head on an FM whose pooled features are small."""
     lr_schedule: Literal["constant", "exponential", "inverse", "linear"] = "linear"
     """Over rounds; within a round the rate is constant."""
     lr_decay: float = 0.95
@@ -244,8 +247,8 @@ class FederatedConfig:
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
     def __post_init__(self) -> None:
-        names = ("num_clients", "rounds", "clients_per_round", "local_epochs", "batch_size", "lr", "max_grad_norm")
-        _require_positive("federated", self, *names)
+        names = ("num_clients", "rounds", "clients_per_round", "local_epochs", "batch_size", "lr")
+        _require_positive("federated", self, *names, "head_lr_ratio", "max_grad_norm")
         _require_non_negative("federated", self, "weight_decay")
         _require(0 < self.lr_decay <= 1, "federated.lr_decay", self.lr_decay, "a fraction in (0, 1]")
         if self.sampling == "uniform":

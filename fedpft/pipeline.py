@@ -62,6 +62,7 @@ def run(config: Config, observer: RunObserver | None = None) -> RunResult:
     observer = observer or SilentObserver()
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
+    observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config)
     try:
         output_dir = claim_output_dir(Path(config.output_dir))
@@ -86,7 +87,7 @@ def run(config: Config, observer: RunObserver | None = None) -> RunResult:
         adapter = get_adapter(proxy.model)
         observer.stage("evaluate untuned FM")
         untuned = score(method.plug_in(adapter))
-        observer.stage(f"start {pool.num_actors} client actor(s)")
+        observer.stage(f"send sub-FM and data to {pool.num_actors} actor(s)")
         pool.broadcast(
             ClientPackage(
                 proxy=pack_model(proxy.model),
@@ -227,6 +228,7 @@ def local_settings(config: Config) -> LocalSettings:
         seed=config.seed,
         num_epochs=config.federated.local_epochs,
         batch_size=config.federated.batch_size,
+        head_lr_ratio=config.federated.head_lr_ratio,
         weight_decay=config.federated.weight_decay,
         max_grad_norm=config.federated.max_grad_norm,
         num_threads=config.pool.threads_per_client,

@@ -1,13 +1,15 @@
 """What every test shares: one thread, no network, quiet libraries, and the numbers computed with the authors' code."""
 
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import pytest
@@ -88,6 +90,25 @@ def golden(record_property: Callable[[str, Any], None]) -> Golden:
     if not GOLDEN.is_dir():
         pytest.skip(f"the authors' numbers are not at {GOLDEN}")
     return Golden(record_property)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[Any]:
+    """Start Ray with 2 CPUs once for all tests; every pool of every test joins it."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        object_store_memory=100 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield ray
+    ray.shutdown()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,14 +1,28 @@
 """Tiny random models of every family, for tests that take milliseconds."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
+
+from fedpft.config import LoraConfig
+from fedpft.data.collate import TextCollator
+from fedpft.data.partition import Partition
+from fedpft.federated.client import ClientPackage
+from fedpft.federated.messages import LocalSettings
+from fedpft.models.lora import AdaptedModel, attach_lora
+from fedpft.models.weights import pack_model
 
 _COMMON = {
     "hidden_size": 16,
@@ -56,3 +70,116 @@ def tiny_batch(model_type: str, *, batch_size: int = 4, num_tokens: int = 7, see
     mask = (torch.arange(num_tokens) < lengths).long()
     ids = torch.randint(3, 40, (batch_size, num_tokens), generator=generator)
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+WORDS = [f"w{i}" for i in range(36)]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of 36 words and 4 special tokens (`[PAD]` is 0), for every tiny text model."""
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+
+
+def tiny_texts(num_texts: int, *, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Return texts of 3 to 9 words and their labels: most words of a text come from its label's half of `WORDS`."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, num_texts)
+    texts = []
+    for label in labels:
+        halves = np.where(rng.random(rng.integers(3, 10)) < 0.9, label, 1 - label)
+        texts.append(" ".join(WORDS[half * 18 + rng.integers(4)] for half in halves))
+    return texts, labels.tolist()
+
+
+def tiny_package(
+    model_type: str = "bert",
+    *,
+    seed: int = 0,
+    shard_sizes: tuple[int, ...] = (6, 9, 5, 12),
+    dropout: float = 0.1,
+    watched_layers: tuple[int, ...] = (1, 2),
+    model: AdaptedModel | None = None,
+    **settings: Any,
+) -> ClientPackage:
+    """Return what a place needs to play tiny text clients: a model with LoRA and learnable, unequally long texts."""
+    texts, labels = tiny_texts(sum(shard_sizes))
+    settings = {
+        "num_epochs": 1, "batch_size": 4, "head_lr_ratio": 1.0, "weight_decay": 0.01, "max_grad_norm": 1.0,
+        "num_threads": 1, "precision": "32-true", "accelerator": "cpu",
+    } | settings  # fmt: skip
+    if model is None:
+        model = attach_lora(
+            tiny_fm(model_type, num_labels=2), LoraConfig(rank=2, lora_alpha=4, dropout=dropout), seed=0
+        )
+    tokenizer = tiny_tokenizer()
+    order = np.random.default_rng(0).permutation(len(texts))
+    return ClientPackage(
+        proxy=pack_model(model),
+        watched_layers=watched_layers,
+        train=datasets.Dataset.from_dict({"input_ids": tokenizer(texts)["input_ids"], "label": labels}),
+        partition=Partition(order, np.concatenate(([0], np.cumsum(shard_sizes)))),
+        collate=TextCollator(tokenizer),
+        settings=LocalSettings(seed=seed, **settings),
+    )
+
+
+def tiny_text_run(folder: Path) -> list[str]:
+    """Write an FM, a task and a corpus into `folder`; return the `key=value` settings of a run of seconds on them."""
+    tiny_fm("bert").save_pretrained(folder / "fm")
+    tiny_tokenizer().save_pretrained(folder / "fm")
+    for name, seed, num_texts in (("task/train", 0, 48), ("task/validation", 1, 40), ("public/train", 2, 60)):
+        texts, labels = tiny_texts(num_texts, seed=seed)
+        file = folder / f"{name}.csv"
+        file.parent.mkdir(exist_ok=True)
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows([("text", "label"), *zip(texts, labels, strict=True)])
+    return [
+        f"fm.path={folder / 'fm'}",
+        f"task={{name: custom, path: {folder / 'task'}, text_columns: [text], label_column: label}}",
+        f"public={{name: custom, path: {folder / 'public'}, text_column: text, chunk_length: 10}}",
+        f"output_dir={folder / 'out'}",
+        *TINY_RUN,
+    ]
+
+
+def tiny_vision_run(folder: Path) -> list[str]:
+    """Return the settings of a run of seconds with a ViT from scratch on handwritten digits (needs scikit-learn)."""
+    architecture = "{hidden_size: 16, num_hidden_layers: 3, num_attention_heads: 2, intermediate_size: 24, " + (
+        "image_size: 8, patch_size: 4}"
+    )
+    return [
+        "fm.path=scratch://vit",
+        f"fm.config={architecture}",
+        "fm.pretrain.num_epochs=1",
+        "task={name: digits, max_train_examples: 48, max_eval_examples: 40}",
+        "public={name: digits_public, max_examples: 64}",
+        f"output_dir={folder / 'out'}",
+        *TINY_RUN,
+    ]
+
+
+TINY_RUN = [
+    "name=tiny",
+    "method.retained_ratio=0.5",
+    "lora={rank: 2, lora_alpha: 4}",
+    "align.layers={num_steps: 3, batch_size: 4}",
+    "align.neurons={interval: 2, num_steps: 3, batch_size: 4, lr: 1e-2}",
+    "federated={num_clients: 4, clients_per_round: 3, rounds: 4, lr: 1e-2}",
+    "pool={kind: sequential, accelerator: cpu}",
+    "server.accelerator=cpu",
+    "tracking.wandb=disabled",
+]
+"""4 rounds of 3 of 4 clients, neurons aligned after the second round, in this process, on the CPU."""

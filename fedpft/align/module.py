@@ -60,7 +60,7 @@ class AlignmentModule(L.LightningModule):
         self._teacher_ffns = [teacher_ffns[layer] for layer in layers]
         self._student_ffns = [student_ffns[layer] for layer in layers]
         self._masks = [] if neuron_masks is None else self._gradient_masks([neuron_masks[layer] for layer in layers])
-        self.last_loss: AlignmentLoss | None = None
+        self._products: list[Tensor] = []
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that alignment changes; everything else is frozen."""
@@ -91,8 +91,7 @@ class AlignmentModule(L.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Return the batch's loss."""
-        self.last_loss = self.loss(batch)
-        return self.last_loss.total
+        return self.loss(batch).total
 
     def on_after_backward(self) -> None:
         """Zero the gradient of frozen neurons, before it is clipped."""
@@ -112,12 +111,17 @@ class AlignmentModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _product_term(self) -> Tensor:
-        losses = []
-        for teacher, student in zip(self._teacher_ffns, self._student_ffns, strict=True):
-            with torch.no_grad():
-                target = weight_product(teacher.up_weight, teacher.down_weight)
-            losses.append(weight_product_loss(target, weight_product(student.up_weight, student.down_weight)))
-        return torch.stack(losses).mean()
+        students = [weight_product(ffn.up_weight, ffn.down_weight) for ffn in self._student_ffns]
+        losses = map(weight_product_loss, self._teacher_products(), students)
+        return torch.stack(list(losses)).mean()
+
+    @torch.no_grad()
+    def _teacher_products(self) -> list[Tensor]:
+        """Compute the FM's products once: its weights do not change, and they cost as much as many tokens."""
+        device = self._teacher_ffns[0].up_weight.device
+        if not self._products or self._products[0].device != device:
+            self._products = [weight_product(ffn.up_weight, ffn.down_weight) for ffn in self._teacher_ffns]
+        return self._products
 
     def _gradient_masks(self, neuron_masks: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
         masks = []

@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 
 NUM_PACKAGES = 10
-MIN_WORDS = 5
+MIN_WORDS = 8
 EVALUATION_RATIO = 0.25
 SHINGLE_WORDS = 3
 NEAR_DUPLICATE_JACCARD = 0.5

@@ -23,7 +23,7 @@ def aggregate_adapters(
     total_weight = 0.0
     for update in in_client_order(updates):
         weight = cohort[update.client_id] * (update.num_examples if kind == "weighted" else 1.0)
-        total += weight * update.adapter
+        total += weight * update.adapter.astype(np.float64)
         total_weight += weight
     return (total / total_weight).astype(np.float32)
 

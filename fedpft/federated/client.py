@@ -48,7 +48,11 @@ class LocalClient:
     def __init__(self, package: ClientPackage, name: str = "driver") -> None:
         hush_lightning()
         self._package, self._settings, self._name = package, package.settings, name
-        module = LocalTuningModule(unpack_model(package.proxy), weight_decay=package.settings.weight_decay)
+        module = LocalTuningModule(
+            unpack_model(package.proxy),
+            head_lr_ratio=package.settings.head_lr_ratio,
+            weight_decay=package.settings.weight_decay,
+        )
         ffns = find_ffns(module.proxy)
         self._watched = [ffns[layer] for layer in package.watched_layers]
         self._fabric = L.Fabric(
@@ -84,7 +88,10 @@ class LocalClient:
                 with self._fabric.autocast():
                     loss = module.training_step(batch, step)
                 self._fabric.backward(loss)
-                self._fabric.clip_gradients(module, optimizer, max_norm=settings.max_grad_norm)
+                # what is not finite is skipped by a 16-bit scaler, else refused by the driver, who knows the round
+                self._fabric.clip_gradients(
+                    module, optimizer, max_norm=settings.max_grad_norm, error_if_nonfinite=False
+                )
                 optimizer.step()
                 optimizer.zero_grad()
                 loss_sum += loss.item() * len(batch["labels"])

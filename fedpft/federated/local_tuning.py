@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from fedpft.models.lora import adapter_parameters
+from fedpft.models.lora import adapter_parameters, split_adapter
 
 
 class LocalTuningModule(L.LightningModule):
@@ -15,14 +15,17 @@ class LocalTuningModule(L.LightningModule):
     Args:
         proxy: a model with an adapter that returns `.loss` when the batch has `labels`.
         lr: learning rate; the round's, set before each fit.
+        head_lr_ratio: learning rate of the task head over `lr`.
         weight_decay: AdamW's, on all adapter tensors.
 
     """
 
-    def __init__(self, proxy: nn.Module, *, lr: float = 0.0, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, proxy: nn.Module, *, lr: float = 0.0, head_lr_ratio: float = 1.0, weight_decay: float = 0.0
+    ) -> None:
         super().__init__()
         self.proxy = proxy
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.head_lr_ratio, self.weight_decay = lr, head_lr_ratio, weight_decay
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Return the mean loss of a labelled batch."""
@@ -30,5 +33,6 @@ class LocalTuningModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW over the adapter, fresh for every fit."""
-        parameters = list(adapter_parameters(self.proxy).values())
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        lora, head = split_adapter(adapter_parameters(self.proxy))
+        groups = [{"params": lora, "lr": self.lr}, {"params": head, "lr": self.lr * self.head_lr_ratio}]
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay)

@@ -20,6 +20,7 @@ class LocalSettings:
     """The run's seed; a client's own draws derive from (seed, round, client_id)."""
     num_epochs: int
     batch_size: int
+    head_lr_ratio: float
     weight_decay: float
     max_grad_norm: float
     num_threads: int

@@ -84,7 +84,10 @@ def load_fm(config: FMConfig, *, modality: Modality, num_labels: int, seed: int)
         if config.path.startswith(SCRATCH):
             fm = auto.from_config(_scratch_config(config, num_labels))
         else:
-            fm = _from_pretrained(auto, config.path, num_labels=num_labels, ignore_mismatched_sizes=True)
+            _check_fields(_from_pretrained(AutoConfig, config.path), config.config)
+            fm = _from_pretrained(
+                auto, config.path, num_labels=num_labels, ignore_mismatched_sizes=True, **config.config
+            )
     if fm.config.model_type not in FFN_LOCATIONS:
         known = ", ".join(sorted(FFN_LOCATIONS))
         raise ConfigError(
@@ -156,13 +159,16 @@ def _scratch_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
         raise ConfigError(
             f"fm.path: found {config.path!r}, allowed after {SCRATCH}: {', '.join(sorted(FFN_LOCATIONS))}"
         )
-    known = AutoConfig.for_model(model_type).to_dict()
-    for key in config.architecture:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+    _check_fields(AutoConfig.for_model(model_type), config.config)
+    return AutoConfig.for_model(model_type, num_labels=num_labels, **config.config)
+
+
+def _check_fields(known: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
+    for key in overrides:
+        if key not in known.to_dict():
+            close = difflib.get_close_matches(key, known.to_dict(), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"fm.architecture.{key}: unknown field of a {model_type} config{hint}")
-    return AutoConfig.for_model(model_type, num_labels=num_labels, **config.architecture)
+            raise ConfigError(f"fm.config.{key}: unknown field of a {known.model_type} config{hint}")
 
 
 def _scratch_processor(config: FMConfig, modality: Modality) -> Any:

@@ -4,6 +4,7 @@ An adapter travels as one flat float32 vector in the order of :func:`adapter_lay
 layout, because compression keeps every module's name and the shapes of everything that LoRA touches.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
 def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
     """Wrap a model with LoRA and make the adapter its only trainable part; B is zero, so outputs do not change.
 
+    The adapter takes over the model's mode: attached to a model in eval mode, its dropout is off.
+
     Raises:
         ConfigError: a target that matches no module, or a family without default targets.
 
@@ -60,8 +63,9 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMo
         modules_to_save=head_modules(model),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+    training = model.training
     with isolated_torch_rng(seed):
-        return get_peft_model(model, peft_config)
+        return get_peft_model(model, peft_config).train(training)  # peft leaves its own dropouts active
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
@@ -77,6 +81,12 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapter's live parameters by name, in layout order."""
     named = ((name, parameter) for name, parameter in model.named_parameters() if _is_adapter(name))
     return dict(sorted(named))
+
+
+def split_adapter(parameters: Mapping[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split adapter parameters by name into LoRA and task head."""
+    lora = [parameter for name, parameter in parameters.items() if "lora_" in name]
+    return lora, [parameter for name, parameter in parameters.items() if "lora_" not in name]
 
 
 def adapter_layout(model: nn.Module) -> AdapterLayout:

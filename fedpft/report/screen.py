@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from rich.box import SIMPLE
@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedpft.federated.messages import ClientUpdate
+if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
+    from fedpft.federated.messages import ClientUpdate
 
 _MIN_STAGE_SECONDS = 0.05
 _MAX_LINE_LENGTH = 80
@@ -80,7 +81,7 @@ class Screen:
             self._rounds.update(round_index - 1, num_rounds, None)
         self._clients = self._progress.add_task(f"round {round_index}", total=len(client_ids), note="")
 
-    def client_finished(self, update: ClientUpdate) -> None:
+    def client_finished(self, update: "ClientUpdate") -> None:
         """Move the clients' bar."""
         if self._clients is not None:
             note = f"client {update.client_id}  loss {update.metrics['loss']:.3f}"

@@ -35,7 +35,7 @@ def test_every_kind_of_value_comes_back_from_its_dump(tmp_path):
         overrides=[
             "name=x",
             "method.uncompressed_layers=[0,-1]",
-            "fm.architecture.hidden_size=64",
+            "fm.config.hidden_size=64",
             "federated.lr=1e-3",
             "pool.actors=3",
             "task.text_columns=[premise,hypothesis]",
@@ -45,7 +45,7 @@ def test_every_kind_of_value_comes_back_from_its_dump(tmp_path):
     )
     assert config.output_dir == "outputs/x"
     assert config.method.uncompressed_layers == (0, -1)
-    assert config.fm.architecture == {"hidden_size": 64}
+    assert config.fm.config == {"hidden_size": 64}
     assert config.pool.actors == 3
     assert load_config(write(tmp_path, dump_config(config))) == config
 

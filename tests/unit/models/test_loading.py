@@ -18,7 +18,7 @@ def modality_of(model_type):
 
 
 def scratch(model_type, seed=0):
-    config = FMConfig(path=f"scratch://{model_type}", architecture=TINY_CONFIGS[model_type])
+    config = FMConfig(path=f"scratch://{model_type}", config=TINY_CONFIGS[model_type])
     return load_fm(config, modality=modality_of(model_type), num_labels=3, seed=seed)
 
 
@@ -82,7 +82,7 @@ def test_a_saved_fm_opens_from_its_folder_with_a_new_head(model_type, tmp_path):
 
 
 def test_decoders_pad_with_the_end_of_text():
-    config = FMConfig(path="scratch://gpt2", architecture=TINY_CONFIGS["gpt2"] | {"pad_token_id": None})
+    config = FMConfig(path="scratch://gpt2", config=TINY_CONFIGS["gpt2"] | {"pad_token_id": None})
     assert load_fm(config, modality="text", num_labels=2, seed=0).config.pad_token_id == 2
 
 
@@ -121,7 +121,7 @@ def test_a_text_model_from_scratch_has_no_tokenizer():
 
 
 def test_an_image_model_from_scratch_has_a_processor_of_its_size():
-    processor = load_processor(FMConfig(path="scratch://vit", architecture=TINY_CONFIGS["vit"]), "image")
+    processor = load_processor(FMConfig(path="scratch://vit", config=TINY_CONFIGS["vit"]), "image")
     image = torch.zeros(3, 20, 30, dtype=torch.uint8).numpy()
     assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 8)
 

@@ -175,3 +175,9 @@ def test_without_its_adapter_a_model_is_the_plain_one_again(model_type):
     assert type(back) is type(plain)
     assert [name for name, _ in back.named_parameters()] == [name for name, _ in plain.named_parameters()]
     assert torch.equal(outputs(back, model_type), outputs(plain, model_type))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_adapter_takes_over_the_models_mode(training):
+    model = attach_lora(tiny_fm("bert").train(training), LoraConfig(rank=2, dropout=0.5), seed=0)
+    assert {module.training for module in model.modules()} == {training}

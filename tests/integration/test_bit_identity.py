@@ -1,0 +1,50 @@
+"""The same run, whoever plays the clients."""
+
+import pytest
+
+from fedpft.config import load_config
+from fedpft.pipeline import run
+from tests.tiny import tiny_text_run
+
+TWO_ALIGNMENTS = ["federated.rounds=5", "method.uncompressed_layers=[0]"]  # after rounds 2 and 4
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return [*tiny_text_run(tmp_path_factory.mktemp("bits")), *TWO_ALIGNMENTS]
+
+
+@pytest.fixture(scope="module")
+def sequential(settings, tmp_path_factory):
+    return files_of(settings, tmp_path_factory.mktemp("sequential"))
+
+
+def files_of(settings, folder, *overrides):
+    """Run; return the bytes of the adapter and of the re-aligned sub-FM, and both accuracies."""
+    result = run(load_config(None, [*settings, f"output_dir={folder / 'out'}", *overrides])).result
+    adapter = (folder / "out/adapter/adapter_model.safetensors").read_bytes()
+    return adapter, (folder / "out/sub_fm/model.safetensors").read_bytes(), result["fm"], result["sub_fm"]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_one_actor_two_actors_and_sequential_give_bit_identical_adapters(settings, sequential, tmp_path):
+    for actors in (1, 2):
+        ray = files_of(settings, tmp_path / str(actors), "pool.kind=ray", f"pool.actors={actors}")
+        assert ray == sequential, f"{actors} actor(s)"
+
+
+def test_the_same_config_twice_gives_a_bit_identical_adapter(settings, sequential, tmp_path):
+    assert files_of(settings, tmp_path) == sequential
+
+
+def test_another_seed_gives_another_adapter(settings, sequential, tmp_path):
+    assert files_of(settings, tmp_path, "seed=43")[0] != sequential[0]
+
+
+def test_evaluating_every_round_or_only_at_the_end_gives_a_bit_identical_adapter(settings, sequential, tmp_path):
+    for interval in (1, 100):
+        assert files_of(settings, tmp_path / str(interval), f"evaluation.interval={interval}") == sequential
+
+
+def test_neuron_alignment_changes_the_run(settings, sequential, tmp_path):
+    assert files_of(settings, tmp_path, "align.neurons.kind=none")[:2] != sequential[:2]

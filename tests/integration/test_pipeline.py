@@ -1,0 +1,213 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from fedpft.config import ConfigError, dump_config, load_config
+from fedpft.evaluate import evaluate
+from fedpft.models.loading import load_sub_fm
+from fedpft.pipeline import load_fm_and_data, local_settings, plan, planned_cohort, run
+from fedpft.trainer import SilentProgress
+from tests.tiny import tiny_text_run, tiny_vision_run
+
+RESULT_KEYS = {
+    "name", "seed", "method", "metric", "untuned_fm", "sub_fm", "fm", "rounds", "num_params_fm", "num_params_sub_fm",
+    "num_params_adapter", "bytes_up_per_client_round", "bytes_down_per_client_round", "wall_seconds", "versions",
+}  # fmt: skip
+VARIANTS = {
+    "text, uniform sub-FM": ("text", tiny_text_run, ["evaluation.interval=2"]),
+    "text, layer 0 whole": ("text", tiny_text_run, ["evaluation.interval=2", "method.uncompressed_layers=[0]"]),
+    "images, uniform sub-FM": ("image", tiny_vision_run, ["evaluation.interval=2"]),
+    "images, layer 0 whole": ("image", tiny_vision_run, ["evaluation.interval=2", "method.uncompressed_layers=[0]"]),
+}
+AUTO = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def finished(request, tmp_path_factory):
+    """Run a variant once and open what it left."""
+    modality, write, extra = VARIANTS[request.param]
+    if modality == "image":
+        pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    folder = tmp_path_factory.mktemp("run")
+    config = load_config(None, [*write(folder), *extra])
+    returned = run(config)
+    out = folder / "out"
+    return SimpleNamespace(
+        config=config,
+        out=out,
+        returned=returned,
+        result=json.loads((out / "result.json").read_text()),
+        rounds=[json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()],
+        modality=modality,
+        uniform=not config.method.uncompressed_layers,
+    )
+
+
+def accuracy(finished, model):
+    """Return the accuracy of a model on the run's evaluation set, and the FM that the run started from."""
+    fm, data = load_fm_and_data(finished.config, SilentProgress())
+    model = model(fm) if callable(model) and not isinstance(model, torch.nn.Module) else model
+    return evaluate(model, data.evaluation, data.collate, batch_size=7, server=finished.config.server)
+
+
+def test_the_output_folder_holds_what_is_promised(finished):
+    assert {path.name for path in finished.out.iterdir()} == {
+        "config.yaml", "rounds.jsonl", "result.json", "adapter", "sub_fm",
+    }  # fmt: skip
+    assert {name: str(path) for name, path in finished.returned.locations.items()} == {
+        "config": str(finished.out / "config.yaml"),
+        "rounds": str(finished.out / "rounds.jsonl"),
+        "result": str(finished.out / "result.json"),
+        "adapter": str(finished.out / "adapter"),
+        "sub_fm": str(finished.out / "sub_fm"),
+    }
+
+
+def test_the_saved_config_is_the_config(finished):
+    assert load_config(finished.out / "config.yaml") == finished.config
+
+
+def test_rounds_have_one_line_each_with_the_right_keys(finished):
+    assert [record["round"] for record in finished.rounds] == [1, 2, 3, 4]
+    for record in finished.rounds:
+        assert {"round", "clients", "train_loss", "lr", "seconds"} <= record.keys()
+        assert len(record["clients"]) == 3
+        assert ({"fm", "sub_fm"} <= record.keys()) == (record["round"] in (2, 4))
+        assert ("align/last_loss" in record) == (record["round"] == 2), "every 2 rounds, but not after the last"
+        assert np.isfinite(record["train_loss"])
+    assert [record["lr"] for record in finished.rounds] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+
+
+def test_the_aligned_weights_travel_once(finished):
+    adapter = finished.result["bytes_down_per_client_round"]
+    down = [record["comm/bytes_down"] / 3 for record in finished.rounds]
+    assert [down[0], down[1], down[3]] == [adapter] * 3
+    assert adapter < down[2] <= adapter + 4 * finished.result["num_transformer_params_sub_fm"]
+    assert [record["proxy_version"] for record in finished.rounds] == [0, 0, 1, 1]
+
+
+def test_result_has_the_promised_keys_and_true_numbers(finished):
+    result = finished.result
+    assert result.keys() >= RESULT_KEYS
+    assert result == json.loads(json.dumps(finished.returned.result))
+    assert (result["name"], result["seed"], result["method"], result["rounds"]) == ("tiny", 42, "fedpft", 4)
+    assert {key: finished.rounds[-1][key] for key in ("fm", "sub_fm")} == {key: result[key] for key in ("fm", "sub_fm")}
+    assert result["bytes_up_per_client_round"] == 4 * result["num_params_adapter"]
+    assert {"torch", "transformers", "peft", "lightning", "python"} <= result["versions"].keys()
+    fm, _ = load_fm_and_data(finished.config, SilentProgress())
+    assert result["num_params_fm"] == sum(parameter.numel() for parameter in fm.parameters())
+    sub_fm = load_sub_fm(finished.out / "sub_fm", modality=finished.modality)
+    assert result["num_params_sub_fm"] == sum(parameter.numel() for parameter in sub_fm.parameters())
+    layers = 3 if finished.uniform else 2
+    assert result["num_params_fm"] - result["num_params_sub_fm"] == layers * 12 * (16 + 1 + 16)
+
+
+def test_the_tuning_did_something(finished):
+    losses = [record["train_loss"] for record in finished.rounds]
+    assert losses[-1] < losses[0]
+
+
+def test_the_adapter_opens_on_the_fm_with_peft_and_gives_the_result(finished):
+    folder = str(finished.out / "adapter")
+    assert accuracy(finished, lambda fm: PeftModel.from_pretrained(fm, folder)) == finished.result["fm"]
+
+
+def test_the_untuned_fm_gives_its_number(finished):
+    assert accuracy(finished, lambda fm: fm) == finished.result["untuned_fm"]
+
+
+def test_the_sub_fm_opens_and_with_the_adapter_gives_its_number(finished):
+    folder = finished.out / "sub_fm"
+    sub_fm = load_sub_fm(folder, modality=finished.modality)
+    if finished.uniform:
+        plain = AUTO[finished.modality].from_pretrained(folder)
+        assert type(plain) is type(sub_fm)
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), sub_fm.parameters(), strict=True))
+        sub_fm = plain
+    adapted = PeftModel.from_pretrained(sub_fm, str(finished.out / "adapter"))
+    assert accuracy(finished, adapted) == finished.result["sub_fm"]
+
+
+def test_the_sub_fm_file_has_the_fms_weights_but_for_the_compressed_ffns(finished):
+    fm, _ = load_fm_and_data(finished.config, SilentProgress())
+    sub_fm = load_sub_fm(finished.out / "sub_fm", modality=finished.modality).state_dict()
+    ffn = ("intermediate", "output.dense", "output.LayerNorm", "mlp")
+    first = () if finished.uniform else ("layer.0.", "layers.0.")
+    for name, tensor in fm.state_dict().items():
+        may_change = any(part in name for part in ffn) and "attention" not in name and not any(f in name for f in first)
+        assert may_change or torch.equal(tensor, sub_fm[name]), name
+
+
+def test_plan_says_what_the_run_then_did(finished):
+    planned = plan(finished.config)
+    for key in ("num_params_fm", "num_params_sub_fm", "num_params_adapter", "bytes_up_per_client_round", "actors"):
+        assert planned[key] == finished.result[key]
+    assert sum(planned["client_sizes"]) == 48
+    assert np.sum(planned["label_histogram"], axis=1).tolist() == planned["client_sizes"]
+    assert planned["config_yaml"] == dump_config(finished.config)
+
+
+def test_a_second_run_moves_the_first_aside_and_loses_nothing(tmp_path):
+    config = load_config(None, [*tiny_text_run(tmp_path), "federated.rounds=1", "align.layers.kind=none"])
+
+    def content(folder):
+        return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    run(config)
+    first = content(tmp_path / "out")
+    run(config)
+    second = content(tmp_path / "out")
+    run(config)
+    assert content(tmp_path / "out.1") == first
+    assert content(tmp_path / "out.2") == second
+    assert content(tmp_path / "out").keys() == first.keys()
+
+
+def test_a_diverging_run_names_round_and_client_and_closes_its_pool(tmp_path, monkeypatch):
+    from fedpft.federated.pool import SequentialPool
+
+    closed = []
+    monkeypatch.setattr(SequentialPool, "close", lambda self: closed.append(self))
+    config = load_config(None, [*tiny_text_run(tmp_path), "federated.lr=1e30", "align.layers.kind=none"])
+    with pytest.raises(RuntimeError, match=r"round 1, client \d .*NaN or infinite"):
+        run(config)
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("method.uncompressed_layers=[3]", "method.uncompressed_layers"),
+        ("fm.path=/nowhere/at/all", "fm.path"),
+        ("task.path=/nowhere/at/all", "task.path"),
+        ("lora.target_modules=[nowhere]", "lora.target_modules"),
+        ("federated.num_clients=49", "federated.num_clients"),
+        ("fm.pretrain.num_epochs=1", "fm.pretrain.num_epochs"),
+    ],
+)
+def test_settings_that_only_the_data_or_the_fm_refute_name_their_key_in_one_line(tmp_path, setting, key):
+    config = load_config(None, [*tiny_text_run(tmp_path), setting])
+    for action in (run,) if "pretrain" in setting else (plan, run):
+        with pytest.raises(ConfigError) as error:
+            action(config)
+        assert str(error.value).startswith(key)
+        assert "\n" not in str(error.value)
+
+
+def test_local_settings_follow_the_pool(tmp_path):
+    ray = ["pool.kind=ray", "pool.accelerator=auto"]
+    settings = {
+        gpus: local_settings(load_config(None, [*ray, f"pool.gpus_per_actor={gpus}"])).accelerator for gpus in (0, 0.5)
+    }
+    assert settings == {0: "cpu", 0.5: "cuda"}
+    assert local_settings(load_config(None, ["pool.kind=sequential"])).accelerator == "auto"
+
+
+def test_full_sampling_plans_for_everyone():
+    assert planned_cohort(load_config(None, ["federated.sampling=full"])) == 100
+    assert planned_cohort(load_config()) == 10

@@ -1,0 +1,241 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpft.config import FederatedConfig
+from fedpft.federated.driver import Driver, ServerState
+from fedpft.federated.messages import ClientUpdate
+from fedpft.federated.observer import SilentObserver
+from fedpft.federated.sampling import sample_cohort
+from fedpft.methods.base import ProxyChange
+from fedpft.models.activations import ActivationCounts
+from fedpft.seeding import numpy_rng
+
+NUM_PARAMETERS = 6
+START = np.zeros(NUM_PARAMETERS, dtype=np.float32)
+CHANGE = {"ffn.up": np.ones((2, 5), np.float32), "ffn.down": np.ones(3, np.float32)}
+CHANGE_BYTES = 4 * 13
+SIZES = np.array([10, 20, 30, 40, 50])
+
+
+class FakePool:
+    """Adds (client id + 1) x lr to every parameter; replies in reverse order."""
+
+    num_actors = 1
+
+    def __init__(self, spoil=lambda update: update):
+        self.plans, self.cohorts, self.replaced, self.spoil = [], [], [], spoil
+
+    def replace_weights(self, weights):
+        self.replaced.append((len(self.plans), weights))
+
+    def run(self, plan, client_ids):
+        self.plans.append(plan)
+        self.cohorts.append(list(client_ids))
+        counts = None
+        if plan.count_activations:
+            counts = ActivationCounts(zeros=(np.array([1, 2]),), positions=np.array([4]))
+        for client_id in reversed(client_ids):
+            yield self.spoil(
+                ClientUpdate(
+                    client_id=client_id,
+                    num_examples=int(SIZES[client_id]),
+                    adapter=plan.adapter + np.float32((client_id + 1) * plan.lr),
+                    metrics={"loss": float(client_id), "seconds": 0.5},
+                    counts=counts,
+                    actor="fake",
+                )
+            )
+
+
+class FakeMethod:
+    def __init__(self, rounds_with_counts=()):
+        self.rounds_with_counts, self.asked, self.after = set(rounds_with_counts), [], []
+
+    def wants_counts(self, round_index, num_rounds):
+        self.asked.append((round_index, num_rounds))
+        return round_index in self.rounds_with_counts
+
+    def after_round(self, round_index, adapter, counts):
+        self.after.append((round_index, adapter.copy(), counts))
+        return ProxyChange(weights=CHANGE, metrics={"align/last_loss": 0.25})
+
+
+class FakeTracker:
+    def __init__(self):
+        self.records, self.clients = [], []
+
+    def log_round(self, record):
+        self.records.append(dict(record))
+
+    def log_clients(self, round_index, rows):
+        self.clients.append((round_index, rows))
+
+
+def driver(*, pool=None, method=None, evaluation_interval=100, seed=0, **federated):
+    federated = {"num_clients": 5, "rounds": 5, "clients_per_round": 3, "lr": 0.1} | federated
+    evaluated = []
+
+    def evaluate(adapter):
+        evaluated.append(adapter.copy())
+        return {"fm": 0.75, "sub_fm": 0.5}
+
+    made = Driver(
+        config=FederatedConfig(**federated),
+        seed=seed,
+        client_sizes=SIZES,
+        method=method or FakeMethod(),
+        pool=pool or FakePool(),
+        evaluate=evaluate,
+        evaluation_interval=evaluation_interval,
+        tracker=FakeTracker(),
+        observer=SilentObserver(),
+    )
+    return made, evaluated
+
+
+def start():
+    return ServerState(rounds_done=0, adapter=START)
+
+
+def test_every_round_starts_from_the_aggregate_of_the_round_before():
+    made, _ = driver(lr_schedule="constant", aggregation="uniform")
+    final = made.run(start())
+    expected = START.copy()
+    for plan, cohort in zip(made.pool.plans, made.pool.cohorts, strict=True):
+        assert plan.adapter == pytest.approx(expected, rel=1e-6)
+        expected = expected + np.mean([client_id + 1 for client_id in cohort]) * np.float32(0.1)
+    assert final.adapter == pytest.approx(expected, rel=1e-6)
+    assert final.rounds_done == 5
+
+
+def test_plans_carry_the_round_and_its_rate():
+    made, _ = driver(lr=1.0, lr_schedule="linear")
+    made.run(start())
+    assert [plan.round_index for plan in made.pool.plans] == [1, 2, 3, 4, 5]
+    assert [plan.lr for plan in made.pool.plans] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_counts_are_requested_and_used_exactly_when_the_method_wants_them():
+    method = FakeMethod(rounds_with_counts=(2, 4))
+    made, _ = driver(method=method)
+    made.run(start())
+    assert method.asked == [(i, 5) for i in range(1, 6)]
+    assert [plan.count_activations for plan in made.pool.plans] == [False, True, False, True, False]
+    assert [round_index for round_index, _, _ in method.after] == [2, 4]
+    for round_index, adapter, counts in method.after:
+        assert adapter.tobytes() == made.pool.plans[round_index].adapter.tobytes(), "the aggregate of this round"
+        assert counts.zeros[0].tolist() == [3, 6]
+        assert counts.positions.tolist() == [12]
+
+
+def test_changed_weights_are_sent_once_before_the_next_round():
+    made, _ = driver(method=FakeMethod(rounds_with_counts=(2, 4)))
+    final = made.run(start())
+    assert [after for after, _ in made.pool.replaced] == [2, 4]
+    assert all(weights is CHANGE for _, weights in made.pool.replaced)
+    assert final.proxy_version == 2
+    assert [record["proxy_version"] for record in made.tracker.records] == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (100, [5]), (3, [3, 5])]
+)
+def test_evaluation_comes_at_its_interval_and_at_the_end_with_that_rounds_aggregate(interval, expected):
+    made, evaluated = driver(evaluation_interval=interval)
+    final = made.run(start())
+    assert [record["round"] for record in made.tracker.records if "fm" in record] == expected
+    adapters = [plan.adapter for plan in made.pool.plans[1:]] + [final.adapter]
+    assert [a.tobytes() for a in evaluated] == [adapters[i - 1].tobytes() for i in expected]
+    assert final.last_evaluation == {"fm": 0.75, "sub_fm": 0.5}
+
+
+def test_evaluation_changes_nothing_in_the_run():
+    finals = [driver(evaluation_interval=interval)[0].run(start()) for interval in (1, 100)]
+    assert finals[0].adapter.tobytes() == finals[1].adapter.tobytes()
+
+
+def test_records_have_the_documented_keys():
+    made, _ = driver(evaluation_interval=2, method=FakeMethod(rounds_with_counts=(1,)))
+    made.run(start())
+    for record, cohort in zip(made.tracker.records, made.pool.cohorts, strict=True):
+        assert {"round", "clients", "train_loss", "lr", "seconds"} <= record.keys()
+        assert record["clients"] == cohort == sorted(cohort)
+        loss = np.average(cohort, weights=SIZES[cohort])
+        assert record["train_loss"] == pytest.approx(loss)
+        evaluated = record["round"] in (2, 4, 5)
+        assert ({"fm", "sub_fm"} <= record.keys()) == evaluated
+        assert ("align/last_loss" in record) == (record["round"] == 1)
+    assert [round_index for round_index, _ in made.tracker.clients] == [1, 2, 3, 4, 5]
+    for _, rows in made.tracker.clients:
+        assert [set(row) for row in rows] == [{"client_id", "num_examples", "loss", "seconds", "actor"}] * 3
+        assert [row["client_id"] for row in rows] == sorted(row["client_id"] for row in rows)
+
+
+def test_communicated_bytes_add_up():
+    made, _ = driver(method=FakeMethod(rounds_with_counts=(2,)), rounds=4)
+    made.run(start())
+    adapter, counts = 4 * NUM_PARAMETERS, 8 * 2 + 8
+    up = [record["comm/bytes_up"] for record in made.tracker.records]
+    down = [record["comm/bytes_down"] for record in made.tracker.records]
+    assert up == [3 * adapter, 3 * (adapter + counts), 3 * adapter, 3 * adapter]
+    assert down == [3 * adapter, 3 * adapter, 3 * (adapter + CHANGE_BYTES), 3 * adapter]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_numbers_are_refused_naming_round_and_client(value):
+    def spoil(update):
+        return replace(update, adapter=np.where(np.arange(6) == 3, value, update.adapter)) if bad(update) else update
+
+    def bad(update):
+        return len(pool.plans) == 2 and update.client_id == pool.cohorts[1][0]
+
+    pool = FakePool(spoil)
+    with pytest.raises(RuntimeError, match="NaN or infinite") as error:
+        driver(pool=pool)[0].run(start())
+    assert f"round 2, client {pool.cohorts[1][0]} (ran in fake)" in str(error.value)
+
+
+def test_a_wrong_shape_is_refused_naming_round_and_client():
+    pool = FakePool(lambda update: replace(update, adapter=update.adapter[:-1]))
+    with pytest.raises(RuntimeError, match=r"round 1, client \d .*\(5,\), expected \(6,\)"):
+        driver(pool=pool)[0].run(start())
+
+
+def test_a_client_that_never_answers_is_noticed():
+    class Forgetful(FakePool):
+        def run(self, plan, client_ids):
+            return super().run(plan, list(client_ids)[1:])
+
+    with pytest.raises(AssertionError, match="each client once"):
+        driver(pool=Forgetful())[0].run(start())
+
+
+def test_a_run_of_half_the_rounds_continues_to_the_same_end():
+    straight = driver()[0].run(start())
+    made, _ = driver()
+    state = start()
+    for _ in range(2):
+        state = made.run_round(state)
+    resumed = driver()[0].run(state)
+    assert resumed.adapter.tobytes() == straight.adapter.tobytes()
+
+
+def test_cohorts_depend_on_the_seed_only():
+    cohorts = []
+    for seed in (0, 0, 1):
+        made, _ = driver(seed=seed)
+        made.run(start())
+        cohorts.append(made.pool.cohorts)
+    assert cohorts[0] == cohorts[1] != cohorts[2]
+
+
+def test_md_sampling_trains_a_client_once_and_counts_it_as_often_as_drawn():
+    made, _ = driver(sampling="md", clients_per_round=12, rounds=1, aggregation="uniform", lr=1.0)
+    final = made.run(start())
+    (cohort,) = made.pool.cohorts
+    assert len(cohort) == len(set(cohort)) <= 5
+    drawn = sample_cohort("md", SIZES, 12, numpy_rng(0, "cohort", 1))
+    expected = sum((client + 1) * times for client, times in drawn.items()) / 12
+    assert final.adapter == pytest.approx(np.full(6, expected), rel=1e-6)

@@ -1,0 +1,119 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpft.federated.sampling import round_lr, sample_cohort
+from fedpft.seeding import numpy_rng
+from tests.conftest import GOLDEN
+
+SIZES = np.arange(1, 21)
+
+
+@pytest.fixture
+def authors():
+    path = GOLDEN / "fl_components.json"
+    if not path.is_file():
+        pytest.skip(f"the authors' numbers are not at {path}")
+    return json.loads(path.read_text())
+
+
+def mean_times_drawn(kind, num_rounds=4000):
+    """Return how often a round of 4 of 20 clients draws each client on average."""
+    total = Counter()
+    for index in range(num_rounds):
+        total.update(sample_cohort(kind, SIZES, 4, numpy_rng(0, "cohort", index)))
+    return np.array([total[client] for client in range(20)]) / num_rounds
+
+
+@settings(deadline=None)
+@given(
+    kind=st.sampled_from(["uniform", "md", "full"]),
+    sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=30),
+    draws=st.integers(1, 30),
+    seed=st.integers(0, 100),
+)
+def test_cohort_is_deterministic_in_client_order_and_complete(kind, sizes, draws, seed):
+    draws = min(draws, len(sizes)) if kind == "uniform" else draws
+    cohort = sample_cohort(kind, np.array(sizes), draws, np.random.default_rng(seed))
+    assert list(cohort.items()) == list(
+        sample_cohort(kind, np.array(sizes), draws, np.random.default_rng(seed)).items()
+    )
+    assert list(cohort) == sorted(cohort)
+    assert set(cohort) <= set(range(len(sizes)))
+    assert sum(cohort.values()) == (len(sizes) if kind == "full" else draws)
+    assert all(type(client) is int and type(times) is int for client, times in cohort.items())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.data())
+def test_uniform_draws_nobody_twice(num_clients, data):
+    draws = data.draw(st.integers(1, num_clients))
+    cohort = sample_cohort("uniform", np.ones(num_clients), draws, np.random.default_rng(0))
+    assert set(cohort.values()) == {1}
+    assert len(cohort) == draws
+
+
+def test_uniform_ignores_data_volume(authors):
+    times = mean_times_drawn("uniform")
+    assert times == pytest.approx(np.full(20, 0.2), abs=0.03)
+    assert times == pytest.approx(authors["sampling"]["uniform"]["mean_times_selected_per_round"], abs=0.05)
+
+
+def test_md_draws_in_proportion_to_data_volume(authors):
+    times = mean_times_drawn("md")
+    assert times == pytest.approx(4 * SIZES / SIZES.sum(), abs=0.04)  # 4 standard errors of the most frequent client
+    assert times == pytest.approx(authors["sampling"]["md"]["mean_times_selected_per_round"], abs=0.07)
+
+
+def test_md_keeps_multiplicities():
+    assert sample_cohort("md", np.array([7]), 5, np.random.default_rng(0)) == {0: 5}
+
+
+def test_md_ends_when_one_client_owns_nearly_everything():
+    cohort = sample_cohort("md", np.array([10**12, 1, 1]), 50, np.random.default_rng(0))
+    assert cohort == {0: 50}
+
+
+def test_full_takes_everyone_once_whatever_the_number_of_draws():
+    assert sample_cohort("full", SIZES, 3, np.random.default_rng(0)) == dict.fromkeys(range(20), 1)
+
+
+def test_rounds_and_seeds_draw_different_cohorts():
+    cohorts = [
+        sample_cohort("uniform", np.ones(50), 10, numpy_rng(*at)) for at in ((0, "c", 1), (0, "c", 2), (1, "c", 1))
+    ]
+    assert len({tuple(cohort) for cohort in cohorts}) == 3
+
+
+def ratios(schedule, num_rounds=10):
+    return [
+        round_lr(schedule, 0.0008, round_index=i, num_rounds=num_rounds, decay=0.95) / 0.0008
+        for i in range(1, num_rounds + 1)
+    ]
+
+
+@pytest.mark.parametrize(("schedule", "theirs"), [("constant", "-1"), ("exponential", "0")])
+def test_constant_and_exponential_rates_are_the_authors(authors, schedule, theirs):
+    assert ratios(schedule) == pytest.approx(authors["lr_schedules"]["types"][theirs]["ratio_to_lr0"], rel=1e-12)
+
+
+def test_inverse_rate_is_lr_over_rounds_done_plus_one(authors):
+    assert ratios("inverse") == pytest.approx([1 / (done + 1) for done in range(10)])
+    theirs = authors["lr_schedules"]["types"]["1"]["ratio_to_lr0"]  # lr / (r + 1) from round 2 on: skips 1/2
+    assert ratios("inverse", num_rounds=11)[2:] == pytest.approx(theirs[1:])
+
+
+def test_linear_rate_falls_in_equal_steps_where_the_authors_skip_one_and_repeat_one(authors):
+    ours = ratios("linear")
+    assert ours == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    theirs = authors["lr_schedules"]["types"]["2"]["ratio_to_lr0"]
+    assert theirs == pytest.approx([ours[0], *ours[2:], ours[-1]])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "exponential", "inverse", "linear"])
+def test_a_single_round_runs_at_the_full_rate(schedule):
+    assert ratios(schedule, num_rounds=1) == [1.0]

@@ -1,0 +1,165 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from fedpft import cli
+from tests.tiny import tiny_text_run
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys, tmp_path):
+    """Return a function that runs `fedpft ...`, checks exit code 2 and silence but for one line, and returns it."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedpft", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert exit_.value.code == 2
+        assert out == ""
+        assert err.endswith("\n")
+        (line,) = err.splitlines()
+        assert not any(tmp_path.rglob("outputs")), "nothing was started"
+        return line
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\nfederated: {rounds: 4}\nalign: {neurons: {interval: 2}}\n")
+    return path
+
+
+CONFIG_ERRORS = [
+    (["federated.round=4"], "error: federated.round: unknown key; did you mean federated.rounds?"),
+    (["federated.rounds=0"], "error: federated.rounds: found 0, allowed: a number > 0"),
+    (
+        ["method.retained_ratio=1.5"],
+        "error: method.retained_ratio: found 1.5, allowed: a fraction in (0, 1]",
+    ),
+    (
+        ["federated.clients_per_round=200"],
+        "error: federated.clients_per_round: found 200, allowed: at most federated.num_clients = 100",
+    ),
+    (["pool.actors=many"], "error: pool.actors: found 'many', allowed: auto, per_client or an integer > 0"),
+    (["rounds"], "error: override 'rounds': allowed: key=value, e.g. federated.rounds=4"),
+]
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(("overrides", "expected"), CONFIG_ERRORS)
+def test_a_setting_that_cannot_work_is_one_line_with_key_found_and_allowed(fails, config, command, overrides, expected):
+    assert fails(command, config, *overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("federated.sampling=uniforn", ("federated.sampling", "uniforn", "uniform", "md", "full")),
+        ("federated.rounds=ten", ("federated.rounds", "ten")),
+    ],
+)
+def test_wrong_types_and_choices_name_key_and_found(fails, config, override, parts):
+    line = fails("run", config, override)
+    assert all(part in line for part in parts), line
+
+
+def test_a_missing_config_file_is_one_line(fails, tmp_path):
+    assert fails("run", tmp_path / "nowhere.yaml") == f"error: config file '{tmp_path / 'nowhere.yaml'}': not found"
+
+
+def test_a_typo_in_the_file_is_one_line(fails, config):
+    config.write_text("federatd: {rounds: 4}\n")
+    assert fails("run", config) == "error: federatd: unknown key; did you mean federated?"
+
+
+def test_an_unreadable_file_is_one_line(fails, config):
+    config.write_text("name: [unclosed\n")
+    assert fails("run", config).startswith(f"error: {config}: not readable as YAML")
+
+
+def test_an_unknown_task_is_one_line_with_the_nearest_name(fails, config, tmp_path):
+    line = fails("plan", config, *tiny_text_run(tmp_path), "task.name=sst3")
+    assert line.startswith("error: task.name: found 'sst3', allowed: sst2, ")
+    assert line.endswith("(did you mean sst2?)")
+
+
+def test_a_missing_fm_is_one_line(fails, config, tmp_path):
+    line = fails("plan", config, *tiny_text_run(tmp_path), "fm.path=/nowhere")
+    assert line.startswith("error: fm.path: found '/nowhere', allowed: a hub id, a folder or package://")
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_too_many_actors_are_one_line_with_both_numbers(fails, config, command):
+    line = fails(command, config, "pool.kind=ray", "pool.actors=50")
+    assert line.startswith("error: pool.actors: asks 50 actors x 1 CPU, the cluster has 2 CPU on 1 node(s), room for 2")
+
+
+def test_config_errors_come_before_torch_and_transformers_load(config):
+    program = (
+        "import sys, json; from fedpft.cli import main\n"
+        f"sys.argv = ['fedpft', 'run', {str(config)!r}, 'federated.round=4']\n"
+        "try: main()\n"
+        "except SystemExit as e: code = e.code\n"
+        "heavy = [m for m in ('torch', 'transformers', 'ray', 'datasets', 'lightning', 'wandb') if m in sys.modules]\n"
+        "print(json.dumps([code, heavy]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == [2, []]
+    assert done.stderr == "error: federated.round: unknown key; did you mean federated.rounds?\n"
+
+
+def test_plan_prints_partition_parameters_bytes_and_actors_and_writes_nothing(monkeypatch, config, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = tiny_text_run(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = CliRunner().invoke(cli.app, ["plan", str(config), *settings], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert sorted(tmp_path.rglob("*")) == before
+    words = " ".join(done.output.split())
+    for part in (
+        "retained_ratio: 0.5",
+        "Partition:",
+        "4 clients, 48 examples",
+        "parameters, FM 0.01 M",
+        "parameters, sub-FM 0.01 M",
+        "parameters, adapter",
+        "traffic up 3.2 kB per client and round",
+        "traffic down 3.2 kB",
+        "actors 1 pool sequential",
+    ):
+        assert part in words, part
+
+
+def test_run_tells_about_settings_without_effect_and_prints_the_result(monkeypatch, config, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = [*tiny_text_run(tmp_path), "federated.rounds=1", "align.layers.num_steps=1"]
+    done = CliRunner().invoke(cli.app, ["run", str(config), *settings], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "note: align.neurons.interval = 2 has no effect with federated.rounds = 1" in done.output
+    assert str(tmp_path / "out/result.json") in done.output
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert f"{100 * result['fm']:.1f}" in done.output
+
+
+def test_address_is_the_pools(config):
+    assert cli._load(config, ["federated.rounds=2"], "ray://there:1").pool.address == "ray://there:1"
+    assert cli._load(config, None, None).pool.address is None
+
+
+def test_an_interrupt_ends_with_130(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

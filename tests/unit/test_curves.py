@@ -1,0 +1,45 @@
+from unittest.mock import Mock, call
+
+from fedpft.federated.observer import SilentObserver
+from fedpft.report.curves import AlignmentCurves
+
+
+def curves():
+    observer, tracker = Mock(spec=SilentObserver), Mock(spec=["log_stage"])
+    return AlignmentCurves(observer, tracker), observer, tracker
+
+
+def test_every_event_is_passed_on():
+    made, observer, _ = curves()
+    made.stage("align layers")
+    made.progress(1, 2, {"loss": 0.5})
+    made.round_started(1, 3, [4, 5])
+    made.client_finished("update")
+    made.round_finished({"round": 1})
+    assert observer.mock_calls == [
+        call.stage("align layers"),
+        call.progress(1, 2, {"loss": 0.5}),
+        call.round_started(1, 3, [4, 5]),
+        call.client_finished("update"),
+        call.round_finished({"round": 1}),
+    ]
+
+
+def test_only_alignments_are_logged_and_their_steps_count_on():
+    made, _, tracker = curves()
+    made.stage("pre-train FM on public data")
+    made.progress(1, 1, {"loss": 9.0})
+    made.stage("align layers")
+    made.progress(1, 2, {"loss": 0.5})
+    made.progress(2, 2, {"loss": 0.4})
+    made.stage("evaluate")
+    made.progress(8, 8, {})
+    made.stage("align neurons")
+    made.progress(1, 1, {"loss": 0.3})
+    made.progress(1, 1, {})
+    logged = [made_call.args[0] for made_call in tracker.log_stage.mock_calls]
+    assert logged == [
+        {"align/step": 1, "align/step_loss": 0.5},
+        {"align/step": 2, "align/step_loss": 0.4},
+        {"align/step": 3, "align/step_loss": 0.3},
+    ]

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from fedpft.config import ConfigError
+from fedpft.output import claim_output_dir, write_json
+
+
+def test_a_new_folder_is_created_with_its_parents(tmp_path):
+    assert claim_output_dir(tmp_path / "a/b").is_dir()
+
+
+def test_runs_move_aside_in_order_and_keep_their_files(tmp_path):
+    for number in range(3):
+        folder = claim_output_dir(tmp_path / "run")
+        assert not any(folder.iterdir())
+        (folder / "config.yaml").write_text(f"run {number}")
+    kept = [(tmp_path / name / "config.yaml").read_text() for name in ("run.1", "run.2", "run")]
+    assert kept == ["run 0", "run 1", "run 2"]
+
+
+def test_a_folder_without_a_run_is_used_as_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert claim_output_dir(tmp_path) == tmp_path
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_path_that_cannot_be_a_folder_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ConfigError, match=r"^output_dir: found .*allowed: a folder that can be written") as error:
+            claim_output_dir(path)
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "file").is_file()
+
+
+def test_json_replaces_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "result.json"
+    for value in (1, 2):
+        write_json(path, {"value": value, "nested": {"x": [1.5]}})
+    assert json.loads(path.read_text()) == {"value": 2, "nested": {"x": [1.5]}}
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"value": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"value": object()})
+    assert json.loads(path.read_text()) == {"value": 1}
