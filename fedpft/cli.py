@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedpft.config import Config, ConfigError, load_config, settings_without_effect
+from fedpft.config import Config, ConfigError, doubtful_settings, load_config
 
 app = typer.Typer(
     help="Federated Proxy Fine-Tuning of foundation models.",
@@ -35,7 +35,7 @@ def run(config_path: ConfigPath, overrides: Overrides = None, address: Address =
     from fedpft.report.screen import Screen, print_result
 
     console = Console()
-    for line in settings_without_effect(config):
+    for line in doubtful_settings(config):
         console.print(f"note: {line}", style="yellow", soft_wrap=True)
     with Screen(console) as screen:
         screen.stage("load libraries")
@@ -58,8 +58,8 @@ def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address 
 def main() -> None:
     """Run the command line; a setting that the user must change ends in one line and exit code 2."""
     _hush_libraries()
-    # threads that wait must sleep: spinning ones stall every other process on the same cores, our own actors first
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # waiting threads spin for some microseconds only: longer stalls every process on the same cores, our actors first
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except ConfigError as error:

@@ -6,7 +6,7 @@ cannot work raises :class:`ConfigError` with the key, what was found and what is
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -275,8 +275,8 @@ class PoolConfig:
     """Torch threads while a client trains; part of the numerics, so equal for every pool."""
     address: str | None = None
     """Ray cluster: null starts one on this machine, `auto` joins the running one, or `ray://host:port`."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Lightning precision of local training."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Lightning precision of local training (no float16: its gradient scaler would carry over between clients)."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of local training: `auto` takes the GPU that the actor was given, or any GPU for `sequential`."""
 
@@ -343,8 +343,8 @@ class Config:
         _require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
 
 
-def settings_without_effect(config: Config) -> list[str]:
-    """Return one line for each setting that looks meaningful but changes nothing in this run."""
+def doubtful_settings(config: Config) -> list[str]:
+    """Return one line for each setting that changes nothing in this run, or hardly what its author wants."""
     federated, neurons, lines = config.federated, config.align.neurons, []
     if neurons.kind != "none" and neurons.interval >= federated.rounds:
         lines.append(
@@ -353,18 +353,28 @@ def settings_without_effect(config: Config) -> list[str]:
         )
     if federated.sampling == "full" and federated.clients_per_round != federated.num_clients:
         lines.append("federated.clients_per_round has no effect with federated.sampling = full")
+    if federated.sampling == "md" and federated.aggregation == "weighted":
+        lines.append(
+            "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"
+        )
     if config.pool.kind == "sequential" and config.pool.actors != "auto":
         lines.append("pool.actors has no effect with pool.kind = sequential")
     return lines
 
 
-def config_keys(config_class: type = Config, prefix: str = "") -> list[str]:
+def config_keys() -> list[str]:
     """Return every dotted key that a config file or override may set."""
-    keys = []
+    return [key for key, section in _walk(Config) if section is None]
+
+
+def _walk(config_class: type, prefix: str = "") -> Iterator[tuple[str, type | None]]:
+    """Yield every dotted key, with its dataclass if it is a section."""
     for entry in fields(config_class):
-        nested = entry.default_factory if is_dataclass(entry.default_factory) else None
-        keys += config_keys(nested, f"{prefix}{entry.name}.") if isinstance(nested, type) else [prefix + entry.name]
-    return keys
+        section = entry.default_factory if is_dataclass(entry.default_factory) else None
+        assert section is None or isinstance(section, type)
+        yield prefix + entry.name, section
+        if section is not None:
+            yield from _walk(section, f"{prefix}{entry.name}.")
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -402,13 +412,13 @@ def dump_config(config: Config) -> str:
 def _one_line(error: Exception, path: str | Path | None) -> str:
     key = getattr(error, "full_key", None) or ""
     if isinstance(error, ConfigKeyError):
-        sections = {known.rpartition(".")[0] for known in config_keys()} - {""}
-        close = difflib.get_close_matches(key, [*config_keys(), *sorted(sections)], n=1, cutoff=0.5)
+        close = difflib.get_close_matches(key, [known for known, _ in _walk(Config)], n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known sections: {', '.join(f.name for f in fields(Config))}"
         return f"{key}: unknown key; {hint}"
     first = str(error).splitlines()[0]
-    if section := re.search(r"not a subclass of (\w+)Config. value: (.*)", first):
-        return f"{section[1].lower()}: found {section[2]!r}, allowed: a section of keys (see README)"
+    if match := re.search(r"not a subclass of (\w+). value: (.*)", first):
+        section = next(key for key, kind in _walk(Config) if kind and kind.__name__ == match[1])
+        return f"{section}: found {match[2]!r}, allowed: a section with keys of its own"
     if isinstance(error, OmegaConfBaseException):
         return f"{key or path or 'overrides'}: {first}"
     return f"{path}: not readable as YAML: {' '.join(str(error).split())}"

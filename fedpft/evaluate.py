@@ -54,7 +54,7 @@ def evaluate(
             on_step(min(start + batch_size, len(order)), len(order), {})
     for module, mode in modes.items():
         module.training = mode
-    return float(metric.compute())
+    return round(float(metric.compute()), 6)  # torchmetrics divides in float32
 
 
 def _by_length(dataset: Dataset) -> np.ndarray:

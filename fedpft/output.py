@@ -1,12 +1,17 @@
 """The output folder: claimed once, files written whole or not at all."""
 
+import importlib.metadata
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedpft.config import ConfigError
+
+ROUNDS_FILE = "rounds.jsonl"
+"""A folder with this file holds a run."""
 
 
 def claim_output_dir(output_dir: Path) -> Path:
@@ -16,20 +21,33 @@ def claim_output_dir(output_dir: Path) -> Path:
         ConfigError: the folder cannot be written.
 
     """
+    output_dir = output_dir.resolve()
     try:
-        if (output_dir / "config.yaml").exists():
+        if (output_dir / ROUNDS_FILE).exists():
             number = 1
             while (kept := output_dir.with_name(f"{output_dir.name}.{number}")).exists():
                 number += 1
             output_dir.rename(kept)
         output_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(output_dir, os.W_OK):
-            raise PermissionError(f"no permission to write {output_dir}")
     except OSError as error:
-        raise ConfigError(
-            f"output_dir: found {str(output_dir)!r}, allowed: a folder that can be written; {error}"
-        ) from None
+        raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {error}") from None
     return output_dir
+
+
+def check_writable(output_dir: Path) -> None:
+    """Look whether the folder exists or could be created and written, and touch nothing.
+
+    Raises:
+        ConfigError: it cannot.
+
+    """
+    existing = next(folder for folder in (output_dir, *output_dir.resolve().parents) if folder.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {existing} is not")
+
+
+def _unwritable(output_dir: Path) -> str:
+    return f"found {str(output_dir)!r}, allowed: a folder that can be written"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -37,3 +55,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that a number depends on."""
+    names = ("fedpft", "torch", "lightning", "transformers", "peft", "datasets", "ray", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions

@@ -4,8 +4,6 @@ pool (actors start importing) -> task, FM, data -> method.build_proxy [construct
 -> rounds [fit, aggregate, align neurons, evaluate] -> adapter/, sub_fm/, result.json
 """
 
-import importlib.metadata
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from fedpft.align.distill import PublicData
-from fedpft.config import Config, dump_config, settings_without_effect
+from fedpft.config import Config, doubtful_settings, dump_config
 from fedpft.data.datamodule import FederatedData, build_data
 from fedpft.data.public import load_corpus
 from fedpft.data.tasks import load_task
@@ -29,15 +26,16 @@ from fedpft.federated.messages import LocalSettings
 from fedpft.federated.observer import RunObserver, SilentObserver
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
 from fedpft.methods import METHODS
-from fedpft.models.ffn import num_transformer_parameters
+from fedpft.methods.base import Proxy
+from fedpft.models.costs import costs
 from fedpft.models.loading import load_fm, load_processor
-from fedpft.models.lora import AdaptedModel, get_adapter, num_base_parameters, save_adapter, without_adapter
+from fedpft.models.lora import AdaptedModel, get_adapter, save_adapter, without_adapter
 from fedpft.models.pretrain import pretrain_backbone
 from fedpft.models.weights import pack_model
-from fedpft.output import claim_output_dir, write_json
+from fedpft.output import check_writable, claim_output_dir, package_versions, write_json
 from fedpft.report.curves import AlignmentCurves
 from fedpft.seeding import derive_seed
-from fedpft.tracking import make_trackers
+from fedpft.tracking import Tracker, make_trackers
 from fedpft.trainer import Progress, SilentProgress
 
 
@@ -51,6 +49,15 @@ class RunResult:
     """What -> where it was written."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What tuning gives, before it is written."""
+
+    result: dict[str, Any]
+    tuned_fm: AdaptedModel
+    sub_fm: AdaptedModel
+
+
 def run(config: Config, observer: RunObserver | None = None) -> RunResult:
     """Run an experiment and write everything to `config.output_dir`.
 
@@ -60,87 +67,81 @@ def run(config: Config, observer: RunObserver | None = None) -> RunResult:
     """
     start = time.perf_counter()
     observer = observer or SilentObserver()
+    check_writable(Path(config.output_dir))
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config)
     try:
+        fm, data = load_fm_and_data(config, observer)
         output_dir = claim_output_dir(Path(config.output_dir))
         (output_dir / "config.yaml").write_text(dump_config(config))
         tracker = make_trackers(config, output_dir)
-        observer = AlignmentCurves(observer, tracker)
-        fm, data = load_fm_and_data(config, observer)
-        method = METHODS[config.method.name](fm, _public(data), config, observer)
-        proxy = method.build_proxy()
-        sizes = parameter_counts(fm, proxy.model)
-
-        def score(model: AdaptedModel) -> float:
-            return evaluate(
-                model, data.evaluation, data.collate, batch_size=config.evaluation.batch_size, server=config.server,
-                on_step=observer.progress,
-            )  # fmt: skip
-
-        def score_both(adapter: np.ndarray) -> dict[str, float]:
-            observer.stage("evaluate")
-            return {"fm": score(method.plug_in(adapter)), "sub_fm": score(method.proxy_with(adapter))}
-
-        adapter = get_adapter(proxy.model)
-        observer.stage("evaluate untuned FM")
-        untuned = score(method.plug_in(adapter))
-        observer.stage(f"send sub-FM and data to {pool.num_actors} actor(s)")
-        pool.broadcast(
-            ClientPackage(
-                proxy=pack_model(proxy.model),
-                watched_layers=proxy.watched_layers,
-                train=data.train,
-                partition=data.partition,
-                collate=data.collate,
-                settings=local_settings(config),
-            )
-        )
-        driver = Driver(
-            config=config.federated,
-            seed=config.seed,
-            client_sizes=data.partition.sizes,
-            method=method,
-            pool=pool,
-            evaluate=score_both,
-            evaluation_interval=config.evaluation.interval,
-            tracker=tracker,
-            observer=observer,
-        )
-        final = driver.run(ServerState(rounds_done=0, adapter=adapter))
-        observer.stage("write results")
-        result = {
-            "name": config.name,
-            "seed": config.seed,
-            "method": config.method.name,
-            "metric": METRIC,
-            "untuned_fm": untuned,
-            "sub_fm": final.last_evaluation["sub_fm"],
-            "fm": final.last_evaluation["fm"],
-            "rounds": final.rounds_done,
-            **sizes,
-            "bytes_up_per_client_round": adapter.nbytes,
-            "bytes_down_per_client_round": adapter.nbytes,
-            "num_eval_examples": len(data.evaluation),
-            "actors": pool.num_actors,
-            "peak_memory_bytes": {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()},
-            "wall_seconds": time.perf_counter() - start,
-            "versions": package_versions(),
-        }
-        files = {
-            "adapter": output_dir / "adapter",
-            "sub_fm": output_dir / "sub_fm",
-            "result": output_dir / "result.json",
-        }
-        save_adapter(method.plug_in(final.adapter), files["adapter"])
-        without_adapter(method.proxy_with(final.adapter)).save_pretrained(files["sub_fm"])
-        write_json(files["result"], result)
-        tracker.finish(result, files)
+        try:
+            outcome = tune(config, fm, data, pool, tracker, AlignmentCurves(observer, tracker))
+            observer.stage("write results")
+            files = {name: output_dir / name for name in ("adapter", "sub_fm")}
+            save_adapter(outcome.tuned_fm, files["adapter"])
+            without_adapter(outcome.sub_fm).save_pretrained(files["sub_fm"])
+            memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
+            seconds = time.perf_counter() - start
+            result = outcome.result | {
+                "peak_memory_bytes": memory,
+                "wall_seconds": seconds,
+                "versions": package_versions(),
+            }
+            files["result"] = output_dir / "result.json"
+            write_json(files["result"], result)
+            tracker.finish(result, files)
+        except BaseException:
+            tracker.fail()
+            raise
     finally:
         pool.close()
     return RunResult(result, {"config": output_dir / "config.yaml", **tracker.locations, **files})
+
+
+def tune(
+    config: Config, fm: PreTrainedModel, data: FederatedData, pool: ClientPool, tracker: Tracker, observer: RunObserver
+) -> Outcome:
+    """Build the proxy, run all rounds, evaluate: from an untuned FM to a tuned one; only the tracker writes."""
+    method = METHODS[config.method.name](fm, _public(data), config, observer)
+    proxy = method.build_proxy()
+
+    def score(model: AdaptedModel) -> float:
+        size, step = config.evaluation.batch_size, observer.progress
+        return evaluate(model, data.evaluation, data.collate, batch_size=size, server=config.server, on_step=step)
+
+    def score_both(adapter: np.ndarray) -> dict[str, float]:
+        observer.stage("evaluate")
+        return {"fm": score(method.plug_in(adapter)), "sub_fm": score(method.proxy_with(adapter))}
+
+    adapter = get_adapter(proxy.model)
+    result = {"name": config.name, "seed": config.seed, "method": config.method.name, "metric": METRIC}
+    observer.stage("evaluate untuned FM")
+    result["untuned_fm"] = score(method.plug_in(adapter))
+    observer.stage(f"send sub-FM and data to {pool.num_actors} actor(s)")
+    pool.broadcast(client_package(config, proxy, data))
+    driver = Driver(
+        config=config.federated,
+        seed=config.seed,
+        client_sizes=data.partition.sizes,
+        method=method,
+        pool=pool,
+        evaluate=score_both,
+        evaluation_interval=config.evaluation.interval,
+        tracker=tracker,
+        observer=observer,
+    )
+    final = driver.run(ServerState(rounds_done=0, adapter=adapter))
+    result |= {
+        **final.last_evaluation,
+        "rounds": final.rounds_done,
+        **costs(fm, proxy.model),
+        "num_eval_examples": len(data.evaluation),
+        "actors": pool.num_actors,
+    }
+    return Outcome(result, method.plug_in(final.adapter), method.proxy_with(final.adapter))
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -156,20 +157,16 @@ def plan(config: Config) -> dict[str, Any]:
     fm, data = load_fm_and_data(untrained, SilentProgress())
     method = METHODS[config.method.name](fm, _public(data), untrained, SilentProgress())
     proxy = method.build_proxy()
-    sizes = parameter_counts(fm, proxy.model)
-    adapter_bytes = get_adapter(proxy.model).nbytes
     histogram = data.partition.label_histogram(np.asarray(data.train["label"]), len(data.label_names))
     return {
         "config_yaml": dump_config(config),
         "client_sizes": data.partition.sizes.tolist(),
         "label_histogram": histogram.tolist(),
         "label_names": list(data.label_names),
-        **sizes,
-        "bytes_up_per_client_round": adapter_bytes,
-        "bytes_down_per_client_round": adapter_bytes,
+        **costs(fm, proxy.model),
         "actors": pool_actors,
         "pool": config.pool.kind,
-        "warnings": settings_without_effect(config),
+        "warnings": doubtful_settings(config),
     }
 
 
@@ -237,29 +234,16 @@ def local_settings(config: Config) -> LocalSettings:
     )
 
 
-def parameter_counts(fm: nn.Module, proxy: nn.Module) -> dict[str, Any]:
-    """Count parameters: models without adapters, the adapter, and transformer layers alone (the paper's way)."""
-    fm_layers, proxy_layers = num_transformer_parameters(fm), num_transformer_parameters(proxy)
-    return {
-        "num_params_fm": num_base_parameters(fm),
-        "num_params_sub_fm": num_base_parameters(proxy),
-        "num_params_adapter": len(get_adapter(proxy)),
-        "num_transformer_params_fm": fm_layers,
-        "num_transformer_params_sub_fm": proxy_layers,
-        "compression_ratio": fm_layers / proxy_layers,
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions that a number depends on."""
-    names = ("fedpft", "torch", "lightning", "transformers", "peft", "datasets", "ray", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+def client_package(config: Config, proxy: Proxy, data: FederatedData) -> ClientPackage:
+    """Return what goes to the clients before the first round: the proxy and the data, nothing of the FM."""
+    return ClientPackage(
+        proxy=pack_model(proxy.model),
+        watched_layers=proxy.watched_layers,
+        train=data.train,
+        partition=data.partition,
+        collate=data.collate,
+        settings=local_settings(config),
+    )
 
 
 def _public(data: FederatedData) -> PublicData:

@@ -24,8 +24,8 @@ def numpy_rng(seed: int, purpose: str, round_index: int = 0, client_id: int = 0)
 
 @contextmanager
 def isolated_torch_rng(seed: int) -> Iterator[None]:
-    """Seed torch (CPU and current CUDA device) inside the block and restore its state afterwards."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    """Seed torch inside the block and restore its state afterwards, on CPU and the CUDA device in use, if any."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

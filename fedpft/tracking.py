@@ -24,6 +24,7 @@ METRIC_NAMES = {
     "train_loss": "server/train_loss",
     "lr": "server/lr",
     "align/loss": "server/align_loss",
+    "align/loss_before": "server/align_loss_before",
     "seconds": "time/round_seconds",
 }
 """Key of a round record -> name in W&B. Other keys keep their section (`comm/bytes_up`) or go to `server/`."""
@@ -68,6 +69,9 @@ class Tracker(Protocol):
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """End the run with its `result.json` and the files written, by name (`adapter`, `result`)."""
 
+    def fail(self) -> None:
+        """End a run that did not get to its result; what was logged stays."""
+
 
 class JsonlTracker:
     """Writes `rounds.jsonl`, complete to the last round at every moment."""
@@ -95,6 +99,10 @@ class JsonlTracker:
         """Ignore."""
 
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def fail(self) -> None:
         """Close the file."""
         self._file.close()
 
@@ -186,6 +194,10 @@ class WandbTracker:
                 stacklevel=2,
             )
 
+    def fail(self) -> None:
+        """Mark the run as failed."""
+        self._run.finish(exit_code=1)
+
 
 class TrackerGroup:
     """Several trackers as one."""
@@ -217,6 +229,11 @@ class TrackerGroup:
         """Tell each."""
         for tracker in self._trackers:
             tracker.finish(result, files)
+
+    def fail(self) -> None:
+        """Tell each."""
+        for tracker in self._trackers:
+            tracker.fail()
 
 
 def make_trackers(config: Config, output_dir: Path) -> Tracker:

@@ -27,7 +27,7 @@ class ProxyChange:
     weights: Mapping[str, np.ndarray]
     """Parameter name in the proxy -> new value; the only thing sent to the clients."""
     metrics: Mapping[str, float]
-    """For the round's record, e.g. `align/last_loss`."""
+    """For the round's record, e.g. `align/loss`."""
 
 
 class Method(Protocol):

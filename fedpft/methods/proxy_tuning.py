@@ -105,9 +105,8 @@ class ProxyTuning:
             on_step=self._progress.progress,
         )
         metrics = {
-            "align/first_loss": report.first_loss,
-            "align/last_loss": report.last_loss,
-            "align/num_steps": report.num_steps,
+            "align/loss_before": report.first_loss,
+            "align/loss": report.last_loss,
         }
         return ProxyChange(weights=self._ffn_weights(), metrics=metrics)
 

@@ -78,7 +78,7 @@ def test_rounds_have_one_line_each_with_the_right_keys(finished):
         assert {"round", "clients", "train_loss", "lr", "seconds"} <= record.keys()
         assert len(record["clients"]) == 3
         assert ({"fm", "sub_fm"} <= record.keys()) == (record["round"] in (2, 4))
-        assert ("align/last_loss" in record) == (record["round"] == 2), "every 2 rounds, but not after the last"
+        assert ("align/loss" in record) == (record["round"] == 2), "every 2 rounds, but not after the last"
         assert np.isfinite(record["train_loss"])
     assert [record["lr"] for record in finished.rounds] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
 

@@ -138,7 +138,7 @@ def test_plan_prints_partition_parameters_bytes_and_actors_and_writes_nothing(mo
         assert part in words, part
 
 
-def test_run_tells_about_settings_without_effect_and_prints_the_result(monkeypatch, config, tmp_path):
+def test_run_tells_about_doubtful_settings_and_prints_the_result(monkeypatch, config, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = [*tiny_text_run(tmp_path), "federated.rounds=1", "align.layers.num_steps=1"]
     done = CliRunner().invoke(cli.app, ["run", str(config), *settings], env={"COLUMNS": "200"})

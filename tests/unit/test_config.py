@@ -158,7 +158,8 @@ def test_a_file_with_a_list_is_explained(tmp_path):
 
 def test_a_value_in_place_of_a_section_names_the_section(tmp_path):
     path = write(tmp_path, "federated: 3")
-    assert "Federated" in message(path)
+    assert message(path) == "federated: found '3', allowed: a section with keys of its own"
+    assert message(write(tmp_path, "align: {layers: 3}")).startswith("align.layers: found '3'")
 
 
 def test_an_unknown_interpolation_names_the_key(tmp_path):

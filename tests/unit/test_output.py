@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fedpft.config import ConfigError
-from fedpft.output import claim_output_dir, write_json
+from fedpft.output import ROUNDS_FILE, check_writable, claim_output_dir, write_json
 
 
 def test_a_new_folder_is_created_with_its_parents(tmp_path):
@@ -14,8 +14,8 @@ def test_runs_move_aside_in_order_and_keep_their_files(tmp_path):
     for number in range(3):
         folder = claim_output_dir(tmp_path / "run")
         assert not any(folder.iterdir())
-        (folder / "config.yaml").write_text(f"run {number}")
-    kept = [(tmp_path / name / "config.yaml").read_text() for name in ("run.1", "run.2", "run")]
+        (folder / ROUNDS_FILE).write_text(f"run {number}")
+    kept = [(tmp_path / name / ROUNDS_FILE).read_text() for name in ("run.1", "run.2", "run")]
     assert kept == ["run 0", "run 1", "run 2"]
 
 
@@ -23,6 +23,14 @@ def test_a_folder_without_a_run_is_used_as_it_is(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert claim_output_dir(tmp_path) == tmp_path
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_looking_whether_a_folder_is_writable_touches_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "a/b")
+    with pytest.raises(ConfigError, match="output_dir: found .*file/below"):
+        check_writable(tmp_path / "file/below")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_path_that_cannot_be_a_folder_is_refused_in_one_line(tmp_path):

@@ -31,15 +31,21 @@ def test_groups_are_transitive():
 
 
 def test_packages_are_classes_and_shared_docstrings_are_dropped(tmp_path):
-    shared = "A text that occurs in both of them"
+    shared = "A text that occurs in both of the packages"
     fruits = ["apple", "pear", "plum", "fig", "grape", "melon", "lime", "kiwi"]
-    write_package(tmp_path, "one", [shared, *(f"Peel one {f} with the {f} knife" for f in fruits), "too short"])
-    write_package(tmp_path, "two", [shared, *(f"Plant a {f} tree in your garden" for f in fruits)])
+    write_package(
+        tmp_path,
+        "one",
+        [shared, *(f"Peel one {f} with the sharp {f} knife" for f in fruits), "too short to say what it documents"],
+    )
+    write_package(tmp_path, "two", [shared, *(f"Plant a young {f} tree in your own garden" for f in fruits)])
     train, evaluation, names = stdlib_docs_task(tmp_path)
     texts = train["text"][:] + evaluation["text"][:]
     assert names == ("one", "two")
     assert len(texts) == len(set(texts)) == 16
-    assert not {shared, "too short", "A docstring in a test folder of no interest"} & set(texts)
+    assert not {shared, "too short to say what it documents", "A docstring in a test folder of no interest"} & set(
+        texts
+    )
     assert {row["label"] for row in train} == {0, 1}
 
 

@@ -59,7 +59,7 @@ class FakeMethod:
 
     def after_round(self, round_index, adapter, counts):
         self.after.append((round_index, adapter.copy(), counts))
-        return ProxyChange(weights=CHANGE, metrics={"align/last_loss": 0.25})
+        return ProxyChange(weights=CHANGE, metrics={"align/loss": 0.25})
 
 
 class FakeTracker:
@@ -166,7 +166,7 @@ def test_records_have_the_documented_keys():
         assert record["train_loss"] == pytest.approx(loss)
         evaluated = record["round"] in (2, 4, 5)
         assert ({"fm", "sub_fm"} <= record.keys()) == evaluated
-        assert ("align/last_loss" in record) == (record["round"] == 1)
+        assert ("align/loss" in record) == (record["round"] == 1)
     assert [round_index for round_index, _ in made.tracker.clients] == [1, 2, 3, 4, 5]
     for _, rows in made.tracker.clients:
         assert [set(row) for row in rows] == [{"client_id", "num_examples", "loss", "seconds", "actor"}] * 3
