@@ -28,7 +28,7 @@ def test_a_folder_without_a_run_is_used_as_it_is(tmp_path):
 def test_looking_whether_a_folder_is_writable_touches_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     check_writable(tmp_path / "a/b")
-    with pytest.raises(ConfigError, match="output_dir: found .*file/below"):
+    with pytest.raises(ConfigError, match=r"output_dir: found .*file/below"):
         check_writable(tmp_path / "file/below")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -1,0 +1,35 @@
+"""Every setting of a run: frozen dataclasses, one per section of the YAML file, each field with its meaning.
+
+What cannot work raises :class:`ConfigError` with the key, what was found and what is allowed, before any model loads.
+"""
+
+from fedpft.config.checks import ConfigError
+from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfig
+from fedpft.config.federated import FederatedConfig, PartitionConfig, PoolConfig
+from fedpft.config.loading import config_keys, dump_config, load_config
+from fedpft.config.method import AlignConfig, LayerAlignConfig, LoraConfig, MethodConfig, NeuronAlignConfig
+from fedpft.config.run import Config, EvaluationConfig, ServerConfig, TrackingConfig, doubtful_settings
+
+__all__ = [
+    "AlignConfig",
+    "Config",
+    "ConfigError",
+    "EvaluationConfig",
+    "FMConfig",
+    "FederatedConfig",
+    "LayerAlignConfig",
+    "LoraConfig",
+    "MethodConfig",
+    "NeuronAlignConfig",
+    "PartitionConfig",
+    "PoolConfig",
+    "PretrainConfig",
+    "PublicConfig",
+    "ServerConfig",
+    "TaskConfig",
+    "TrackingConfig",
+    "config_keys",
+    "doubtful_settings",
+    "dump_config",
+    "load_config",
+]

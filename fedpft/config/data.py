@@ -1,0 +1,89 @@
+"""Settings of the FM and of the data: what the server and the clients own."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedpft.config.checks import require, require_non_negative, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Supervised pre-training of a `scratch://` FM on the labelled public data, by the server, before the run."""
+
+    num_epochs: int = 0
+    """Epochs over the public data; 0 leaves the FM at its random initialisation."""
+    lr: float = 1e-3
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class FMConfig:
+    """The server's foundation model."""
+
+    path: str = "google-bert/bert-base-uncased"
+    """Hub id, local folder, `package://module/sub/folder` (weights shipped in a Python package) or `scratch://model_type`."""
+    max_length: int = 128
+    """Longest text in tokens, special tokens included; longer texts are cut."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the transformers config to set: the architecture of a `scratch://` FM (`hidden_size: 64`), or what a
+    loaded one should do differently (`hidden_dropout_prob: 0.0`)."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "fm.path", self.path, "hub id, folder, package://... or scratch://model_type")
+        require(self.max_length >= 8, "fm.max_length", self.max_length, "an integer >= 8")
+        require_non_negative("fm.pretrain", self.pretrain, "num_epochs")
+        require_positive("fm.pretrain", self.pretrain, "lr", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The labelled data that the clients own, and the evaluation set."""
+
+    name: str = "sst2"
+    """A row of `fedpft.data.tasks.TASKS`, or `custom` (then `path`, the columns and `label_column` describe it)."""
+    path: str | None = None
+    """Hub id, or a folder with `train.*` and `validation.*` files (parquet, csv, json) or an image folder."""
+    text_columns: tuple[str, ...] = ()
+    """One column, or two for sentence pairs; empty: those of the table row."""
+    image_column: str | None = None
+    label_column: str | None = None
+    train_split: str | None = None
+    eval_split: str | None = None
+    max_train_examples: int | None = None
+    """Use a random subset of the training data; None: all."""
+    max_eval_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_examples", "max_eval_examples"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"task.{name}", value, "null or an integer > 0")
+        if self.name == "custom":
+            require(self.path is not None, "task.path", self.path, "a hub id or folder, because task.name is custom")
+            has_input = bool(self.text_columns) != bool(self.image_column)
+            found = [*self.text_columns, self.image_column]
+            require(
+                has_input, "task.text_columns / task.image_column", found, "exactly one of the two for a custom task"
+            )
+        require(len(self.text_columns) <= 2, "task.text_columns", list(self.text_columns), "at most two columns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicConfig:
+    """Unlabelled public data on which the server aligns the sub-FM with the FM."""
+
+    name: str = "wikitext"
+    """A row of `fedpft.data.public.CORPORA`, or `custom` (then `path` and a column describe it)."""
+    path: str | None = None
+    """Hub id, folder or file instead of the row's own."""
+    text_column: str | None = None
+    image_column: str | None = None
+    chunk_length: int = 128
+    """Text: tokens per chunk, special tokens included."""
+    max_examples: int | None = None
+    """Chunks or images used; None: all."""
+
+    def __post_init__(self) -> None:
+        require(self.chunk_length >= 8, "public.chunk_length", self.chunk_length, "an integer >= 8")
+        ok = self.max_examples is None or self.max_examples > 0
+        require(ok, "public.max_examples", self.max_examples, "null or an integer > 0")

@@ -1,0 +1,94 @@
+"""Settings of the clients: partition, rounds, local training, and where they run."""
+
+from dataclasses import dataclass, field
+from typing import Literal, Union
+
+from fedpft.config.checks import require, require_non_negative, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionConfig:
+    """How the training data is dealt out to the clients."""
+
+    kind: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
+    dirichlet_alpha: float = 1.0
+    """Concentration of the clients' label laws."""
+    concentration: Literal["total", "per_label"] = "total"
+    """`total`: Dir(dirichlet_alpha * p), p the global label law (the paper); `per_label`: Dir(dirichlet_alpha * 1)."""
+    labels_per_client: int = 2
+    """For `shards`."""
+    column: str | None = None
+    """For `natural`: the column whose values are the owners."""
+    size_imbalance: float = 0.0
+    """Sigma of the log-normal law of client sizes; 0: equal sizes. Not for `natural`."""
+
+    def __post_init__(self) -> None:
+        require_positive("federated.partition", self, "dirichlet_alpha", "labels_per_client")
+        require_non_negative("federated.partition", self, "size_imbalance")
+        if self.kind == "natural":
+            require(self.column is not None, "federated.partition.column", None, "a column name for kind natural")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedConfig:
+    """Clients, rounds and local training; local defaults are the authors'."""
+
+    num_clients: int = 100
+    rounds: int = 100
+    clients_per_round: int = 10
+    sampling: Literal["uniform", "md", "full"] = "uniform"
+    """`uniform` without replacement; `md` by data volume with replacement; `full`: everyone."""
+    aggregation: Literal["weighted", "uniform"] = "weighted"
+    """Weights of the mean: examples of each client, or equal."""
+    local_epochs: int = 1
+    batch_size: int = 4
+    lr: float = 8e-4
+    head_lr_ratio: float = 1.0
+    """Learning rate of the task head over `lr`; above 1 helps a new head on an FM whose pooled features are small."""
+    lr_schedule: Literal["constant", "exponential", "inverse", "linear"] = "linear"
+    """Over rounds; within a round the rate is constant."""
+    lr_decay: float = 0.95
+    """Factor per round of the `exponential` schedule."""
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+
+    def __post_init__(self) -> None:
+        names = ("num_clients", "rounds", "clients_per_round", "local_epochs", "batch_size", "lr")
+        require_positive("federated", self, *names, "head_lr_ratio", "max_grad_norm")
+        require_non_negative("federated", self, "weight_decay")
+        require(0 < self.lr_decay <= 1, "federated.lr_decay", self.lr_decay, "a fraction in (0, 1]")
+        if self.sampling == "uniform":
+            allowed = f"at most federated.num_clients = {self.num_clients}"
+            require(
+                self.clients_per_round <= self.num_clients,
+                "federated.clients_per_round",
+                self.clients_per_round,
+                allowed,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Where the clients run."""
+
+    kind: Literal["ray", "sequential"] = "ray"
+    """`ray`: actors; `sequential`: in the driver's process, one after the other, with the same result."""
+    actors: Union[int, str] = "auto"  # noqa: UP007 - OmegaConf reads this form
+    """`auto`: as many as fit; `per_client`: one for each sampled client; or a number."""
+    cpus_per_actor: float = 1.0
+    gpus_per_actor: float = 0.0
+    threads_per_client: int = 1
+    """Torch threads while a client trains; part of the numerics, so equal for every pool."""
+    address: str | None = None
+    """Ray cluster: null starts one on this machine, `auto` joins the running one, or `ray://host:port`."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Lightning precision of local training (no float16: its gradient scaler would carry over between clients)."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of local training: `auto` takes the GPU that the actor was given, or any GPU for `sequential`."""
+
+    def __post_init__(self) -> None:
+        ok = self.actors in ("auto", "per_client") or (isinstance(self.actors, int) and self.actors > 0)
+        require(ok, "pool.actors", self.actors, "auto, per_client or an integer > 0")
+        require_non_negative("pool", self, "gpus_per_actor")
+        require_positive("pool", self, "cpus_per_actor", "threads_per_client")

@@ -1,0 +1,77 @@
+"""Defaults < YAML < ``key=value`` overrides, merged once by OmegaConf and saved with the run."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from fedpft.config.checks import ConfigError
+from fedpft.config.run import Config
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Merge defaults, a YAML file and ``key=value`` overrides into a validated :class:`Config`.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type or a value out of range, in one line.
+
+    """
+    for item in overrides:
+        if "=" not in item.lstrip("="):
+            raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
+    try:
+        layers = [OmegaConf.load(path)] if path is not None else []
+        if layers and not OmegaConf.is_dict(layers[0]):
+            raise ConfigError(f"{path}: found a list, allowed: sections and keys such as `federated: {{rounds: 4}}`")
+        layers.append(OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
+        config = OmegaConf.to_object(merged)
+    except FileNotFoundError:
+        raise ConfigError(f"config file {str(path)!r}: not found") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # OmegaConf and YAML errors carry many lines; the user gets the first
+        raise ConfigError(_one_line(error, path)) from None
+    assert isinstance(config, Config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """Return the resolved config as YAML that :func:`load_config` reads back to an equal config."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def config_keys() -> list[str]:
+    """Return every dotted key that a config file or override may set."""
+    return [key for key, section in _walk(Config) if section is None]
+
+
+def _walk(config_class: type, prefix: str = "") -> Iterator[tuple[str, type | None]]:
+    """Yield every dotted key, with its dataclass if it is a section."""
+    for entry in fields(config_class):
+        section = entry.default_factory if is_dataclass(entry.default_factory) else None
+        assert section is None or isinstance(section, type)
+        yield prefix + entry.name, section
+        if section is not None:
+            yield from _walk(section, f"{prefix}{entry.name}.")
+
+
+def _one_line(error: Exception, path: str | Path | None) -> str:
+    key = getattr(error, "full_key", None) or ""
+    if isinstance(error, ConfigKeyError):
+        close = difflib.get_close_matches(key, [known for known, _ in _walk(Config)], n=1, cutoff=0.6)
+        section = key.rpartition(".")[0]
+        siblings = [known.rpartition(".")[2] for known, _ in _walk(Config) if known.rpartition(".")[0] == section]
+        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(siblings)}"
+        return f"{key}: unknown key; {hint}"
+    first = str(error).splitlines()[0]
+    if match := re.search(r"not a subclass of (\w+). value: (.*)", first):
+        section = next(key for key, kind in _walk(Config) if kind and kind.__name__ == match[1])
+        return f"{section}: found {match[2]!r}, allowed: a section with keys of its own"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{key or path or 'overrides'}: {first}"
+    return f"{path}: not readable as YAML: {' '.join(str(error).split())}"

@@ -1,0 +1,88 @@
+"""Settings of the method: compression, adapter, alignments."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedpft.config.checks import require, require_non_negative, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """How the FM becomes the proxy that clients tune."""
+
+    name: Literal["fedpft"] = "fedpft"
+    retained_ratio: float = 0.25
+    """Neurons kept in every compressed FFN, a fraction in (0, 1]."""
+    uncompressed_layers: tuple[int, ...] = ()
+    """Layers whose FFN stays whole; negative numbers count from the last layer."""
+    scorer: Literal["weight_norm", "activation", "random"] = "weight_norm"
+    """Neuron saliency: the paper's `weight_norm`, data-dependent `activation`, or the `random` control."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.retained_ratio <= 1, "method.retained_ratio", self.retained_ratio, "a fraction in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The adapter's low-rank part; defaults are the authors'."""
+
+    rank: int = 8
+    lora_alpha: int = 48
+    dropout: float = 0.1
+    target_modules: tuple[str, ...] = ()
+    """Module name suffixes; empty: query, key, value and attention output of the FM's family."""
+
+    def __post_init__(self) -> None:
+        require_positive("lora", self, "rank", "lora_alpha")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a fraction in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAlignConfig:
+    """Layer-level alignment of the sub-FM with the FM, before federated learning."""
+
+    kind: Literal["distill", "none"] = "distill"
+    num_steps: int = 1000
+    """Optimiser steps."""
+    lr: float = 6e-4
+    batch_size: int = 32
+    product_weight: float = 0.01
+    """Weight of the second loss term, the difference of `W_down @ W_up` (the paper's alpha)."""
+    warmup_ratio: float = 0.048
+    weight_decay: float = 0.01
+    """On matrices only."""
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("align.layers", self, "num_steps", "lr", "batch_size", "max_grad_norm")
+        require_non_negative("align.layers", self, "product_weight", "weight_decay")
+        require(0 <= self.warmup_ratio < 1, "align.layers.warmup_ratio", self.warmup_ratio, "a fraction in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronAlignConfig:
+    """Neuron-level alignment between rounds, of the neurons that the task uses least."""
+
+    kind: Literal["distill", "none"] = "distill"
+    interval: int = 10
+    """Align after every round that is a multiple of this, except the last (the paper's t)."""
+    update_ratio: float = 0.5
+    """Fraction of each compressed layer's neurons that is updated (the paper's p)."""
+    num_steps: int = 20
+    lr: float = 6e-4
+    batch_size: int = 32
+    warmup_ratio: float = 0.048
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("align.neurons", self, "interval", "num_steps", "lr", "batch_size", "max_grad_norm")
+        require(0 < self.update_ratio <= 1, "align.neurons.update_ratio", self.update_ratio, "a fraction in (0, 1]")
+        require(0 <= self.warmup_ratio < 1, "align.neurons.warmup_ratio", self.warmup_ratio, "a fraction in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """Both alignments."""
+
+    layers: LayerAlignConfig = field(default_factory=LayerAlignConfig)
+    neurons: NeuronAlignConfig = field(default_factory=NeuronAlignConfig)

@@ -1,0 +1,84 @@
+"""A whole run's settings."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedpft.config.checks import require, require_positive
+from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
+from fedpft.config.federated import FederatedConfig, PoolConfig
+from fedpft.config.method import AlignConfig, LoraConfig, MethodConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The driver's own work: construction, alignment, evaluation."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    num_threads: int | None = None
+    """Torch threads of the driver; null: one per core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When and how models are evaluated, always on the whole evaluation set."""
+
+    interval: int = 5
+    """Evaluate after every round that is a multiple of this, and after the last."""
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        require_positive("evaluation", self, "interval", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Weights & Biases; `rounds.jsonl` and `result.json` are written whatever this says."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "fedpft"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    name: str = "fedpft"
+    seed: int = 42
+    output_dir: str = "outputs/${name}"
+    fm: FMConfig = field(default_factory=FMConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    public: PublicConfig = field(default_factory=PublicConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    federated: FederatedConfig = field(default_factory=FederatedConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
+
+
+def doubtful_settings(config: Config) -> list[str]:
+    """Return one line for each setting that changes nothing in this run, or hardly what its author wants."""
+    federated, neurons, lines = config.federated, config.align.neurons, []
+    if neurons.kind != "none" and neurons.interval >= federated.rounds:
+        lines.append(
+            f"align.neurons.interval = {neurons.interval} has no effect with federated.rounds = {federated.rounds}: "
+            "the sub-FM is re-aligned after every round that is a multiple of it, except the last"
+        )
+    if federated.sampling == "full" and federated.clients_per_round != federated.num_clients:
+        lines.append("federated.clients_per_round has no effect with federated.sampling = full")
+    if federated.sampling == "md" and federated.aggregation == "weighted":
+        lines.append(
+            "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"
+        )
+    if config.pool.kind == "sequential" and config.pool.actors != "auto":
+        lines.append("pool.actors has no effect with pool.kind = sequential")
+    return lines
