@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedpft.construct.saliency import Scorer, most_salient, weight_norm
+from fedpft.construct.saliency import Scorer, find_scorer, most_salient, weight_norm
 from fedpft.models.ffn import find_ffns
 from fedpft.models.loading import record_ffn_sizes
 
@@ -29,7 +29,7 @@ def compress(
     *,
     retained_ratio: float,
     uncompressed_layers: Sequence[int] = (),
-    scorer: Scorer = weight_norm,
+    scorer: Scorer | str = weight_norm,
 ) -> tuple[PreTrainedModel, NeuronMap]:
     """Return a smaller copy of the FM and the map of its neurons; the FM is not changed.
 
@@ -37,17 +37,17 @@ def compress(
         fm: a transformers model of a family in `FFN_LOCATIONS`.
         retained_ratio: fraction of neurons kept in every compressed FFN, in (0, 1]; at least one neuron stays.
         uncompressed_layers: layers left whole; negative numbers count from the last.
-        scorer: see `fedpft.construct.saliency`.
+        scorer: a function of `fedpft.construct.saliency`, or the name of one that needs no data.
 
     Raises:
-        ValueError: a ratio or layer out of range, or an unknown family.
+        ValueError: a ratio or layer out of range, an unknown scorer name or an unknown family.
 
     """
     if not 0 < retained_ratio <= 1:
         raise ValueError(f"retained_ratio: found {retained_ratio}, allowed: a fraction in (0, 1]")
     fm_ffns = find_ffns(fm)
     whole = resolve_layers(uncompressed_layers, len(fm_ffns))
-    scores = scorer(fm, fm_ffns)
+    scores = find_scorer(scorer)(fm, fm_ffns)
     sub_fm = copy.deepcopy(fm)
     retained: dict[int, Tensor] = {}
     for ffn, score in zip(find_ffns(sub_fm), scores, strict=True):

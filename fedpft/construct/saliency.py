@@ -71,6 +71,21 @@ def activation_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
     return activation
 
 
+def find_scorer(scorer: Scorer | str) -> Scorer:
+    """Return the scorer of that name; a function is returned as it is.
+
+    Raises:
+        ValueError: an unknown name, or `activation`, which needs data.
+
+    """
+    by_name = {"weight_norm": weight_norm, "random": random_scorer(seed=0)}
+    if not isinstance(scorer, str):
+        return scorer
+    if scorer not in by_name:
+        raise ValueError(f"scorer: found {scorer!r}, allowed: {', '.join(by_name)}, or activation_scorer(batches)")
+    return by_name[scorer]
+
+
 def most_salient(scores: Tensor, num_retained: int) -> Tensor:
     """Return the indices of the largest scores in ascending order; of equal scores the lower index wins."""
     return torch.sort(scores, descending=True, stable=True).indices[:num_retained].sort().values

@@ -137,3 +137,14 @@ def test_transformer_parameters_are_those_of_the_paper():
     for ffn in find_ffns(fm)[1:-1]:
         ffn.keep_neurons(torch.arange(768))
     assert round(num_transformer_parameters(fm) / 2**20) == 47
+
+
+def test_a_scorer_may_be_given_by_name():
+    fm = tiny_fm("bert")
+    _, by_name = compress(fm, retained_ratio=0.5, scorer="weight_norm")
+    _, by_default = compress(fm, retained_ratio=0.5)
+    assert all(torch.equal(by_name.retained[layer], by_default.retained[layer]) for layer in by_default.retained)
+    with pytest.raises(
+        ValueError, match="scorer: found 'activation', allowed: weight_norm, random, or activation_scorer"
+    ):
+        compress(fm, retained_ratio=0.5, scorer="activation")
