@@ -92,6 +92,9 @@ def run(config: Config, observer: RunObserver | None = None) -> RunResult:
             }
             files["result"] = output_dir / "result.json"
             write_json(files["result"], result)
+            if config.fm.pretrain.num_epochs:  # nobody else has this FM, and the adapter is of no use without it
+                files["fm"] = output_dir / "fm"
+                without_adapter(outcome.tuned_fm).save_pretrained(files["fm"])
             tracker.finish(result, files)
         except BaseException:
             tracker.fail()
@@ -138,6 +141,7 @@ def tune(
         **final.last_evaluation,
         "rounds": final.rounds_done,
         **costs(fm, proxy.model),
+        "label_names": list(data.label_names),
         "num_eval_examples": len(data.evaluation),
         "actors": pool.num_actors,
     }
@@ -148,7 +152,7 @@ def plan(config: Config) -> dict[str, Any]:
     """Return what a run would do, without training: partition, parameters, bytes, actors.
 
     Raises:
-        ConfigError: whatever `run` would raise for this config.
+        ConfigError: a setting with which `run` could not build its proxy or place its actors.
 
     """
     pool_actors = planned_actors(config)
@@ -175,9 +179,13 @@ def load_fm_and_data(config: Config, progress: Progress) -> tuple[PreTrainedMode
     progress.stage("load data")
     task = load_task(config.task, config.seed)
     corpus = load_corpus(config.public, config.seed)
-    data = build_data(task, corpus, load_processor(config.fm, task.modality), config)
+    processor = load_processor(config.fm, task.modality)
+    data = build_data(task, corpus, processor, config)
     progress.stage("load FM")
-    fm = load_fm(config.fm, modality=task.modality, num_labels=len(task.label_names), seed=config.seed)
+    fm = load_fm(
+        config.fm, modality=task.modality, num_labels=len(task.label_names), seed=config.seed,
+        pad_token_id=getattr(processor, "pad_token_id", None),
+    )  # fmt: skip
     if config.fm.pretrain.num_epochs:
         progress.stage("pre-train FM on public data")
         pretrain_backbone(

@@ -11,6 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -195,8 +196,9 @@ class WandbTracker:
             )
 
     def fail(self) -> None:
-        """Mark the run as failed."""
-        self._run.finish(exit_code=1)
+        """Mark the run as failed; an upload that hangs does not hide why."""
+        with suppress(TimeoutError):
+            self._run.finish(exit_code=1)
 
 
 class TrackerGroup:
@@ -237,7 +239,7 @@ class TrackerGroup:
 
 
 def make_trackers(config: Config, output_dir: Path) -> Tracker:
-    """Return the trackers that `config.tracking` asks for, as one; W&B comes first, before any file is touched."""
+    """Return the trackers that `config.tracking` asks for, as one; W&B first, it may refuse."""
     online = [] if config.tracking.wandb == "disabled" else [WandbTracker(config, output_dir)]
     return TrackerGroup([JsonlTracker(output_dir), *online])
 

@@ -111,9 +111,10 @@ class AlignmentModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _product_term(self) -> Tensor:
-        students = [weight_product(ffn.up_weight, ffn.down_weight) for ffn in self._student_ffns]
-        losses = map(weight_product_loss, self._teacher_products(), students)
-        return torch.stack(list(losses)).mean()
+        with torch.autocast(self.device.type, enabled=False):  # squares of small weights vanish in half precision
+            students = [weight_product(ffn.up_weight, ffn.down_weight) for ffn in self._student_ffns]
+            losses = map(weight_product_loss, self._teacher_products(), students)
+            return torch.stack(list(losses)).mean()
 
     @torch.no_grad()
     def _teacher_products(self) -> list[Tensor]:

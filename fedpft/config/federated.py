@@ -73,7 +73,7 @@ class PoolConfig:
     """Where the clients run."""
 
     kind: Literal["ray", "sequential"] = "ray"
-    """`ray`: actors; `sequential`: in the driver's process, one after the other, with the same result."""
+    """`ray`: actors; `sequential`: in the driver's process, one by one; the same result on the same kind of device."""
     actors: Union[int, str] = "auto"  # noqa: UP007 - OmegaConf reads this form
     """`auto`: as many as fit; `per_client`: one for each sampled client; or a number."""
     cpus_per_actor: float = 1.0
@@ -91,4 +91,6 @@ class PoolConfig:
         ok = self.actors in ("auto", "per_client") or (isinstance(self.actors, int) and self.actors > 0)
         require(ok, "pool.actors", self.actors, "auto, per_client or an integer > 0")
         require_non_negative("pool", self, "gpus_per_actor")
+        whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
+        require(whole, "pool.gpus_per_actor", self.gpus_per_actor, "a fraction up to 1, or a whole number")
         require_positive("pool", self, "cpus_per_actor", "threads_per_client")

@@ -16,7 +16,10 @@ class ServerConfig:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     num_threads: int | None = None
-    """Torch threads of the driver; null: one per core."""
+    """Torch threads of the driver; null: one per core. Part of the alignments' numerics: equal numbers, equal bits."""
+
+    def __post_init__(self) -> None:
+        require(self.num_threads is None or self.num_threads > 0, "server.num_threads", self.num_threads, "null or > 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,8 @@ def doubtful_settings(config: Config) -> list[str]:
         )
     if federated.sampling == "full" and federated.clients_per_round != federated.num_clients:
         lines.append("federated.clients_per_round has no effect with federated.sampling = full")
+    if isinstance(config.pool.actors, int) and config.pool.actors > federated.clients_per_round:
+        lines.append(f"pool.actors = {config.pool.actors}: only {federated.clients_per_round} can be busy in a round")
     if federated.sampling == "md" and federated.aggregation == "weighted":
         lines.append(
             "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"

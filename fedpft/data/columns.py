@@ -69,6 +69,9 @@ def normalise_labels(
         names = splits[0].features[column].names
     raw = [split.data.column(column).combine_chunks() for split in splits]
     values = [array.chunk(0) if isinstance(array, pa.ChunkedArray) else array for array in raw]
+    if any(split.features[column] != splits[0].features[column] for split in splits):
+        # splits read one by one number their own class folders: a class missing from one would shift all after it
+        values = [_strings_of_codes(v, s.features[column], column, key) for v, s in zip(values, splits, strict=True)]
     if all(pa.types.is_string(v.type) or pa.types.is_large_string(v.type) for v in values):
         names = list(names) if names else sorted(pc.unique(values[0]).to_pylist())
         codes = [_codes_of_strings(v, names, column, key) for v in values]
@@ -85,6 +88,14 @@ def normalise_labels(
         for s, c in zip(splits, codes, strict=True)
     ]
     return labelled, tuple(names)
+
+
+def _strings_of_codes(values: pa.Array, feature: object, column: str, key: str) -> pa.Array:
+    if not isinstance(feature, datasets.ClassLabel):
+        return values
+    if wrong := values.filter(pc.invert(pc.is_in(values, pa.array(range(len(feature.names)), values.type)))):
+        fail(key, f"label {wrong[0].as_py()} in column {column}", f"0..{len(feature.names) - 1}")
+    return pa.array(feature.names).take(values)
 
 
 def _codes_of_strings(values: pa.Array, names: Sequence[str], column: str, key: str) -> np.ndarray:

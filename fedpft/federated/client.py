@@ -88,7 +88,7 @@ class LocalClient:
                 with self._fabric.autocast():
                     loss = module.training_step(batch, step)
                 self._fabric.backward(loss)
-                # what is not finite is skipped by a 16-bit scaler, else refused by the driver, who knows the round
+                # what is not finite is refused by the driver, who knows the round and the client
                 self._fabric.clip_gradients(
                     module, optimizer, max_norm=settings.max_grad_norm, error_if_nonfinite=False
                 )

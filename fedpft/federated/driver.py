@@ -37,7 +37,7 @@ from fedpft.tracking import Tracker
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """All that the next round depends on, besides config and data."""
+    """All that the next round depends on, besides config, data and the proxy's weights (in the method and the pool)."""
 
     rounds_done: int
     adapter: np.ndarray

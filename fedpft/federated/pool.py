@@ -1,6 +1,7 @@
 """How clients are run is a swappable part: the protocol, and the pool that needs no Ray."""
 
 import resource
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -59,4 +60,5 @@ class SequentialPool:
 
 def process_peak_memory_bytes() -> int:
     """Return this process' peak resident memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

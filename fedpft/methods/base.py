@@ -25,7 +25,7 @@ class ProxyChange:
     """What a method changed in the proxy after a round."""
 
     weights: Mapping[str, np.ndarray]
-    """Parameter name in the proxy -> new value; the only thing sent to the clients."""
+    """Parameter name in the proxy -> new value, whole tensors; the only thing sent to the clients."""
     metrics: Mapping[str, float]
     """For the round's record, e.g. `align/loss`."""
 

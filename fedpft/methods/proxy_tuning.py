@@ -19,7 +19,7 @@ from fedpft.construct.saliency import Scorer, activation_scorer, random_scorer, 
 from fedpft.methods.base import Proxy, ProxyChange
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
-from fedpft.models.lora import AdaptedModel, attach_lora, set_adapter
+from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
 from fedpft.plugin import check_same_layout, plug_in
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
@@ -38,7 +38,7 @@ class ProxyTuning:
         progress: hears about construction and alignments.
 
     Raises:
-        ConfigError: `method.uncompressed_layers` that the FM does not have.
+        ConfigError: `method.uncompressed_layers` or `lora.target_modules` that the FM does not have.
 
     """
 
@@ -48,6 +48,7 @@ class ProxyTuning:
             resolve_layers(config.method.uncompressed_layers, len(find_ffns(fm)))
         except ValueError as error:
             raise ConfigError(f"method.{error}") from None
+        lora_targets(fm, config.lora)  # a typo should not wait for the end of the alignment
         self._plain_fm = fm
 
     def build_proxy(self) -> Proxy:

@@ -12,7 +12,8 @@ def costs(fm: nn.Module, proxy: nn.Module) -> dict[str, Any]:
     """Count parameters and the bytes of a client's round.
 
     `num_params_*` are whole models without adapters; `num_transformer_params_*` the layers alone (the paper's way), and
-    `compression_ratio` is theirs. Rounds with a neuron-level alignment send a little more: see `comm/*` of each round.
+    `compression_ratio` is theirs. The round after a neuron-level alignment also sends the re-aligned FFNs
+    down, many times an adapter: see `comm/bytes_down` of each round.
     """
     fm_layers, proxy_layers = num_transformer_parameters(fm), num_transformer_parameters(proxy)
     adapter = get_adapter(proxy)

@@ -72,8 +72,17 @@ def load_processor(config: FMConfig, modality: Modality) -> Any:
     return processor
 
 
-def load_fm(config: FMConfig, *, modality: Modality, num_labels: int, seed: int) -> PreTrainedModel:
+def load_fm(
+    config: FMConfig, *, modality: Modality, num_labels: int, seed: int, pad_token_id: int | None = None
+) -> PreTrainedModel:
     """Return the FM with a head for `num_labels` classes, in eval mode; a new head is initialised from `seed`.
+
+    Args:
+        config: the `fm` section.
+        modality: which kind of head.
+        num_labels: classes of the head.
+        seed: the run's.
+        pad_token_id: the tokenizer's; a decoder pools the last token that is not padding.
 
     Raises:
         ConfigError: nothing to load at `fm.path`, or a family without a row in `FFN_LOCATIONS`.
@@ -84,19 +93,23 @@ def load_fm(config: FMConfig, *, modality: Modality, num_labels: int, seed: int)
         if config.path.startswith(SCRATCH):
             fm = auto.from_config(_scratch_config(config, num_labels))
         else:
-            _check_fields(_from_pretrained(AutoConfig, config.path), config.config)
+            pretrained = _from_pretrained(AutoConfig, config.path)
+            _check_family(pretrained.model_type, config.path)
+            _check_fields(pretrained, config.config)
             fm = _from_pretrained(
                 auto, config.path, num_labels=num_labels, ignore_mismatched_sizes=True, **config.config
             )
-    if fm.config.model_type not in FFN_LOCATIONS:
-        known = ", ".join(sorted(FFN_LOCATIONS))
+    if pad_token_id is not None:
+        fm.config.pad_token_id = pad_token_id
+    return fm.float().eval()
+
+
+def _check_family(model_type: str, path: str) -> None:
+    if model_type not in FFN_LOCATIONS:
         raise ConfigError(
-            f"fm.path: found {config.path!r} of model type {fm.config.model_type!r}, allowed: {known} "
+            f"fm.path: found {path!r} of model type {model_type!r}, allowed: {', '.join(sorted(FFN_LOCATIONS))} "
             "(add a row to FFN_LOCATIONS in fedpft/models/ffn.py)"
         )
-    if modality == "text" and fm.config.pad_token_id is None:  # decoders: batches are padded with the end-of-text token
-        fm.config.pad_token_id = fm.config.eos_token_id
-    return fm.float().eval()
 
 
 def record_ffn_sizes(model: PreTrainedModel) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import ConfigError, LoraConfig
+from fedpft.models.ffn import find_ffns
 from fedpft.seeding import isolated_torch_rng
 
 AdaptedModel = PeftModel
@@ -45,16 +46,7 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMo
         ConfigError: a target that matches no module, or a family without default targets.
 
     """
-    model_type = model.config.model_type
-    targets = config.target_modules or LORA_TARGETS.get(model_type, ())
-    if not targets:
-        raise ConfigError(f"lora.target_modules: found none, and model type {model_type!r} has no row in LORA_TARGETS")
-    names = [name for name, _ in model.named_modules()]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ConfigError(
-                f"lora.target_modules: found {target!r}, which matches no module of model type {model_type!r}"
-            )
+    targets = lora_targets(model, config)
     peft_config = PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.lora_alpha,
@@ -66,6 +58,31 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMo
     training = model.training
     with isolated_torch_rng(seed):
         return get_peft_model(model, peft_config).train(training)  # peft leaves its own dropouts active
+
+
+def lora_targets(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
+    """Return the module name suffixes that get LoRA, each checked.
+
+    Raises:
+        ConfigError: a target that matches no module, or an FFN (whose size differs between FM and sub-FM), or a family
+            without default targets.
+
+    """
+    model_type = model.config.model_type
+    targets = config.target_modules or LORA_TARGETS.get(model_type, ())
+    if not targets:
+        raise ConfigError(f"lora.target_modules: found none, and model type {model_type!r} has no row in LORA_TARGETS")
+    ffn_modules = {id(module) for ffn in find_ffns(model) for module in (ffn.up, ffn.gate, ffn.down)}
+    for target in targets:
+        matches = [m for name, m in model.named_modules() if name == target or name.endswith(f".{target}")]
+        if not matches:
+            found = f"{target!r}, which matches no module of model type {model_type!r}"
+            raise ConfigError(f"lora.target_modules: found {found}")
+        if any(id(module) in ffn_modules for module in matches):
+            raise ConfigError(
+                f"lora.target_modules: found {target!r}, which matches an FFN, allowed: attention projections"
+            )
+    return targets
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:

@@ -63,7 +63,7 @@ def replace_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None
             found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
             raise ValueError(f"weight update {name!r} of shape {value.shape}: the model has {found}")
         parameter = parameters[name]
-        parameter.data = _tensor(value, writable=True).to(parameter.device)
+        parameter.data = _tensor(value, writable=parameter.requires_grad).to(parameter.device)
 
 
 def _tensor(array: np.ndarray, *, writable: bool) -> Tensor:

@@ -23,7 +23,11 @@ class Node:
         """Return how many actors the node holds when it is empty."""
         slack = 1e-6  # 1 / 0.1 must be 10 actors in floating point too
         by_cpu = int(self.cpus / cpus_per_actor + slack)
-        return by_cpu if gpus_per_actor == 0 else min(by_cpu, int(self.gpus / gpus_per_actor + slack))
+        if gpus_per_actor == 0:
+            return by_cpu
+        if gpus_per_actor < 1:  # actors share a GPU, but none is spread over two
+            return min(by_cpu, int(self.gpus) * int(1 / gpus_per_actor + slack))
+        return min(by_cpu, int(self.gpus / gpus_per_actor + slack))
 
 
 def connect(address: str | None) -> bool:
@@ -66,7 +70,7 @@ def actors_that_fit(config: PoolConfig, clients_per_round: int) -> int:
 
     """
     if config.address is None and not ray.is_initialized():
-        this_machine = Node(cpus=len(os.sched_getaffinity(0)), gpus=torch.cuda.device_count())
+        this_machine = Node(cpus=os.cpu_count() or 1, gpus=torch.cuda.device_count())
         return num_actors(config, clients_per_round, [this_machine])
     owned = connect(config.address)
     try:

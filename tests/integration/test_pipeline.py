@@ -56,14 +56,15 @@ def accuracy(finished, model):
 
 
 def test_the_output_folder_holds_what_is_promised(finished):
-    assert {path.name for path in finished.out.iterdir()} == {
-        "config.yaml", "rounds.jsonl", "result.json", "adapter", "sub_fm",
-    }  # fmt: skip
+    own_fm = {"fm"} if finished.config.fm.pretrain.num_epochs else set()
+    promised = {"config.yaml", "rounds.jsonl", "result.json", "adapter", "sub_fm"}
+    assert {path.name for path in finished.out.iterdir()} == promised | own_fm
     assert {name: str(path) for name, path in finished.returned.locations.items()} == {
         "config": str(finished.out / "config.yaml"),
         "rounds": str(finished.out / "rounds.jsonl"),
         "result": str(finished.out / "result.json"),
         "adapter": str(finished.out / "adapter"),
+        **{name: str(finished.out / name) for name in own_fm},
         "sub_fm": str(finished.out / "sub_fm"),
     }
 

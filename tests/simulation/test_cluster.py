@@ -16,6 +16,7 @@ Node, num_actors = cluster.Node, cluster.num_actors
         (Node(8, 1), 1, 0.25, 4),
         (Node(2, 1), 1, 0.25, 2),
         (Node(8, 2), 1, 1, 2),
+        (Node(8, 2), 1, 0.6, 2),
         (Node(8, 0), 1, 0.1, 0),
         (Node(0, 0), 1, 0, 0),
         (Node(0.5, 4), 1, 0, 0),
