@@ -76,7 +76,7 @@ def test_gpus_are_shared_in_fractions():
 def test_planning_looks_at_this_machine_without_starting_ray(monkeypatch):
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: pytest.fail("started"))
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 3)
     monkeypatch.setattr(cluster.torch.cuda, "device_count", lambda: 0)
     assert cluster.actors_that_fit(PoolConfig(), 10) == 3
 

@@ -98,7 +98,9 @@ def test_a_missing_fm_is_one_line(fails, config, tmp_path):
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_too_many_actors_are_one_line_with_both_numbers(fails, config, command):
-    line = fails(command, config, "pool.kind=ray", "pool.actors=50")
+    line = fails(
+        command, config, "pool.kind=ray", "pool.actors=50", "federated.clients_per_round=50", "federated.num_clients=50"
+    )
     assert line.startswith("error: pool.actors: asks 50 actors x 1 CPU, the cluster has 2 CPU on 1 node(s), room for 2")
 
 

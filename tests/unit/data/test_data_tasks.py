@@ -8,6 +8,7 @@ from PIL import Image
 
 from fedpft.config import ConfigError, TaskConfig
 from fedpft.data import sources
+from fedpft.data.columns import normalise_labels
 from fedpft.data.tasks import TASKS, load_task
 
 
@@ -185,3 +186,14 @@ def test_digits_clients_own_five_to_nine():
     assert len(task.evaluation) / (len(task.train) + len(task.evaluation)) == pytest.approx(0.25, abs=0.01)
     assert task.train[0]["image"].mode == "RGB"
     assert set(task.train["label"][:]) == set(task.evaluation["label"][:]) == set(range(5))
+
+
+def test_class_folders_missing_from_a_split_do_not_shift_the_labels():
+    def split(names: list[str], labels: list[int]) -> datasets.Dataset:
+        features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+        return datasets.Dataset.from_dict({"label": labels}, features=features)
+
+    train, validation = split(["a", "b", "c"], [0, 1, 2]), split(["a", "c"], [0, 1])
+    (_, labelled), names = normalise_labels([train, validation], "label", None, "task.label_column")
+    assert names == ("a", "b", "c")
+    assert labelled["label"][:] == [0, 2]

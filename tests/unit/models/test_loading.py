@@ -81,9 +81,9 @@ def test_a_saved_fm_opens_from_its_folder_with_a_new_head(model_type, tmp_path):
     assert torch.equal(weights(opened.base_model), weights(fm.base_model))
 
 
-def test_decoders_pad_with_the_end_of_text():
+def test_models_pad_with_the_tokenizers_token():
     config = FMConfig(path="scratch://gpt2", config=TINY_CONFIGS["gpt2"] | {"pad_token_id": None})
-    assert load_fm(config, modality="text", num_labels=2, seed=0).config.pad_token_id == 2
+    assert load_fm(config, modality="text", num_labels=2, seed=0, pad_token_id=7).config.pad_token_id == 7
 
 
 def test_an_unknown_family_from_scratch_names_the_known_ones():
