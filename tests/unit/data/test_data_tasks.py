@@ -190,8 +190,8 @@ def test_digits_clients_own_five_to_nine():
 
 def test_class_folders_missing_from_a_split_do_not_shift_the_labels():
     def split(names: list[str], labels: list[int]) -> datasets.Dataset:
-        features = datasets.Features({"label": datasets.ClassLabel(names=names)})
-        return datasets.Dataset.from_dict({"label": labels}, features=features)
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        return datasets.Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
 
     train, validation = split(["a", "b", "c"], [0, 1, 2]), split(["a", "c"], [0, 1])
     (_, labelled), names = normalise_labels([train, validation], "label", None, "task.label_column")
