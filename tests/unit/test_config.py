@@ -132,7 +132,9 @@ def test_value_out_of_range_names_key_found_and_allowed(override, expected):
 
 
 def test_sampling_with_replacement_may_draw_more_clients_than_there_are():
-    load_config(overrides=["federated.sampling=md", "federated.num_clients=2", "federated.clients_per_round=10"])
+    overrides = ["federated.sampling=md", "federated.num_clients=2", "federated.clients_per_round=10"]
+    federated = load_config(overrides=overrides).federated
+    assert (federated.num_clients, federated.clients_per_round) == (2, 10)
 
 
 def test_an_override_without_a_value_is_explained():
