@@ -93,11 +93,20 @@ class FFN:
         """(H, N) view."""
         return _as_linear(self.down)
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return all that alignment may train, e.g. `up.weight`: projections, biases and the closing LayerNorm."""
+        parts = {"up": self.up, "gate": self.gate, "down": self.down, "closing_norm": self.closing_norm}
+        return {
+            f"{part}.{name}": parameter
+            for part, module in parts.items()
+            if module is not None
+            for name, parameter in module.named_parameters()
+            if "lora_" not in name
+        }
+
     def parameters(self) -> list[nn.Parameter]:
-        """Everything that alignment may train: projections, their biases and the closing LayerNorm."""
-        modules = [module for module in (self.up, self.gate, self.down, self.closing_norm) if module is not None]
-        named = (item for module in modules for item in module.named_parameters())
-        return [parameter for name, parameter in named if "lora_" not in name]
+        """Return the values of :meth:`named_parameters`."""
+        return list(self.named_parameters().values())
 
     def neuron_axes(self) -> list[tuple[nn.Parameter, int]]:
         """Return each parameter that has a neuron axis, with that axis (`down.bias` and the LayerNorm have none)."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
-from fedpft.construct.compress import compress, resolve_layers
+from fedpft.construct.compress import compress, resolve_layers, restore_sub_fm, sub_fm_tensors
 from fedpft.models.ffn import find_ffns, num_transformer_parameters
 from fedpft.models.loading import load_sub_fm
 from tests.tiny import FAMILIES, tiny_batch, tiny_fm
@@ -148,3 +148,26 @@ def test_a_scorer_may_be_given_by_name():
         ValueError, match="scorer: found 'activation', allowed: weight_norm, random, or activation_scorer"
     ):
         compress(fm, retained_ratio=0.5, scorer="activation")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_changed_sub_fm_comes_back_bit_for_bit_from_its_fm_and_its_tensors(model_type):
+    fm = tiny_fm(model_type)
+    sub_fm, neuron_map = compress(fm, retained_ratio=0.5, uncompressed_layers=(0,))
+    with torch.no_grad():
+        for ffn in find_ffns(sub_fm)[1:]:
+            for parameter in ffn.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    restored, restored_map = restore_sub_fm(fm, sub_fm_tensors(sub_fm, neuron_map))
+    assert restored_map.compressed_layers == (1, 2)
+    assert all(torch.equal(restored_map.retained[layer], neuron_map.retained[layer]) for layer in (1, 2))
+    assert restored.state_dict().keys() == sub_fm.state_dict().keys()
+    assert all(torch.equal(value, sub_fm.state_dict()[name]) for name, value in restored.state_dict().items())
+
+
+def test_tensors_of_another_sub_fm_are_refused():
+    tensors = sub_fm_tensors(*compress(tiny_fm("bert"), retained_ratio=0.5))
+    with pytest.raises(ValueError, match="names differ"):
+        restore_sub_fm(tiny_fm("bert"), {name: value for name, value in tensors.items() if name != "1.up.bias"})
+    with pytest.raises(ValueError, match=r"'1\.up\.bias': found \(3,\), the FM has \(12,\)"):
+        restore_sub_fm(tiny_fm("bert"), tensors | {"1.up.bias": torch.zeros(3)})
