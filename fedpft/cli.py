@@ -19,6 +19,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cache_app, name="cache")
+
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. experiments/configs/quickstart.yaml")
 ]
@@ -26,6 +29,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file.")
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or ray://host:port; default: this machine.")]
+
+CacheDir = Annotated[str | None, typer.Option("--dir", help="Cache folder; default: $FEDPFT_CACHE or ~/.cache/fedpft.")]
+KeyPrefixes = Annotated[list[str] | None, typer.Argument(metavar="[KEY_PREFIX]...", help="First digits of keys.")]
 
 
 @app.command()
@@ -53,6 +59,25 @@ def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address 
     from fedpft.report.screen import print_plan
 
     print_plan(Console(), make_plan(config))
+
+
+@cache_app.command("list")
+def list_cache(folder: CacheDir = None) -> None:
+    """Show the sub-FMs in the cache, the last used first."""
+    from fedpft.construct.store import Store, cache_dir
+    from fedpft.report.cache import print_entries
+
+    store = Store(cache_dir(folder))
+    print_entries(Console(), store.folder, store.entries())
+
+
+@cache_app.command("clear")
+def clear_cache(prefixes: KeyPrefixes = None, folder: CacheDir = None) -> None:
+    """Remove sub-FMs from the cache: all, or those whose keys start so; those that a run is using stay."""
+    from fedpft.construct.store import Store, cache_dir
+    from fedpft.report.cache import print_cleared
+
+    print_cleared(Console(), Store(cache_dir(folder)).clear(prefixes or ()))
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def package_versions() -> dict[str, str]:
     """Return the versions that a number depends on."""
-    names = ("fedpft", "torch", "lightning", "transformers", "peft", "datasets", "ray", "numpy")
+    names = ("fedpft", "torch", "lightning", "transformers", "peft", "datasets", "ray", "numpy", "pillow")
     versions = {"python": platform.python_version()}
     for name in names:
         try:

@@ -7,6 +7,7 @@ pool (actors start importing) -> task, FM, data -> method.build_proxy [construct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from fedpft.align.distill import PublicData
 from fedpft.config import Config, doubtful_settings, dump_config
 from fedpft.data.datamodule import FederatedData, build_data
+from fedpft.data.digest import public_identity
 from fedpft.data.public import load_corpus
 from fedpft.data.tasks import load_task
 from fedpft.evaluate import METRIC, evaluate
@@ -140,6 +142,7 @@ def tune(
     result |= {
         **final.last_evaluation,
         "rounds": final.rounds_done,
+        "construction": dict(proxy.construction),
         **costs(fm, proxy.model),
         "label_names": list(data.label_names),
         "num_eval_examples": len(data.evaluation),
@@ -157,6 +160,7 @@ def plan(config: Config) -> dict[str, Any]:
     """
     pool_actors = planned_actors(config)
     untrained = replace(config, align=replace(config.align, layers=replace(config.align.layers, kind="none")))
+    untrained = replace(untrained, cache=replace(config.cache, enabled=False))
     untrained = replace(untrained, fm=replace(config.fm, pretrain=replace(config.fm.pretrain, num_epochs=0)))
     fm, data = load_fm_and_data(untrained, SilentProgress())
     method = METHODS[config.method.name](fm, _public(data), untrained, SilentProgress())
@@ -255,4 +259,5 @@ def client_package(config: Config, proxy: Proxy, data: FederatedData) -> ClientP
 
 
 def _public(data: FederatedData) -> PublicData:
-    return PublicData(dataset=data.public, collate=data.collate)
+    identity = partial(public_identity, data.public, data.collate)
+    return PublicData(dataset=data.public, collate=data.collate, identity=identity)

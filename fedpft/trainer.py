@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -54,6 +55,14 @@ def make_trainer(
         enable_model_summary=False,
         callbacks=[_ReportSteps(num_steps, on_step)] if on_step else [],
     )
+
+
+def device_kind(server: ServerConfig) -> str:
+    """Return the kind of device that the server works on; equal work on equal kinds gives equal bits."""
+    hush_lightning()
+    device = L.Fabric(accelerator=server.accelerator, devices=1).device
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} {model}"
 
 
 def hush_lightning() -> None:

@@ -92,6 +92,14 @@ def golden(record_property: Callable[[str, Any], None]) -> Golden:
     return Golden(record_property)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep sub-FMs in a folder of this test session, not in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDPFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[Any]:
     """Start Ray with 2 CPUs once for all tests; every pool of every test joins it."""

@@ -21,6 +21,8 @@ class PublicData:
 
     dataset: Dataset
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+    identity: Callable[[], Mapping[str, Any]] | None = None
+    """Returns all that the batches depend on, as JSON; None: unknown, so that nothing made from them can be cached."""
 
 
 @dataclass(frozen=True, kw_only=True)

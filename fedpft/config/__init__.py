@@ -8,10 +8,11 @@ from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfi
 from fedpft.config.federated import FederatedConfig, PartitionConfig, PoolConfig
 from fedpft.config.loading import config_keys, dump_config, load_config
 from fedpft.config.method import AlignConfig, LayerAlignConfig, LoraConfig, MethodConfig, NeuronAlignConfig
-from fedpft.config.run import Config, EvaluationConfig, ServerConfig, TrackingConfig, doubtful_settings
+from fedpft.config.run import CacheConfig, Config, EvaluationConfig, ServerConfig, TrackingConfig, doubtful_settings
 
 __all__ = [
     "AlignConfig",
+    "CacheConfig",
     "Config",
     "ConfigError",
     "EvaluationConfig",

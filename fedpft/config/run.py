@@ -46,6 +46,21 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Built sub-FMs, kept for later runs that would build the same one; they change a run's time, never its result."""
+
+    enabled: bool = True
+    dir: str | None = None
+    """null: `$FEDPFT_CACHE`, else `~/.cache/fedpft`. Runs at the same time may share it."""
+    max_gigabytes: float = 10.0
+    """Beyond this (10^9 bytes each) the least recently used sub-FMs are removed; the newest one always stays."""
+
+    def __post_init__(self) -> None:
+        require(self.dir != "", "cache.dir", self.dir, "null or a folder")
+        require_positive("cache", self, "max_gigabytes")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -61,6 +76,7 @@ class Config:
     federated: FederatedConfig = field(default_factory=FederatedConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

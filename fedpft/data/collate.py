@@ -3,6 +3,7 @@
 Legend: `B` batch, `T` tokens of the longest row.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ MODEL_INPUTS = ("input_ids", "token_type_ids", LABEL)
 class Collator(Protocol):
     """Picklable: it travels to the actors beside the rows."""
 
+    def settings(self) -> dict[str, Any]:
+        """Return all that a batch depends on besides its rows, as JSON."""
+
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch that a transformers model accepts as keyword arguments, `labels` only if rows have `label`."""
 
@@ -32,6 +36,12 @@ class TextCollator:
         assert tokenizer.pad_token is not None
         self._pad = DataCollatorWithPadding(tokenizer)
 
+    def settings(self) -> dict[str, Any]:
+        """How it pads."""
+        tokenizer = self._pad.tokenizer
+        names = ("padding_side", "pad_token_id", "pad_token_type_id", "model_input_names")
+        return {name: getattr(tokenizer, name) for name in names}
+
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad to the longest row of this batch."""
         return dict(self._pad([{name: row[name] for name in MODEL_INPUTS if name in row} for row in rows]))
@@ -43,6 +53,10 @@ class ImageCollator:
     def __init__(self, processor: BaseImageProcessor) -> None:
         """`processor` is the FM's own: it resizes and normalises."""
         self._processor = processor
+
+    def settings(self) -> dict[str, Any]:
+        """The processor's."""
+        return json.loads(self._processor.to_json_string())
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Decode, convert to RGB (grey and palette images occur everywhere) and apply the FM's processor."""

@@ -1,8 +1,8 @@
 """What a federated tuning method is: how the FM becomes a proxy, and how the tuned adapter gets back into the FM."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class Proxy:
     """With an attached adapter."""
     watched_layers: tuple[int, ...]
     """Layers whose FFN activations clients count when asked."""
+    construction: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made, for `result.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ The ablations are settings of it: `align.layers.kind` and `align.neurons.kind` `
 layer-level) and FedPFT_B (no neuron-level).
 """
 
+import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -14,9 +15,12 @@ from transformers import PreTrainedModel
 from fedpft.align.distill import PublicData, align_layers, align_neurons
 from fedpft.align.selection import average_percentage_of_zeros, least_used
 from fedpft.config import Config, ConfigError
-from fedpft.construct.compress import compress, resolve_layers
+from fedpft.construct.cache import BuiltSubFM, Construction, SubFMCache, construction_of
+from fedpft.construct.compress import compress, resolve_layers, sub_fm_tensors
 from fedpft.construct.saliency import Scorer, activation_scorer, random_scorer, weight_norm
+from fedpft.construct.store import cache_dir
 from fedpft.methods.base import Proxy, ProxyChange
+from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
@@ -53,32 +57,15 @@ class ProxyTuning:
 
     def build_proxy(self) -> Proxy:
         """Compress the FM, align the sub-FM layer by layer, attach the same fresh adapter to both."""
-        config = self._config
-        self._progress.stage("construct sub-FM")
-        sub_fm, neuron_map = compress(
-            self._plain_fm,
-            retained_ratio=config.method.retained_ratio,
-            uncompressed_layers=config.method.uncompressed_layers,
-            scorer=self._scorer(),
-        )
-        self._compressed_layers = neuron_map.compressed_layers
-        if config.align.layers.kind == "distill" and self._compressed_layers:
-            self._progress.stage("align layers")
-            align_layers(
-                self._plain_fm,
-                sub_fm,
-                layers=self._compressed_layers,
-                public=self._public,
-                config=config.align.layers,
-                server=config.server,
-                seed=derive_seed(config.seed, "align_layers"),
-                on_step=self._progress.progress,
-            )
-        adapter_seed = derive_seed(config.seed, "adapter")
-        self._fm = attach_lora(self._plain_fm, config.lora, adapter_seed)
-        self._sub_fm = attach_lora(sub_fm, config.lora, adapter_seed)
+        start = time.perf_counter()
+        made = self._construct()
+        summary = {"key": made.key, "cached": made.cached, "seconds": time.perf_counter() - start, **made.report}
+        self._compressed_layers = made.neuron_map.compressed_layers
+        lora, adapter_seed = self._config.lora, derive_seed(self._config.seed, "adapter")
+        self._fm = attach_lora(self._plain_fm, lora, adapter_seed)
+        self._sub_fm = attach_lora(made.sub_fm, lora, adapter_seed)
         check_same_layout(self._fm, self._sub_fm)
-        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers)
+        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers, construction=summary)
 
     def wants_counts(self, round_index: int, num_rounds: int) -> bool:
         """Whether a neuron-level alignment follows this round: every t rounds, but not after the last one."""
@@ -119,6 +106,42 @@ class ProxyTuning:
         """Return the sub-FM with the adapter in it."""
         set_adapter(self._sub_fm, adapter)
         return self._sub_fm
+
+    def _construct(self) -> Construction:
+        """Return the sub-FM, aligned layer by layer: from the cache if another run built it, else built here."""
+        cache = self._config.cache
+        if not cache.enabled or not can_be_cached(self._public, self._config):
+            return construction_of(self._plain_fm, self._build_sub_fm())
+        self._progress.stage("look up sub-FM")
+        ingredients = sub_fm_ingredients(self._plain_fm, self._public, self._config)
+        sub_fms = SubFMCache(cache_dir(cache.dir), max_bytes=round(cache.max_gigabytes * 1e9))
+        return sub_fms.get_or_build(self._plain_fm, ingredients, self._build_sub_fm, self._progress.stage)
+
+    def _build_sub_fm(self) -> BuiltSubFM:
+        """Compress the FM and align the layers; all that this reads stands in `sub_fm_ingredients`."""
+        config = self._config
+        self._progress.stage("construct sub-FM")
+        sub_fm, neuron_map = compress(
+            self._plain_fm,
+            retained_ratio=config.method.retained_ratio,
+            uncompressed_layers=config.method.uncompressed_layers,
+            scorer=self._scorer(),
+        )
+        losses = {}
+        if config.align.layers.kind == "distill" and neuron_map.compressed_layers:
+            self._progress.stage("align layers")
+            report = align_layers(
+                self._plain_fm,
+                sub_fm,
+                layers=neuron_map.compressed_layers,
+                public=self._public,
+                config=config.align.layers,
+                server=config.server,
+                seed=derive_seed(config.seed, "align_layers"),
+                on_step=self._progress.progress,
+            )
+            losses = {"align_loss_first": report.first_loss, "align_loss_last": report.last_loss}
+        return BuiltSubFM(tensors=sub_fm_tensors(sub_fm, neuron_map), report=losses)
 
     def _scorer(self) -> Scorer:
         kind = self._config.method.scorer

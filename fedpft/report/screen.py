@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedpft.report.cache import SHOWN_DIGITS
+
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
     from fedpft.federated.messages import ClientUpdate
 
@@ -190,6 +192,9 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
         facts.add_row(f"{result['metric']}, {title}", _percent(result[key]), note)
     facts.add_section()
     _add_costs(facts, result)
+    if made := result.get("construction"):
+        origin = "from cache" if made["cached"] else "built"
+        facts.add_row("sub-FM", (made["key"] or "")[:SHOWN_DIGITS], f"{origin}, {_duration(made['seconds'])}")
     facts.add_row("wall time", _duration(result["wall_seconds"]), "")
     console.print(facts)
     width = max(map(len, paths), default=0)

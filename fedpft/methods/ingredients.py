@@ -1,0 +1,79 @@
+"""All on which a constructed and layer-aligned sub-FM depends, bit for bit, and no more: what its cache key hashes.
+
+What a new scorer or kind of alignment reads is assumed to be everything, until a row here says less.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from fedpft.align.distill import PublicData
+from fedpft.config import Config, LayerAlignConfig
+from fedpft.construct.compress import resolve_layers
+from fedpft.models.digest import model_digest
+from fedpft.models.ffn import find_backbone, find_ffns
+from fedpft.output import package_versions
+from fedpft.trainer import device_kind
+
+CACHE_FORMAT = 1
+"""Raise it with every change of the code after which equal ingredients give another sub-FM or another entry."""
+
+PACKAGES = ("fedpft", "torch", "transformers", "lightning", "pillow")
+"""Their code computes the bits."""
+
+DATA_FREE_SCORERS = frozenset({"weight_norm", "random"})
+"""Scorers that read no public data."""
+
+SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {"none": ()}
+"""`align.layers.kind` -> the other settings of the section that it reads; a kind without a row reads all."""
+
+
+def can_be_cached(public: PublicData, config: Config) -> bool:
+    """Whether everything that the sub-FM depends on is known."""
+    return public.identity is not None or not _reads_public_data(config)
+
+
+def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) -> dict[str, Any]:
+    """Return what the sub-FM depends on, as JSON: contents by their digests, settings by their values.
+
+    Of the FM only the backbone counts: construction and alignment do not read the head.
+    """
+    method, backbone = config.method, find_backbone(fm)
+    uncompressed = sorted(resolve_layers(method.uncompressed_layers, len(find_ffns(fm))))
+    constructor = {
+        "scorer": method.scorer,
+        "retained_ratio": method.retained_ratio,
+        "uncompressed_layers": uncompressed,
+    }
+    if method.scorer not in DATA_FREE_SCORERS:
+        constructor["batch_size"] = config.align.layers.batch_size
+    installed = package_versions()
+    ingredients = {
+        "format": CACHE_FORMAT,
+        "fm": {"model_type": fm.config.model_type, "digest": model_digest(backbone)},
+        "constructor": constructor,
+        "align_layers": _settings_read(config.align.layers),
+        "seed": config.seed,
+        "arithmetic": {
+            "device": device_kind(config.server),
+            "precision": config.server.precision,
+            "num_threads": torch.get_num_threads(),
+        },
+        "versions": {name: installed[name] for name in PACKAGES},
+    }
+    if _reads_public_data(config):
+        assert public.identity is not None, "can_be_cached says so"
+        ingredients["public"] = public.identity()
+    return ingredients
+
+
+def _reads_public_data(config: Config) -> bool:
+    return config.method.scorer not in DATA_FREE_SCORERS or config.align.layers.kind != "none"
+
+
+def _settings_read(layers: LayerAlignConfig) -> dict[str, Any]:
+    settings = asdict(layers)
+    return {name: settings[name] for name in ("kind", *SETTINGS_OF_KIND.get(layers.kind, settings))}

@@ -1,0 +1,57 @@
+"""What `fedpft cache` prints."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.filesize import decimal as format_bytes
+from rich.table import Table
+
+from fedpft.construct.store import Cleared, Entry
+
+SHOWN_DIGITS = 12
+"""Of a key: enough to tell entries apart and to name one to `fedpft cache clear`."""
+
+_UNITS = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def print_entries(console: Console, folder: Path, entries: Sequence[Entry]) -> None:
+    """Print a row for each entry, in the given order, and what they take together."""
+    now = time.time()
+    table = Table("key", "FM", "sub-FM", "age", "size", "last used", box=SIMPLE)
+    for entry in entries:
+        size, last_used = format_bytes(entry.num_bytes), f"{_span(now - entry.last_used)} ago"
+        table.add_row(entry.key[:SHOWN_DIGITS], *_origin(entry.content, now), size, last_used)
+    if entries:
+        console.print(table)
+    total = format_bytes(sum(entry.num_bytes for entry in entries))
+    console.print(f"{len(entries)} sub-FM(s), {total} in {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_cleared(console: Console, cleared: Cleared) -> None:
+    """Say what was freed, and what was left because it is in use."""
+    left = f"; {cleared.num_in_use} in use, left" if cleared.num_in_use else ""
+    console.print(
+        f"{cleared.num_entries} sub-FM(s) removed, {format_bytes(cleared.num_bytes)} freed{left}", highlight=False
+    )
+
+
+def _origin(content: Mapping[str, Any], now: float) -> tuple[str, str, str]:
+    """Return the FM, how the sub-FM was made and how long ago, from its `entry.json`."""
+    try:
+        ingredients = content["ingredients"]
+        fm, constructor, layers = (ingredients[section] for section in ("fm", "constructor", "align_layers"))
+        aligned = "not aligned" if layers["kind"] == "none" else f"{layers['kind']}, {layers['num_steps']} steps"
+        made = f"{constructor['retained_ratio']:.3g} by {constructor['scorer']}; {aligned}; seed {ingredients['seed']}"
+        return f"{fm['model_type']} {fm['digest'][:SHOWN_DIGITS]}", made, _span(now - content["created"])
+    except (KeyError, TypeError, ValueError):
+        return "", "unfinished, damaged, or of another version", ""
+
+
+def _span(seconds: float) -> str:
+    """Return a time span in its largest unit that holds at least two."""
+    name, unit = next(((name, unit) for name, unit in _UNITS if seconds >= 2 * unit), _UNITS[-1])
+    return f"{max(0, int(seconds // unit))} {name}"
