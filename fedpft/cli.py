@@ -109,6 +109,7 @@ def _hush_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line, without the code's
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # raised by peft's own calls
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,10 @@ class Store:
 
     def remove_held(self, key: str) -> None:
         """Remove the entry and anything unfinished; the caller holds the lock."""
-        for folder in (self.entry_folder(key), self.unfinished_folder(key)):
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in (self.entry_folder(key), self.unfinished_folder(key)):
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # damage may have made it a file
+                path.unlink()
 
     def _remove(self, key: str) -> bool:
         """Remove the entry unless somebody holds its lock or the folder cannot be changed; say whether it is gone."""

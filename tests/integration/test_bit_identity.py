@@ -7,11 +7,12 @@ from fedpft.pipeline import run
 from tests.tiny import tiny_text_run
 
 TWO_ALIGNMENTS = ["federated.rounds=5", "method.uncompressed_layers=[0]"]  # after rounds 2 and 4
+BUILT_EACH_TIME = ["cache.enabled=false"]
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    return [*tiny_text_run(tmp_path_factory.mktemp("bits")), *TWO_ALIGNMENTS]
+    return [*tiny_text_run(tmp_path_factory.mktemp("bits")), *TWO_ALIGNMENTS, *BUILT_EACH_TIME]
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,8 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("federated.clients_per_round=101", "federated.clients_per_round: found 101, allowed: at most"),
         ("federated.partition.kind=natural", "federated.partition.column: found None, allowed: a column name"),
         ("pool.actors=many", "pool.actors: found 'many', allowed: auto, per_client or an integer > 0"),
+        ("cache.dir=''", "cache.dir: found '', allowed: null or a folder"),
+        ("cache.max_gigabytes=0", "cache.max_gigabytes: found 0.0, allowed: a number > 0"),
         ("evaluation.interval=0", "evaluation.interval: found 0, allowed: a number > 0"),
     ],
 )

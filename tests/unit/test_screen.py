@@ -131,6 +131,20 @@ def test_picture_fits_and_summarises_many_clients(num_labels: int):
     assert any(re.search(rf"size +min {num_labels} .*median {num_labels} .*max {num_labels}", line) for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("construction", "row"),
+    [
+        ({"key": "0123456789abcdef", "cached": True, "seconds": 0.42}, "sub-FM 0123456789ab from cache, 0.4 s"),
+        ({"key": "0123456789abcdef", "cached": False, "seconds": 130}, "sub-FM 0123456789ab built, 2 min 10 s"),
+        ({"key": None, "cached": False, "seconds": 5}, "sub-FM built, 5.0 s"),
+    ],
+)
+def test_result_names_the_sub_fm(construction, row):
+    console = make_console(terminal=False)
+    print_result(console, RESULT | {"construction": construction}, {})
+    assert row in [" ".join(line.split()) for line in written(console).splitlines()]
+
+
 def test_result_shows_accuracies_gains_and_paths():
     console = make_console(terminal=False)
     print_result(console, RESULT, {"result": Path("outputs/demo/result.json"), "wandb": "https://wandb.test/run"})
@@ -142,4 +156,5 @@ def test_result_shows_accuracies_gains_and_paths():
     assert "accuracy, plugged-in FM 82.3 % +72.0 points" in rows
     assert "parameters, sub-FM 14.12 M 1.61 x smaller" in rows
     assert "wall time 2 min 21 s" in rows
+    assert not any(row.startswith("sub-FM") for row in rows), "a method without one"
     assert rows[-2:] == ["result outputs/demo/result.json", "wandb https://wandb.test/run"]

@@ -8,6 +8,7 @@ import fedpft.methods.proxy_tuning as module_under_test
 from fedpft.align.distill import PublicData
 from fedpft.config import (
     AlignConfig,
+    CacheConfig,
     Config,
     ConfigError,
     LayerAlignConfig,
@@ -44,6 +45,7 @@ def method(model_type="bert", *, fm=None, layers="none", neurons="distill", inte
             neurons=NeuronAlignConfig(kind=neurons, interval=interval, update_ratio=RATIO, **short),
         ),
         server=ServerConfig(accelerator="cpu"),
+        cache=CacheConfig(enabled=False),
     )
     return ProxyTuning(fm or tiny_fm(model_type), public, config, SilentProgress())
 
@@ -228,7 +230,12 @@ def test_counts_are_wanted_every_interval_but_not_in_the_last_round(num_rounds):
 )
 def test_ablations_leave_out_alignments(monkeypatch, settings, layers_aligned, wants):
     calls = []
-    monkeypatch.setattr(module_under_test, "align_layers", lambda *_, **kwargs: calls.append(kwargs["layers"]))
+
+    def spy(fm, sub_fm, **kwargs):
+        calls.append(kwargs["layers"])
+        return SimpleNamespace(first_loss=1.0, last_loss=0.5)
+
+    monkeypatch.setattr(module_under_test, "align_layers", spy)
     made = method(**settings)
     made.build_proxy()
     assert calls == ([(1, 2)] if layers_aligned else [])

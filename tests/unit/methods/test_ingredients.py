@@ -1,0 +1,248 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpft.align.distill import PublicData
+from fedpft.config import LayerAlignConfig, MethodConfig, ServerConfig, config_keys, load_config
+from fedpft.construct.store import key_of
+from fedpft.methods import ingredients as module_under_test
+from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
+from fedpft.pipeline import _public, load_fm_and_data
+from fedpft.trainer import SilentProgress
+from tests.tiny import tiny_fm, tiny_text_run, tiny_texts, tiny_vision_run
+
+BASE = ["fm.config={hidden_act: gelu}", "public.max_examples=40", "align.layers.warmup_ratio=0.5"]
+"""Beside a tiny run's settings: what lets a change of one key be a valid config."""
+
+CHANGES_THE_SUB_FM = {
+    "seed": 43,
+    "fm.path": "OTHER_FM",
+    "fm.config": "{hidden_act: relu}",
+    "public.path": "OTHER_PUBLIC",
+    "public.chunk_length": 12,
+    "public.max_examples": 30,
+    "method.retained_ratio": 0.25,
+    "method.uncompressed_layers": [-1],
+    "method.scorer": "activation",
+    "align.layers.kind": "none",
+    "align.layers.num_steps": 4,
+    "align.layers.lr": 1e-3,
+    "align.layers.batch_size": 8,
+    "align.layers.product_weight": 0.5,
+    "align.layers.warmup_ratio": 0.25,
+    "align.layers.weight_decay": 0.5,
+    "align.layers.max_grad_norm": 2.0,
+    "server.precision": "bf16-mixed",
+    "server.num_threads": 2,
+}
+LEAVES_THE_SUB_FM = {
+    "name": "other",
+    "output_dir": "elsewhere",
+    "fm.max_length": 64,
+    "task.path": "OTHER_TASK",
+    "task.max_train_examples": 20,
+    "task.max_eval_examples": 20,
+    "method.name": "fedpft",
+    "lora.rank": 3,
+    "lora.lora_alpha": 5,
+    "lora.dropout": 0.0,
+    "lora.target_modules": ["query"],
+    "align.neurons.kind": "none",
+    "align.neurons.interval": 1,
+    "align.neurons.update_ratio": 0.1,
+    "align.neurons.num_steps": 1,
+    "align.neurons.lr": 1e-3,
+    "align.neurons.batch_size": 2,
+    "align.neurons.warmup_ratio": 0.5,
+    "align.neurons.max_grad_norm": 2.0,
+    "federated.num_clients": 5,
+    "federated.rounds": 7,
+    "federated.clients_per_round": 2,
+    "federated.sampling": "full",
+    "federated.aggregation": "uniform",
+    "federated.local_epochs": 2,
+    "federated.batch_size": 2,
+    "federated.lr": 1e-3,
+    "federated.head_lr_ratio": 2.0,
+    "federated.lr_schedule": "constant",
+    "federated.lr_decay": 0.5,
+    "federated.weight_decay": 0.5,
+    "federated.max_grad_norm": 2.0,
+    "federated.partition.kind": "shards",
+    "federated.partition.dirichlet_alpha": 2.0,
+    "federated.partition.concentration": "per_label",
+    "federated.partition.labels_per_client": 1,
+    "federated.partition.column": "label",
+    "federated.partition.size_imbalance": 0.5,
+    "pool.kind": "ray",
+    "pool.actors": 2,
+    "pool.cpus_per_actor": 0.5,
+    "pool.gpus_per_actor": 0.5,
+    "pool.threads_per_client": 2,
+    "pool.address": "auto",
+    "pool.precision": "bf16-mixed",
+    "pool.accelerator": "auto",
+    "cache.enabled": False,
+    "cache.dir": "elsewhere",
+    "cache.max_gigabytes": 1.0,
+    "evaluation.interval": 1,
+    "evaluation.batch_size": 2,
+    "tracking.wandb": "offline",
+    "tracking.project": "other",
+    "tracking.entity": "someone",
+    "tracking.group": "some",
+    "tracking.tags": ["one"],
+}
+NOT_HERE = {
+    *("fm.pretrain.num_epochs", "fm.pretrain.lr", "fm.pretrain.batch_size"),  # only for a scratch:// FM, see below
+    *("task.name", "task.text_columns", "task.image_column", "task.label_column"),  # read through the public data's
+    *("task.train_split", "task.eval_split"),
+    *("public.name", "public.text_column", "public.image_column"),  # content alone counts, see the digests' tests
+    "server.accelerator",  # the device that it means counts, see below
+}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Write a tiny run, and another FM, task and corpus for it; return its settings."""
+    folder = tmp_path_factory.mktemp("base")
+    made = [*tiny_text_run(folder), *BASE]
+    other = tmp_path_factory.mktemp("other")
+    tiny_text_run(other)
+    tiny_fm("bert", seed=1).save_pretrained(other / "fm")
+    for name in ("task/train", "task/validation", "public/train"):
+        texts, labels = tiny_texts(70, seed=9)
+        rows = "".join(f"{text},{label}\n" for text, label in zip(texts, labels, strict=True))
+        (other / f"{name}.csv").write_text(f"text,label\n{rows}")
+    return made, {"OTHER_FM": other / "fm", "OTHER_TASK": other / "task", "OTHER_PUBLIC": other / "public"}
+
+
+def key(settings, *overrides):
+    """Return the key that a run with these settings would use."""
+    config = load_config(None, [*settings, *overrides])
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.server.num_threads or before)  # as the pipeline does
+    try:
+        fm, data = load_fm_and_data(config, SilentProgress())
+        return key_of(sub_fm_ingredients(fm, _public(data), config))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base_key(settings):
+    return key(settings[0])
+
+
+def override(settings, name, value):
+    value = settings[1].get(value, value) if isinstance(value, str) else value
+    return f"{name}={json.dumps(value) if not isinstance(value, str | Path) else value}"
+
+
+def test_every_key_of_the_config_is_in_one_of_the_lists():
+    lists = (CHANGES_THE_SUB_FM, LEAVES_THE_SUB_FM, NOT_HERE)
+    assert set(config_keys()) == set().union(*lists)
+    assert sum(map(len, lists)) == len(config_keys())
+
+
+@pytest.mark.parametrize("name", CHANGES_THE_SUB_FM)
+def test_what_the_sub_fm_depends_on_changes_its_key(settings, base_key, name):
+    assert key(settings[0], override(settings, name, CHANGES_THE_SUB_FM[name])) != base_key
+
+
+@pytest.mark.parametrize("name", [name for name in LEAVES_THE_SUB_FM if name.startswith(("task", "fm", "federated"))])
+def test_what_goes_through_the_loading_of_fm_and_data_but_not_into_the_sub_fm_leaves_its_key(settings, base_key, name):
+    assert key(settings[0], override(settings, name, LEAVES_THE_SUB_FM[name])) == base_key
+
+
+def test_everything_else_leaves_the_key(settings, base_key):
+    config = load_config(None, settings[0])
+    fm, data = load_fm_and_data(config, SilentProgress())
+    changed = {}
+    for name, value in LEAVES_THE_SUB_FM.items():
+        other = load_config(None, [*settings[0], override(settings, name, value)])
+        assert other != config or name == "method.name", name
+        changed[name] = key_of(sub_fm_ingredients(fm, _public(data), other))
+    assert set(changed.values()) == {base_key}
+
+
+def test_another_copy_of_fm_and_data_has_the_same_key(settings, base_key, tmp_path):
+    assert key([*tiny_text_run(tmp_path), *BASE]) == base_key
+
+
+def test_the_device_that_is_meant_counts_not_its_name(settings, base_key, monkeypatch):
+    if not torch.cuda.is_available():
+        assert key(settings[0], "server.accelerator=auto") == base_key, "both are this CPU"
+    monkeypatch.setattr(module_under_test, "device_kind", lambda server: "cuda something")
+    assert key(settings[0]) != base_key
+
+
+def test_the_pre_training_of_an_fm_counts(tmp_path):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    settings = tiny_vision_run(tmp_path)
+    changes = ([], ["fm.pretrain.num_epochs=0"], ["fm.pretrain.lr=1e-2"], ["fm.pretrain.batch_size=32"])
+    assert len({key(settings, *change) for change in changes}) == len(changes)
+
+
+def test_versions_and_the_format_count(settings, base_key, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module_under_test, "CACHE_FORMAT", 0)
+        assert key(settings[0]) != base_key
+    installed = module_under_test.package_versions()
+    for name in ("fedpft", "torch", "transformers"):
+        monkeypatch.setattr(module_under_test, "package_versions", lambda name=name: installed | {name: "0"})
+        assert key(settings[0]) != base_key
+
+
+# --- what is read decides what counts ---
+
+
+def of(public=None, *, layers=None, **method):
+    """Return the ingredients of a tiny BERT; public data is known by a name."""
+    config = dataclasses.replace(
+        load_config(), method=MethodConfig(**method), server=ServerConfig(accelerator="cpu")
+    )  # fmt: skip
+    config = dataclasses.replace(
+        config, align=dataclasses.replace(config.align, layers=LayerAlignConfig(**layers or {}))
+    )  # fmt: skip
+    identity = None if public is None else lambda: {"digest": public}
+    data = PublicData(dataset=[], collate=dict, identity=identity)
+    return sub_fm_ingredients(tiny_fm("bert"), data, config) if can_be_cached(data, config) else None
+
+
+def test_layers_count_by_what_they_mean():
+    ways = [(0, 2), (2, 0), (-1, 0), (-3, -1, 2)]
+    assert len({key_of(of("a", uncompressed_layers=way)) for way in ways}) == 1
+    assert of("a", uncompressed_layers=(0,)) != of("a", uncompressed_layers=(1,))
+
+
+def test_without_alignment_its_settings_and_the_public_data_do_not_count():
+    none = of("a", layers={"kind": "none"})
+    assert none["align_layers"] == {"kind": "none"}
+    assert none == of("b", layers={"kind": "none", "num_steps": 7, "batch_size": 3}) == of(layers={"kind": "none"})
+
+
+def test_the_activation_scorer_reads_public_data_in_batches():
+    def scored(public, batch_size):
+        return of(public, scorer="activation", layers={"kind": "none", "batch_size": batch_size})
+
+    assert scored("a", 4) != scored("b", 4)
+    assert scored("a", 4) != scored("a", 8)
+    assert scored("a", 4) == scored("a", 4)
+
+
+def test_a_new_kind_or_scorer_reads_everything(monkeypatch):
+    monkeypatch.setattr(module_under_test, "SETTINGS_OF_KIND", {})
+    monkeypatch.setattr(module_under_test, "DATA_FREE_SCORERS", frozenset())
+    settings = of("a", layers={"kind": "none"})
+    assert settings["align_layers"].keys() == {field.name for field in dataclasses.fields(LayerAlignConfig)}
+    assert "public" in settings
+
+
+def test_public_data_of_unknown_content_cannot_be_cached_where_it_is_read():
+    assert of() is None
+    assert of(scorer="activation", layers={"kind": "none"}) is None
+    assert of(layers={"kind": "none"}) is not None
