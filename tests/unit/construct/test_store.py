@@ -1,12 +1,12 @@
 import json
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
 from fedpft.config import ConfigError
 from fedpft.construct.store import ENTRY_FILE, TENSORS_FILE, Store, cache_dir, key_of
+from tests.sub_fm_builder import held_elsewhere
 
 KEYS = [digit * 32 for digit in "0123"]
 
@@ -27,25 +27,6 @@ def store(tmp_path):
 
 def keys(store):
     return [entry.key for entry in store.entries()]
-
-
-def held_elsewhere(store, key, action):
-    """Run the action while another thread holds the key's lock."""
-    held, done = threading.Event(), threading.Event()
-
-    def hold():
-        with store.lock(key):
-            held.set()
-            done.wait(60)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert held.wait(60)
-    try:
-        return action()
-    finally:
-        done.set()
-        thread.join(60)
 
 
 def test_entries_come_last_used_first_with_their_content(store):
@@ -90,7 +71,8 @@ def test_a_prefix_of_nothing_is_one_line_and_nothing_is_removed(store):
 
 
 def test_clear_leaves_what_is_in_use(store):
-    cleared = held_elsewhere(store, KEYS[1], store.clear)
+    with held_elsewhere(store, KEYS[1]):
+        cleared = store.clear()
     assert (cleared.num_entries, cleared.num_bytes, cleared.num_in_use) == (2, 400, 1)
     assert keys(store) == [KEYS[1]]
     assert store.clear().num_entries == 1
@@ -113,7 +95,8 @@ def test_eviction_takes_the_least_recently_used_until_the_rest_fits(store, max_b
 
 
 def test_eviction_passes_over_the_new_one_and_those_in_use(store):
-    held_elsewhere(store, KEYS[1], lambda: store.evict(0, keep=KEYS[0]))
+    with held_elsewhere(store, KEYS[1]):
+        store.evict(0, keep=KEYS[0])
     assert keys(store) == [KEYS[1], KEYS[0]]
 
 

@@ -1,42 +1,17 @@
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from fedpft.construct.cache import BuiltSubFM, SubFMCache
-from fedpft.construct.compress import compress, sub_fm_tensors
+from fedpft.construct.cache import SubFMCache
+from fedpft.construct.compress import compress
 from fedpft.construct.store import ENTRY_FILE, TENSORS_FILE, key_of
 from fedpft.models.digest import model_digest
-from fedpft.models.ffn import find_ffns
+from tests.sub_fm_builder import INGREDIENTS, KEY, PLENTY, Builder, content
 from tests.tiny import FAMILIES, tiny_fm
-
-INGREDIENTS = {"fm": "tiny", "seed": 0}
-KEY = key_of(INGREDIENTS)
-PLENTY = 10**9
-
-
-class Builder:
-    """Builds a sub-FM whose FFNs are not the FM's, and counts."""
-
-    def __init__(self, fm, *, retained_ratio=0.5, seed=0):
-        self.fm, self.retained_ratio, self.seed, self.calls = fm, retained_ratio, seed, 0
-
-    def __call__(self):
-        self.calls += 1
-        sub_fm, neuron_map = compress(self.fm, retained_ratio=self.retained_ratio)
-        generator = torch.Generator().manual_seed(self.seed)
-        with torch.no_grad():
-            for ffn in find_ffns(sub_fm):
-                for parameter in ffn.parameters():
-                    parameter.add_(torch.randn(parameter.shape, generator=generator))
-        return BuiltSubFM(tensors=sub_fm_tensors(sub_fm, neuron_map), report={"loss": 0.1})
 
 
 @pytest.fixture
@@ -47,10 +22,6 @@ def fm():
 @pytest.fixture
 def cache(tmp_path):
     return SubFMCache(tmp_path / "cache", PLENTY)
-
-
-def content(cache):
-    return {path.name for path in cache.store.folder.iterdir() if not path.name.endswith(".lock")}
 
 
 # --- an entry is what was built ---
@@ -209,170 +180,3 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing(cache, fm, monkeypatch):
         made = cache.get_or_build(fm, INGREDIENTS, builder)
     assert (made.cached, builder.calls) == (False, 1)
     assert content(cache) == set()
-
-
-# --- the bound ---
-
-
-def fill(cache, fm, seed, *, used_seconds_ago=None):
-    """Ask for an entry; return whether it was there."""
-    ingredients = {"fm": "tiny", "seed": seed}
-    made = cache.get_or_build(fm, ingredients, Builder(fm, seed=seed))
-    if used_seconds_ago is not None:
-        then = time.time() - used_seconds_ago
-        os.utime(cache.store.entry_folder(key_of(ingredients)), (then, then))
-    return made.cached
-
-
-def kept(cache):
-    """Return the seeds of the entries, the last used first."""
-    return [entry.content["ingredients"]["seed"] for entry in cache.store.entries()]
-
-
-def size_of_an_entry(cache, fm):
-    fill(cache, fm, 0)
-    return cache.store.entries()[0].num_bytes
-
-
-def test_the_least_recently_used_goes_when_the_bound_is_reached(cache, fm):
-    bounded = SubFMCache(cache.store.folder, 3 * size_of_an_entry(cache, fm) + 100)
-    for seed, seconds in ((0, 300), (1, 200), (2, 100)):
-        fill(bounded, fm, seed, used_seconds_ago=seconds)
-    assert kept(bounded) == [2, 1, 0]
-    assert fill(bounded, fm, 0), "a hit is a use"
-    assert kept(bounded) == [0, 2, 1]
-    fill(bounded, fm, 3)
-    assert kept(bounded) == [3, 0, 2]
-
-
-def test_an_entry_above_the_bound_stays_alone(cache, fm):
-    tight = SubFMCache(cache.store.folder, 10)
-    for seed in (0, 1, 2):
-        assert not fill(tight, fm, seed)
-        assert kept(tight) == [seed]
-    assert fill(tight, fm, 2)
-
-
-def test_an_entry_in_use_is_not_evicted(cache, fm):
-    tight = SubFMCache(cache.store.folder, 10)
-    fill(tight, fm, 0, used_seconds_ago=300)
-    with locked_elsewhere(tight.store, key_of({"fm": "tiny", "seed": 0})):
-        fill(tight, fm, 1)
-        assert kept(tight) == [1, 0]
-
-
-def test_what_a_killed_builder_left_is_evicted_too(cache, fm):
-    bounded = SubFMCache(cache.store.folder, 2 * size_of_an_entry(cache, fm) + 100)
-    left = bounded.store.unfinished_folder("0" * 32)
-    left.mkdir()
-    (left / TENSORS_FILE).write_bytes(bytes(5000))
-    os.utime(left, (1, 1))
-    fill(bounded, fm, 1)
-    assert kept(bounded) == [1, 0]
-    assert not left.exists()
-
-
-# --- several at once ---
-
-
-class locked_elsewhere:  # noqa: N801 - used like a function
-    """Hold a key's lock in another thread."""
-
-    def __init__(self, store, key):
-        self._held, self._done = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._hold, args=(store, key))
-
-    def _hold(self, store, key):
-        with store.lock(key):
-            self._held.set()
-            self._done.wait(60)
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._held.wait(60)
-
-    def __exit__(self, *_):
-        self._done.set()
-        self._thread.join(60)
-
-
-def test_who_waits_says_so_once_and_then_reads(cache, fm):
-    cache.get_or_build(fm, INGREDIENTS, Builder(fm))
-    stages, read, waits = [], [], threading.Event()
-
-    def stage(title):
-        stages.append(title)
-        waits.set()
-
-    waiter = threading.Thread(target=lambda: read.append(cache.get_or_build(fm, INGREDIENTS, Builder(fm), stage)))
-    with locked_elsewhere(cache.store, KEY):
-        waiter.start()
-        assert waits.wait(60)
-        time.sleep(0.2)
-        assert stages == ["wait for the sub-FM that another run builds"]
-    waiter.join(60)
-    assert stages[1:] == ["sub-FM from cache"]
-    assert read[0].cached
-
-
-def ask(folder, log, seconds):
-    """Ask for the sub-FM with a builder that logs its process; return what came."""
-    fm = tiny_fm("bert")
-
-    def build():
-        with log.open("a") as stream:
-            stream.write(f"{os.getpid()}\n")
-        time.sleep(seconds)
-        return Builder(fm)()
-
-    made = SubFMCache(folder, PLENTY).get_or_build(fm, INGREDIENTS, build)
-    return os.getpid(), made.cached, model_digest(made.sub_fm)
-
-
-def stall_when_renaming(folder, log):
-    """Ask for the sub-FM and stop for good when all is written but nothing renamed."""
-
-    def stall(path, target):
-        log.write_text("renaming")
-        time.sleep(600)
-
-    Path.rename = stall
-    ask(folder, log.with_suffix(".builder"), 0)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Return a way to start processes that have loaded torch once and share nothing with this one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedpft.construct.cache", "tests.tiny"])
-    return context
-
-
-def test_of_several_processes_one_builds_and_all_get_the_same_bits(processes, tmp_path):
-    log = tmp_path / "log"
-    with processes.Pool(4) as pool:
-        found = pool.starmap(ask, 4 * [(tmp_path / "cache", log, 1.0)], chunksize=1)
-    (builder,) = log.read_text().split()
-    assert {pid: cached for pid, cached, _ in found} == {pid: pid != int(builder) for pid, _, _ in found}
-    assert len({digest for *_, digest in found}) == 1
-    assert content(SubFMCache(tmp_path / "cache", PLENTY)) == {KEY}
-
-
-@pytest.mark.parametrize("moment", ["building", "renaming"])
-def test_after_a_builder_was_killed_the_next_one_builds(processes, tmp_path, fm, moment):
-    cache, log = SubFMCache(tmp_path / "cache", PLENTY), tmp_path / "log"
-    target, arguments = (ask, (600,)) if moment == "building" else (stall_when_renaming, ())
-    process = processes.Process(target=target, args=(cache.store.folder, log, *arguments), daemon=True)
-    process.start()
-    give_up = time.monotonic() + 60
-    while not log.exists() and time.monotonic() < give_up:
-        time.sleep(0.02)
-    assert log.exists(), "it got as far as that"
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
-    assert content(cache) == ({f".{KEY}"} if moment == "renaming" else set()), "no half entry"
-    builder = Builder(fm)
-    made = cache.get_or_build(fm, INGREDIENTS, builder)
-    assert (made.cached, builder.calls) == (False, 1)
-    assert content(cache) == {KEY}
-    assert cache.get_or_build(fm, INGREDIENTS, builder).cached
