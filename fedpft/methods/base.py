@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedpft.fidelity import LayerPairs
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.lora import AdaptedModel
 
@@ -18,6 +19,8 @@ class Proxy:
     """With an attached adapter."""
     watched_layers: tuple[int, ...]
     """Layers whose FFN activations clients count when asked."""
+    layer_pairs: LayerPairs | None = None
+    """Layers of FM and proxy that the fidelity meter compares; None: all, of two models of the same depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
