@@ -125,6 +125,7 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("federated.partition.kind=natural", "federated.partition.column: found None, allowed: a column name"),
         ("pool.actors=many", "pool.actors: found 'many', allowed: auto, per_client or an integer > 0"),
         ("evaluation.interval=0", "evaluation.interval: found 0, allowed: a number > 0"),
+        ("evaluation.fidelity_examples=-1", "evaluation.fidelity_examples: found -1, allowed: a number >= 0"),
     ],
 )
 def test_value_out_of_range_names_key_found_and_allowed(override, expected):
