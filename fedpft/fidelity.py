@@ -2,7 +2,7 @@
 
 FedPFT's theorem bounds the error of the tuned FM by the distance between the gradients that the sub-FM gives the
 adapter and those that the FM would have given it. Both are measured here, layer by layer, on one fixed labelled batch
-with one adapter in both models, in eval mode and float32. Shapes: `B` batch, `T` tokens, `H` hidden.
+with one adapter in both models, in eval mode and without mixed precision. Shapes: `B` batch, `T` tokens, `H` hidden.
 """
 
 import math
@@ -66,7 +66,7 @@ def measure_fidelity(
     Args:
         fm, proxy: models with the same adapter in them; return `.logits` of shape (B, classes).
         batch: inputs of both, with `labels`, (B,) int64, and `attention_mask`, (B, T), where there is padding.
-        server: device; the precision is always float32.
+        server: device; its precision is for other work, this is never mixed.
         batch_size: examples per forward and backward pass, which bounds the memory and changes no result; None: all.
         layers: pairs to compare, shallowest first; None: every layer of two models of the same depth.
         on_step: hears about every pass, in examples.
@@ -116,7 +116,7 @@ class _Side:
         """Add the examples' gradients and return each layer's hidden states at real tokens, (tokens, H)."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with torch.enable_grad(), layer_outputs(self._layers) as outputs:
-            logits = self._model(**inputs).logits
+            logits = self._model(**inputs).logits.float()
             # not the model's own loss, which would note the kind of problem in the model's config
             loss = cross_entropy(logits, batch["labels"], reduction="sum")
             gradients = torch.autograd.grad(loss, self._tensors)
@@ -124,7 +124,7 @@ class _Side:
             total += gradient
         mask = inputs.get("attention_mask")
         real = slice(None) if mask is None else mask.bool()
-        return [outputs[position].detach()[real] for position in range(len(self._layers))]
+        return [outputs[position].detach()[real].float() for position in range(len(self._layers))]
 
     def gradients(self) -> list[Tensor]:
         """Return each layer's summed gradient as one float64 vector on the CPU (the mean's up to a common factor)."""

@@ -22,7 +22,7 @@ class Evaluation:
 
     Always `fm` and `sub_fm`, the accuracies. With the meter (`evaluation.fidelity_examples` above 0) also
     `leakage_gap`, the plugged-in FM's accuracy minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and
-    `time/fidelity_seconds`, what the meter took.
+    `time/fidelity_seconds`, what the meter took (a part of the round's `time/evaluate_seconds`).
 
     Args:
         method: has built its proxy.
@@ -36,9 +36,8 @@ class Evaluation:
     def __init__(self, method: Method, proxy: Proxy, data: FederatedData, config: Config, progress: Progress) -> None:
         self._method, self._layer_pairs, self._data, self._progress = method, proxy.layer_pairs, data, progress
         self._settings, self._server = config.evaluation, config.server
-        drawn = numpy_rng(config.seed, "fidelity").permutation(len(data.evaluation))[
-            : config.evaluation.fidelity_examples
-        ]
+        shuffled = numpy_rng(config.seed, "fidelity").permutation(len(data.evaluation))
+        drawn = shuffled[: self._settings.fidelity_examples]
         self._batch = data.collate(rows(data.evaluation, drawn)) if len(drawn) else None
         self._fidelity_seconds = 0.0
 
@@ -50,7 +49,7 @@ class Evaluation:
         return accuracies if self._batch is None else accuracies | self._meter(adapter, accuracies, time.perf_counter())
 
     def untuned(self, adapter: np.ndarray) -> dict[str, Any]:
-        """Evaluate the FM before round 1; the proxy only for the meter, whose time this then is."""
+        """Evaluate the FM before round 1; the proxy only for the meter, as a part of its time."""
         self._progress.stage("evaluate untuned FM")
         accuracies = {"fm": self._score(self._method.plug_in(adapter))}
         if self._batch is None:
