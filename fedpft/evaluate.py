@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fedpft.config import ServerConfig
 from fedpft.data.collate import rows
+from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
 from fedpft.trainer import StepReport, hush_lightning
 
@@ -42,18 +43,16 @@ def evaluate(
     fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
     fabric.to_device(model)
     metric = MulticlassAccuracy(num_classes=model.config.num_labels, average="micro").to(fabric.device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     order = _by_length(dataset)
-    for start in range(0, len(order), batch_size):
-        batch = fabric.to_device(dict(collate(rows(dataset, order[start : start + batch_size]))))
-        labels = batch.pop("labels")
-        with fabric.autocast():
-            metric.update(model(**batch).logits, labels)
-        if on_step is not None:
-            on_step(min(start + batch_size, len(order)), len(order), {})
-    for module, mode in modes.items():
-        module.training = mode
+    with restored_flags(model):
+        model.eval()
+        for start in range(0, len(order), batch_size):
+            batch = fabric.to_device(dict(collate(rows(dataset, order[start : start + batch_size]))))
+            labels = batch.pop("labels")
+            with fabric.autocast():
+                metric.update(model(**batch).logits, labels)
+            if on_step is not None:
+                on_step(min(start + batch_size, len(order)), len(order), {})
     return round(float(metric.compute()), 6)  # torchmetrics divides in float32
 
 

@@ -1,7 +1,7 @@
 """From a config to a tuned foundation model: the one page that wires everything.
 
 pool (actors start importing) -> task, FM, data -> method.build_proxy [construct, align layers] -> pool.broadcast
--> rounds [fit, aggregate, align neurons, evaluate] -> adapter/, sub_fm/, result.json
+-> rounds [fit, aggregate, align neurons, evaluate] -> adapter/, sub_fm/, result.json, report.html
 """
 
 import time
@@ -21,9 +21,10 @@ from fedpft.data.datamodule import FederatedData, build_data
 from fedpft.data.digest import public_identity
 from fedpft.data.public import load_corpus
 from fedpft.data.tasks import load_task
-from fedpft.evaluate import METRIC, evaluate
+from fedpft.evaluate import METRIC
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.driver import Driver, ServerState
+from fedpft.federated.evaluation import Evaluation
 from fedpft.federated.messages import LocalSettings
 from fedpft.federated.observer import RunObserver, SilentObserver
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
@@ -35,7 +36,8 @@ from fedpft.models.lora import AdaptedModel, get_adapter, save_adapter, without_
 from fedpft.models.pretrain import pretrain_backbone
 from fedpft.models.weights import pack_model
 from fedpft.output import check_writable, claim_output_dir, package_versions, write_json
-from fedpft.report.curves import AlignmentCurves
+from fedpft.report.curves import Curves
+from fedpft.report.page import write_page
 from fedpft.seeding import derive_seed
 from fedpft.tracking import Tracker, make_trackers
 from fedpft.trainer import Progress, SilentProgress
@@ -80,7 +82,7 @@ def run(config: Config, observer: RunObserver | None = None) -> RunResult:
         (output_dir / "config.yaml").write_text(dump_config(config))
         tracker = make_trackers(config, output_dir)
         try:
-            outcome = tune(config, fm, data, pool, tracker, AlignmentCurves(observer, tracker))
+            outcome = tune(config, fm, data, pool, tracker, Curves(observer, tracker))
             observer.stage("write results")
             files = {name: output_dir / name for name in ("adapter", "sub_fm")}
             save_adapter(outcome.tuned_fm, files["adapter"])
@@ -97,6 +99,7 @@ def run(config: Config, observer: RunObserver | None = None) -> RunResult:
             if config.fm.pretrain.num_epochs:  # nobody else has this FM, and the adapter is of no use without it
                 files["fm"] = output_dir / "fm"
                 without_adapter(outcome.tuned_fm).save_pretrained(files["fm"])
+            files |= write_page(output_dir)
             tracker.finish(result, files)
         except BaseException:
             tracker.fail()
@@ -113,18 +116,13 @@ def tune(
     method = METHODS[config.method.name](fm, _public(data), config, observer)
     proxy = method.build_proxy()
 
-    def score(model: AdaptedModel) -> float:
-        size, step = config.evaluation.batch_size, observer.progress
-        return evaluate(model, data.evaluation, data.collate, batch_size=size, server=config.server, on_step=step)
-
-    def score_both(adapter: np.ndarray) -> dict[str, float]:
-        observer.stage("evaluate")
-        return {"fm": score(method.plug_in(adapter)), "sub_fm": score(method.proxy_with(adapter))}
-
+    evaluation = Evaluation(method, proxy, data, config, observer)
     adapter = get_adapter(proxy.model)
     result = {"name": config.name, "seed": config.seed, "method": config.method.name, "metric": METRIC}
-    observer.stage("evaluate untuned FM")
-    result["untuned_fm"] = score(method.plug_in(adapter))
+    untuned = {"round": 0, **evaluation.untuned(adapter)}
+    result["untuned_fm"] = untuned["fm"]
+    tracker.log_round(untuned)
+    observer.run_started(untuned)
     observer.stage(f"send sub-FM and data to {pool.num_actors} actor(s)")
     pool.broadcast(client_package(config, proxy, data))
     driver = Driver(
@@ -133,16 +131,19 @@ def tune(
         client_sizes=data.partition.sizes,
         method=method,
         pool=pool,
-        evaluate=score_both,
+        evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         tracker=tracker,
         observer=observer,
     )
+    start = time.perf_counter()
     final = driver.run(ServerState(rounds_done=0, adapter=adapter))
     result |= {
-        **final.last_evaluation,
+        **{name: final.last_evaluation[name] for name in ("fm", "sub_fm")},
+        **evaluation.summary(untuned, final.last_evaluation),
         "rounds": final.rounds_done,
         "construction": dict(proxy.construction),
+        "rounds_seconds": time.perf_counter() - start,
         **costs(fm, proxy.model),
         "label_names": list(data.label_names),
         "num_eval_examples": len(data.evaluation),

@@ -15,32 +15,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedpft.config import Config, ConfigError
+from fedpft.metric_names import METRICS, wandb_metrics
 
-METRIC_NAMES = {
-    "fm": "server/fm",
-    "sub_fm": "server/sub_fm",
-    "train_loss": "server/train_loss",
-    "lr": "server/lr",
-    "align/loss": "server/align_loss",
-    "align/loss_before": "server/align_loss_before",
-    "seconds": "time/round_seconds",
-}
-"""Key of a round record -> name in W&B. Other keys keep their section (`comm/bytes_up`) or go to `server/`."""
-
-METRICS = (
-    ("server/*", "round", None),
-    ("server/fm", "round", "max"),
-    ("server/sub_fm", "round", "max"),
-    ("server/train_loss", "round", "min"),
-    ("clients/*", "round", None),
-    ("comm/*", "round", None),
-    ("time/*", "round", None),
-    ("align/*", "align/step", None),
-)
-"""Name in W&B, the metric on its x axis, and what the run's summary keeps (None: the last value)."""
+if TYPE_CHECKING:  # plotly is loaded with the first figure
+    from plotly.graph_objects import Figure
 
 CLIENT_COLUMNS = ("client_id", "num_examples", "loss", "seconds", "actor")
 
@@ -59,13 +40,19 @@ class Tracker(Protocol):
         """What is recorded -> the file, folder or URL where it is."""
 
     def log_round(self, record: Mapping[str, Any]) -> None:
-        """Take the line of one round: `round, clients, train_loss, lr, seconds`, in evaluation rounds `fm, sub_fm`."""
+        """Take the line of one round: `round, clients, train_loss, lr, seconds`, in evaluation rounds `fm, sub_fm`.
+
+        Round 0 has only what was evaluated before round 1.
+        """
 
     def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take one row for each client of a round, with the keys `CLIENT_COLUMNS`."""
 
     def log_stage(self, metrics: Mapping[str, float]) -> None:
         """Take a point of an alignment's curve: `align/step`, which counts on over a whole run, and other `align/*`."""
+
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        """Take the newest state of a plotly figure."""
 
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """End the run with its `result.json` and the files written, by name (`adapter`, `result`)."""
@@ -88,7 +75,9 @@ class JsonlTracker:
         return {"rounds": str(self._path)}
 
     def log_round(self, record: Mapping[str, Any]) -> None:
-        """Append one line."""
+        """Append one line; there is none for round 0."""
+        if record["round"] == 0:
+            return
         line = json.dumps(dict(record), default=lambda value: value.tolist())  # NumPy's numbers and arrays
         self._file.write(line + "\n")
         self._file.flush()
@@ -97,6 +86,9 @@ class JsonlTracker:
         """Ignore: a line a round, no more."""
 
     def log_stage(self, metrics: Mapping[str, float]) -> None:
+        """Ignore."""
+
+    def log_figure(self, name: str, figure: "Figure") -> None:
         """Ignore."""
 
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
@@ -161,7 +153,7 @@ class WandbTracker:
 
     def log_round(self, record: Mapping[str, Any]) -> None:
         """Log the record's numbers under their W&B names."""
-        self._run.log({"round": record["round"], **_wandb_metrics(record)})
+        self._run.log({"round": record["round"], **wandb_metrics(record)})
 
     def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log the spread of the clients' losses, and add the rows to the run's table of clients."""
@@ -175,6 +167,12 @@ class WandbTracker:
     def log_stage(self, metrics: Mapping[str, float]) -> None:
         """Log the numbers as they are."""
         self._run.log(dict(metrics))
+
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        """Log it as an interactive panel, which steps through the states."""
+        import wandb
+
+        self._run.log({name: wandb.Plotly(figure)})
 
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """Put `result` into the summary as `result/*`, log the artifacts and wait for the upload (minutes at most)."""
@@ -227,6 +225,11 @@ class TrackerGroup:
         for tracker in self._trackers:
             tracker.log_stage(metrics)
 
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        """Tell each."""
+        for tracker in self._trackers:
+            tracker.log_figure(name, figure)
+
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """Tell each."""
         for tracker in self._trackers:
@@ -242,17 +245,3 @@ def make_trackers(config: Config, output_dir: Path) -> Tracker:
     """Return the trackers that `config.tracking` asks for, as one; W&B first, it may refuse."""
     online = [] if config.tracking.wandb == "disabled" else [WandbTracker(config, output_dir)]
     return TrackerGroup([JsonlTracker(output_dir), *online])
-
-
-def _wandb_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a round record, nested sections flattened, under their W&B names."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        flat |= (
-            {f"{key}/{name}": inner for name, inner in value.items()} if isinstance(value, Mapping) else {key: value}
-        )
-    return {
-        METRIC_NAMES.get(key, key if "/" in key else f"server/{key}"): float(value)
-        for key, value in flat.items()
-        if key != "round" and isinstance(value, int | float)
-    }

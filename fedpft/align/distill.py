@@ -1,8 +1,7 @@
 """Run an alignment: `align_layers` before federated learning, `align_neurons` between rounds."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from fedpft.align.module import AlignmentModule
 from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.models.flags import restored_flags
 from fedpft.seeding import isolated_torch_rng
 from fedpft.trainer import StepReport, make_trainer
 
@@ -114,7 +114,7 @@ def _distil(
             on_step(done, total, metrics)
 
     trainer = make_trainer(server, num_steps=config.num_steps, max_grad_norm=config.max_grad_norm, on_step=record)
-    with isolated_torch_rng(seed), _restored_flags(module):
+    with isolated_torch_rng(seed), restored_flags(module):
         num_samples = config.num_steps * config.batch_size
         loader = DataLoader(
             public.dataset,
@@ -126,18 +126,3 @@ def _distil(
     return AlignmentReport(
         first_loss=losses[0], last_loss=losses[-1], num_steps=len(losses), seconds=time.perf_counter() - start
     )
-
-
-@contextmanager
-def _restored_flags(module: nn.Module) -> Iterator[None]:
-    """Give back every parameter's `requires_grad` and every module's mode; gradients are dropped."""
-    trainable = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    modes = {child: child.training for child in module.modules()}
-    try:
-        yield
-    finally:
-        for parameter, flag in trainable.items():
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        for child, mode in modes.items():
-            child.training = mode

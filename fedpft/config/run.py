@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedpft.config.checks import require, require_positive
+from fedpft.config.checks import require, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AlignConfig, LoraConfig, MethodConfig
@@ -29,9 +29,12 @@ class EvaluationConfig:
     interval: int = 5
     """Evaluate after every round that is a multiple of this, and after the last."""
     batch_size: int = 64
+    fidelity_examples: int = 64
+    """Evaluation examples in the fidelity meter's fixed batch (all, if there are fewer); 0: no meter."""
 
     def __post_init__(self) -> None:
         require_positive("evaluation", self, "interval", "batch_size")
+        require_non_negative("evaluation", self, "fidelity_examples")
 
 
 @dataclass(frozen=True, kw_only=True)

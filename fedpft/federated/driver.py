@@ -46,8 +46,8 @@ class ServerState:
     """Grows by one with every change of the proxy's weights."""
     pending_bytes: int = 0
     """Proxy weights that go down with the next broadcast."""
-    last_evaluation: Mapping[str, float] = field(default_factory=dict)
-    """Metrics by model at the last evaluation; the last round always evaluates."""
+    last_evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """What `Driver.evaluate` returned last; the last round always evaluates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ class Driver:
     """(num_clients,) examples of each client."""
     method: Method
     pool: ClientPool
-    evaluate: Callable[[np.ndarray], Mapping[str, float]]
-    """Adapter -> metrics by model, e.g. `{"fm": 0.8, "sub_fm": 0.7}`."""
+    evaluate: Callable[[np.ndarray], Mapping[str, Any]]
+    """Adapter -> what goes into the record, as JSON: `{"fm": 0.8, "sub_fm": 0.7}`, perhaps more."""
     evaluation_interval: int
     tracker: Tracker
     observer: RunObserver

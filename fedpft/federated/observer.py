@@ -10,6 +10,9 @@ from fedpft.trainer import Progress, SilentProgress
 class RunObserver(Progress, Protocol):
     """Receives the events of one run, in order, from the driver's thread. Watching never changes the run."""
 
+    def run_started(self, record: Mapping[str, Any]) -> None:
+        """Round 1 is next; `record` is what was evaluated before it, as the line of a round 0."""
+
     def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
         """Round `round_index` (1-based) of `num_rounds` was planned for these clients."""
 
@@ -22,6 +25,9 @@ class RunObserver(Progress, Protocol):
 
 class SilentObserver(SilentProgress):
     """Shows nothing."""
+
+    def run_started(self, record: Mapping[str, Any]) -> None:
+        """Ignore."""
 
     def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
         """Ignore."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedpft.fidelity import LayerPairs
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.lora import AdaptedModel
 
@@ -20,6 +21,8 @@ class Proxy:
     """Layers whose FFN activations clients count when asked."""
     construction: Mapping[str, Any] = field(default_factory=dict)
     """How it was made, for `result.json`."""
+    layer_pairs: LayerPairs | None = None
+    """Layers of FM and proxy that the fidelity meter compares; None: all, of two models of the same depth."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,25 @@
-"""Send the alignments' loss curves to the tracker, on their way to the screen."""
+"""Send to the tracker what develops over a run, on its way to the screen: losses of alignments, the fidelity."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpft.federated.messages import ClientUpdate
 from fedpft.federated.observer import RunObserver
+from fedpft.report.fidelity import heat_map
 from fedpft.tracking import Tracker
 
 
-class AlignmentCurves:
-    """An observer that passes everything on and logs each step of an alignment as `align/step`, `align/step_loss`."""
+class Curves:
+    """An observer that passes everything on.
+
+    It logs each step of an alignment as `align/step`, `align/step_loss`, and after each measurement of the fidelity
+    meter the heat map of all measurements so far as `fidelity/heat_map`.
+    """
 
     def __init__(self, observer: RunObserver, tracker: Tracker) -> None:
         self._observer, self._tracker = observer, tracker
         self._aligning, self._steps = False, 0
+        self._measured: list[Mapping[str, Any]] = []
 
     def stage(self, title: str) -> None:
         """Pass on, and note whether the new stage is an alignment."""
@@ -27,6 +33,11 @@ class AlignmentCurves:
             self._tracker.log_stage({"align/step": self._steps, "align/step_loss": metrics["loss"]})
         self._observer.progress(done, total, metrics)
 
+    def run_started(self, record: Mapping[str, Any]) -> None:
+        """Pass on; begin the heat map."""
+        self._log_fidelity(record)
+        self._observer.run_started(record)
+
     def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
         """Pass on."""
         self._observer.round_started(round_index, num_rounds, client_ids)
@@ -36,5 +47,11 @@ class AlignmentCurves:
         self._observer.client_finished(update)
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
-        """Pass on."""
+        """Pass on; add a column to the heat map."""
+        self._log_fidelity(record)
         self._observer.round_finished(record)
+
+    def _log_fidelity(self, record: Mapping[str, Any]) -> None:
+        if "fidelity" in record:
+            self._measured.append(record)
+            self._tracker.log_figure("fidelity/heat_map", heat_map(self._measured))

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
+from fedpft.report.fidelity import cosine_line, fidelity_rows
 
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
     from fedpft.federated.messages import ClientUpdate
@@ -24,7 +25,7 @@ _MAX_CLIENT_ROWS = 20
 _SHADES = "·░▒▓█"
 _SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
 _LABEL_WIDTH = 7
-_ACCURACIES = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
+ACCURACIES = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
 _SIZES = {"num_params_fm": "FM", "num_params_sub_fm": "sub-FM", "num_params_adapter": "adapter"}
 
 
@@ -74,6 +75,9 @@ class Screen:
         """Move the stage's bar."""
         if self._stage is not None:
             self._stage.update(done, total, metrics.get("loss"))
+
+    def run_started(self, record: Mapping[str, Any]) -> None:
+        """Show nothing of it: the final table has it."""
 
     def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
         """Show the bar of all rounds, and one of this round's clients."""
@@ -186,10 +190,13 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
     """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
     facts = _facts_table(f"{result['name']}: {result['method']}, {result['rounds']} rounds, seed {result['seed']}")
-    for key, title in _ACCURACIES.items():
+    for key, title in ACCURACIES.items():
         gain = 100 * (result[key] - result["untuned_fm"])
         note = "" if key == "untuned_fm" else f"{gain:+.1f} points"
         facts.add_row(f"{result['metric']}, {title}", _percent(result[key]), note)
+    facts.add_section()
+    for row in fidelity_rows(result):
+        facts.add_row(*row)
     facts.add_section()
     _add_costs(facts, result)
     if made := result.get("construction"):
@@ -197,6 +204,8 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
         facts.add_row("sub-FM", (made["key"] or "")[:SHOWN_DIGITS], f"{origin}, {_duration(made['seconds'])}")
     facts.add_row("wall time", _duration(result["wall_seconds"]), "")
     console.print(facts)
+    if line := cosine_line(result, console.width):
+        console.print(f"{line}\n", highlight=False)
     width = max(map(len, paths), default=0)
     for name, path in paths.items():
         console.print(f"{name:<{width}}  {path}", markup=False, highlight=False, soft_wrap=True)

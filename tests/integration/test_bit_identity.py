@@ -47,5 +47,11 @@ def test_evaluating_every_round_or_only_at_the_end_gives_a_bit_identical_adapter
         assert files_of(settings, tmp_path / str(interval), f"evaluation.interval={interval}") == sequential
 
 
+def test_the_fidelity_meter_on_or_off_gives_a_bit_identical_adapter(settings, sequential, tmp_path):
+    for examples in (0, 7):
+        metered = files_of(settings, tmp_path / str(examples), f"evaluation.fidelity_examples={examples}")
+        assert metered == sequential, f"{examples} examples"
+
+
 def test_neuron_alignment_changes_the_run(settings, sequential, tmp_path):
     assert files_of(settings, tmp_path, "align.neurons.kind=none")[:2] != sequential[:2]

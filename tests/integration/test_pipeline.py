@@ -57,7 +57,7 @@ def accuracy(finished, model):
 
 def test_the_output_folder_holds_what_is_promised(finished):
     own_fm = {"fm"} if finished.config.fm.pretrain.num_epochs else set()
-    promised = {"config.yaml", "rounds.jsonl", "result.json", "adapter", "sub_fm"}
+    promised = {"config.yaml", "rounds.jsonl", "result.json", "report.html", "adapter", "sub_fm"}
     assert {path.name for path in finished.out.iterdir()} == promised | own_fm
     assert {name: str(path) for name, path in finished.returned.locations.items()} == {
         "config": str(finished.out / "config.yaml"),
@@ -66,6 +66,7 @@ def test_the_output_folder_holds_what_is_promised(finished):
         "adapter": str(finished.out / "adapter"),
         **{name: str(finished.out / name) for name in own_fm},
         "sub_fm": str(finished.out / "sub_fm"),
+        "report": str(finished.out / "report.html"),
     }
 
 
@@ -82,6 +83,41 @@ def test_rounds_have_one_line_each_with_the_right_keys(finished):
         assert ("align/loss" in record) == (record["round"] == 2), "every 2 rounds, but not after the last"
         assert np.isfinite(record["train_loss"])
     assert [record["lr"] for record in finished.rounds] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+
+
+def test_the_meter_is_in_every_evaluation_round_and_in_the_result(finished):
+    keys = {"fidelity", "leakage_gap", "time/fidelity_seconds"}
+    for record in finished.rounds:
+        assert keys & record.keys() == (keys if record["round"] in (2, 4) else set())
+    meter, last = finished.result["fidelity"], finished.rounds[-1]
+    assert meter["after"] == last["fidelity"]
+    assert meter["leakage_gap"] == last["leakage_gap"] == pytest.approx(last["fm"] - last["sub_fm"], abs=1e-6)
+    assert meter["num_examples"] == 40, "fewer than asked for: all"
+    assert meter["seconds"] > sum(record.get("time/fidelity_seconds", 0) for record in finished.rounds) > 0
+    for measured in (meter["before"], meter["after"]):
+        assert {len(measured[name]) for name in measured if name != "total"} == {3}
+        assert all(np.isfinite(value) for value in measured["total"].values())
+    whole_layer = meter["before"]["hidden_error"][0]
+    assert (whole_layer == 0) == (not finished.uniform), "an uncompressed first layer is the FM's own"
+
+
+def test_the_report_shows_the_accuracies_and_the_meter(finished):
+    html = (finished.out / "report.html").read_text()
+    assert f"{100 * finished.result['fm']:.1f} %" in html
+    assert "Fidelity" in html
+
+
+def test_without_the_meter_nothing_is_left_of_it(tmp_path, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("the meter is off")
+
+    monkeypatch.setattr("fedpft.federated.evaluation.measure_fidelity", never)
+    settings = [*tiny_text_run(tmp_path), "federated.rounds=1", "align.layers.kind=none"]
+    result = run(load_config(None, [*settings, "evaluation.fidelity_examples=0"])).result
+    record = json.loads((tmp_path / "out/rounds.jsonl").read_text())
+    words = ("fidelity", "leakage", "gradient")
+    assert not any(word in text for text in (json.dumps(result), json.dumps(record)) for word in words)
+    assert not any(word in (tmp_path / "out/report.html").read_text() for word in ("Fidelity", "Gradient cosine"))
 
 
 def test_the_aligned_weights_travel_once(finished):

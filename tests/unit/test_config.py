@@ -127,6 +127,7 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("cache.dir=''", "cache.dir: found '', allowed: null or a folder"),
         ("cache.max_gigabytes=0", "cache.max_gigabytes: found 0.0, allowed: a number > 0"),
         ("evaluation.interval=0", "evaluation.interval: found 0, allowed: a number > 0"),
+        ("evaluation.fidelity_examples=-1", "evaluation.fidelity_examples: found -1, allowed: a number >= 0"),
     ],
 )
 def test_value_out_of_range_names_key_found_and_allowed(override, expected):

@@ -158,3 +158,39 @@ def test_result_shows_accuracies_gains_and_paths():
     assert "wall time 2 min 21 s" in rows
     assert not any(row.startswith("sub-FM") for row in rows), "a method without one"
     assert rows[-2:] == ["result outputs/demo/result.json", "wandb https://wandb.test/run"]
+
+
+def fidelity(error: float, cosine: list[float | None]) -> dict:
+    layers = {"hidden_error": [error] * 2, "gradient_cosine": cosine, "gradient_norm_ratio": [1.0, 1.0]}
+    return layers | {"total": {name: values[-1] for name, values in layers.items()}}
+
+
+METER = {"before": fidelity(0.412, [0.9, None]), "after": fidelity(0.25, [0.876, 0.5]), "seconds": 1.3}
+METERED = RESULT | {"rounds_seconds": 130.0, "fidelity": METER | {"leakage_gap_before": 0.0, "leakage_gap": 0.082}}
+
+
+def test_result_shows_the_meter_and_its_cost():
+    console = make_console(terminal=False)
+    print_result(console, METERED, {})
+    rows = [" ".join(line.split()) for line in written(console).splitlines()]
+    assert "hidden error, last layer 0.41 -> 0.25 0: the FM's own" in rows
+    assert "gradient cosine none -> 0.50 1: the FM's direction" in rows
+    assert "gradient norm ratio 1.00 -> 1.00 1: the FM's length" in rows
+    assert "leakage gap +8.2 points plugged-in FM minus sub-FM" in rows
+    assert "fidelity meter 1.3 s 1.0 % of the rounds' time" in rows
+    assert "gradient cosine by layer, from 0: 0.88 0.50" in rows
+
+
+@pytest.mark.parametrize(("num_layers", "shown"), [(12, True), (24, False)])
+def test_the_line_of_layers_is_left_out_where_it_does_not_fit(num_layers: int, shown: bool):
+    console = make_console(terminal=False)
+    meter = METERED["fidelity"] | {"after": fidelity(0.25, [0.5] * num_layers)}
+    print_result(console, METERED | {"fidelity": meter}, {})
+    assert ("by layer" in written(console)) == shown
+    assert max(map(len, written(console).splitlines())) <= 100
+
+
+def test_result_without_the_meter_says_nothing_of_it():
+    console = make_console(terminal=False)
+    print_result(console, RESULT, {})
+    assert not any(word in written(console) for word in ("gradient", "leakage", "fidelity"))

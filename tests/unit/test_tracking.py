@@ -8,6 +8,7 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from fedpft.config import Config, ConfigError, TrackingConfig
+from fedpft.report.fidelity import heat_map
 from fedpft.tracking import JsonlTracker, make_trackers
 
 ROUNDS = [
@@ -15,6 +16,10 @@ ROUNDS = [
     {"round": 2, "clients": [1, 2], "train_loss": 0.5, "lr": 5e-4, "seconds": 1.4, "fm": 0.8, "sub_fm": 0.7}
     | {"align": {"loss": 0.1}, "time": {"fit_seconds": 1.2}},
 ]
+FIDELITY = {"hidden_error": [0.5, 0.25], "gradient_cosine": [0.75, None], "gradient_norm_ratio": [1.5, 2.0]}
+FIDELITY |= {"total": {"hidden_error": 0.25, "gradient_cosine": None, "gradient_norm_ratio": 1.75}}
+METERED = {"round": 0, "fm": 0.1, "sub_fm": 0.2, "leakage_gap": -0.1, "fidelity": FIDELITY}
+METERED |= {"time/fidelity_seconds": 3.0}
 CLIENTS = [
     {"client_id": 1, "num_examples": 10, "loss": 0.4, "seconds": 0.6, "actor": "actor-0"},
     {"client_id": 2, "num_examples": 30, "loss": 0.6, "seconds": 0.7, "actor": "actor-1"},
@@ -47,7 +52,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_rounds_are_lines_at_once(tmp_path: Path):
     tracker = JsonlTracker(tmp_path)
-    for record in ROUNDS:
+    for record in [{"round": 0, "fm": 0.1}, *ROUNDS]:
         tracker.log_round(record)
     assert [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()] == ROUNDS
     tracker.finish({}, {})
@@ -57,6 +62,8 @@ def test_offline_run_holds_everything(output: Path, capfd: pytest.CaptureFixture
     config = Config(name="my run", tracking=TrackingConfig(wandb="offline"))
     tracker = make_trackers(config, output)
     tracker.log_stage({"align/step": 1, "align/loss": 0.7})
+    tracker.log_round(METERED)
+    tracker.log_figure("fidelity/heat_map", heat_map([METERED]))
     for record in ROUNDS:
         tracker.log_round(record)
     tracker.log_clients(2, CLIENTS)
@@ -83,6 +90,13 @@ def test_offline_run_holds_everything(output: Path, capfd: pytest.CaptureFixture
     expected |= {"server/align_loss": 0.1, "align/step": 1, "align/loss": 0.7, "comm/bytes_up": 4000}
     expected |= {"time/round_seconds": 1.4, "time/fit_seconds": 1.2, "clients/loss_min": 0.4, "clients/loss_max": 0.6}
     assert history.items() >= expected.items()
+    expected_of_layers = {"fidelity/hidden_error/layer_00": 0.5, "fidelity/hidden_error/layer_01": 0.25}
+    expected_of_layers |= {"fidelity/gradient_cosine/layer_00": 0.75, "fidelity/gradient_norm_ratio/layer_01": 2.0}
+    totals = {"fidelity/hidden_error": 0.25, "fidelity/gradient_norm_ratio": 1.75, "server/leakage_gap": -0.1}
+    assert history.items() >= (expected_of_layers | totals | {"time/fidelity_seconds": 3.0}).items()
+    assert not {"fidelity/gradient_cosine", "fidelity/gradient_cosine/layer_01"} & history.keys(), "undefined"
+    assert history["fidelity/heat_map/_type"] == "plotly-file"
+    assert (folder / "files" / history["fidelity/heat_map/path"]).stat().st_size > 0
     assert history["clients/loss_mean"] == pytest.approx(0.5)
     assert history["clients/table/_type"] == "incremental-table-file"
     assert items("summary", "update")["result/fm"] == 0.8
@@ -95,6 +109,9 @@ def test_offline_run_holds_everything(output: Path, capfd: pytest.CaptureFixture
     assert metrics["server/*"].step_metric == "round"
     assert metrics["align/*"].step_metric == "align/step"
     assert metrics["server/fm"].summary.max
+    assert metrics["fidelity/*"].step_metric == "round"
+    assert metrics["fidelity/hidden_error"].summary.min
+    assert metrics["fidelity/gradient_cosine"].summary.max
     artifacts = {record.artifact.name: record.artifact for record in records if record.HasField("artifact")}
     assert artifacts["my-run-adapter"].type == "model"
     assert not any("sub_fm" in name for name in artifacts)

@@ -151,6 +151,14 @@ def test_evaluation_comes_at_its_interval_and_at_the_end_with_that_rounds_aggreg
     assert final.last_evaluation == {"fm": 0.75, "sub_fm": 0.5}
 
 
+def test_whatever_the_evaluation_returns_is_in_the_record_and_in_the_state():
+    made, _ = driver(rounds=1)
+    evaluation = {"fm": 0.75, "fidelity": {"hidden_error": [0.1, 0.2]}}
+    final = replace(made, evaluate=lambda adapter: evaluation).run(start())
+    assert made.tracker.records[0].items() >= evaluation.items()
+    assert final.last_evaluation == evaluation
+
+
 def test_evaluation_changes_nothing_in_the_run():
     finals = [driver(evaluation_interval=interval)[0].run(start()) for interval in (1, 100)]
     assert finals[0].adapter.tobytes() == finals[1].adapter.tobytes()

@@ -1,0 +1,105 @@
+"""What the server measures: the accuracy of the FM and of the proxy with an adapter, and the fidelity meter."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedpft.config import Config
+from fedpft.data.collate import rows
+from fedpft.data.datamodule import FederatedData
+from fedpft.evaluate import evaluate
+from fedpft.fidelity import measure_fidelity
+from fedpft.methods.base import Method, Proxy
+from fedpft.models.lora import AdaptedModel
+from fedpft.seeding import numpy_rng
+from fedpft.trainer import Progress
+
+
+class Evaluation:
+    """Adapter -> what an evaluation round adds to its record; changes nothing in the run.
+
+    Always `fm` and `sub_fm`, the accuracies. With the meter (`evaluation.fidelity_examples` above 0) also
+    `leakage_gap`, the plugged-in FM's accuracy minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and
+    `time/fidelity_seconds`, what the meter took (a part of the round's `time/evaluate_seconds`).
+
+    Args:
+        method: has built its proxy.
+        proxy: what it built.
+        data: the evaluation set; the meter's batch is drawn from it once, by the run's seed.
+        config: the run's settings.
+        progress: hears about both stages.
+
+    """
+
+    def __init__(self, method: Method, proxy: Proxy, data: FederatedData, config: Config, progress: Progress) -> None:
+        self._method, self._layer_pairs, self._data, self._progress = method, proxy.layer_pairs, data, progress
+        self._settings, self._server = config.evaluation, config.server
+        shuffled = numpy_rng(config.seed, "fidelity").permutation(len(data.evaluation))
+        drawn = shuffled[: self._settings.fidelity_examples]
+        self._batch = data.collate(rows(data.evaluation, drawn)) if len(drawn) else None
+        self._fidelity_seconds = 0.0
+
+    def __call__(self, adapter: np.ndarray) -> dict[str, Any]:
+        """Evaluate both models with the adapter."""
+        self._progress.stage("evaluate")
+        accuracies = {"fm": self._score(self._method.plug_in(adapter))}
+        accuracies["sub_fm"] = self._score(self._method.proxy_with(adapter))
+        return accuracies if self._batch is None else accuracies | self._meter(adapter, accuracies, time.perf_counter())
+
+    def untuned(self, adapter: np.ndarray) -> dict[str, Any]:
+        """Evaluate the FM before round 1; the proxy only for the meter, as a part of its time."""
+        self._progress.stage("evaluate untuned FM")
+        accuracies = {"fm": self._score(self._method.plug_in(adapter))}
+        if self._batch is None:
+            return accuracies
+        start = time.perf_counter()
+        self._progress.stage("evaluate untuned sub-FM")
+        accuracies["sub_fm"] = self._score(self._method.proxy_with(adapter))
+        return accuracies | self._meter(adapter, accuracies, start)
+
+    def summary(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the meter's part of `result.json` from the first and the last evaluation; empty without the meter."""
+        if self._batch is None:
+            return {}
+        return {
+            "fidelity": {
+                "before": before["fidelity"],
+                "after": after["fidelity"],
+                "leakage_gap_before": before["leakage_gap"],
+                "leakage_gap": after["leakage_gap"],
+                "num_examples": len(self._batch["labels"]),
+                "seconds": self._fidelity_seconds,
+            }
+        }
+
+    def _meter(self, adapter: np.ndarray, accuracies: Mapping[str, float], start: float) -> dict[str, Any]:
+        assert self._batch is not None
+        self._progress.stage("measure fidelity")
+        fidelity = measure_fidelity(
+            self._method.plug_in(adapter),
+            self._method.proxy_with(adapter),
+            self._batch,
+            server=self._server,
+            batch_size=self._settings.batch_size,
+            layers=self._layer_pairs,
+            on_step=self._progress.progress,
+        )
+        seconds = time.perf_counter() - start
+        self._fidelity_seconds += seconds
+        return {
+            "leakage_gap": round(accuracies["fm"] - accuracies["sub_fm"], 6),
+            "fidelity": fidelity.record(),
+            "time/fidelity_seconds": seconds,
+        }
+
+    def _score(self, model: AdaptedModel) -> float:
+        return evaluate(
+            model,
+            self._data.evaluation,
+            self._data.collate,
+            batch_size=self._settings.batch_size,
+            server=self._server,
+            on_step=self._progress.progress,
+        )

@@ -1,0 +1,82 @@
+"""What the fidelity meter found, for people: a heat map over layers and rounds, and rows of the final table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # plotly is loaded with the first figure
+    from plotly.graph_objects import Figure
+
+PANELS = (
+    ("hidden_error", "Hidden error: 0 is the FM's own state", {"colorscale": "Oranges", "zmin": 0, "zmax": 1}),
+    ("gradient_cosine", "Gradient cosine: 1 is the FM's direction", {"colorscale": "RdBu", "zmin": -1, "zmax": 1}),
+    ("gradient_norm_ratio", "Gradient norm ratio: 1 is the FM's length", {"colorscale": "PuOr", "zmin": 0, "zmax": 2}),
+)
+"""Quantity, title, and a colour range that is the same in every run."""
+
+_LAYER_HEIGHT, _GAP, _TOP, _BOTTOM = 24, 56, 30, 45  # pixels; the gap holds one panel's rounds and the next one's title
+
+
+def heat_map(records: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Return the figure of all measurements: a panel for each quantity, layers (0 at the bottom) x rounds.
+
+    Args:
+        records: lines of rounds.jsonl in the order of rounds, at least one with `fidelity`; round 0 is the measurement
+            before federated learning.
+
+    """
+    from plotly.graph_objects import Heatmap
+    from plotly.subplots import make_subplots
+
+    measured = [record for record in records if "fidelity" in record]
+    assert measured, "a heat map needs a measurement"
+    rounds = ["before" if record["round"] == 0 else str(record["round"]) for record in measured]
+    num_layers = len(measured[0]["fidelity"][PANELS[0][0]])
+    height = len(PANELS) * _LAYER_HEIGHT * num_layers + (len(PANELS) - 1) * _GAP
+    titles = [title for _, title, _ in PANELS]
+    figure = make_subplots(rows=len(PANELS), cols=1, subplot_titles=titles, vertical_spacing=_GAP / height)
+    for row, (name, _, colours) in enumerate(PANELS, start=1):
+        cells = [[record["fidelity"][name][layer] for record in measured] for layer in range(num_layers)]
+        panel = Heatmap(
+            x=rounds, y=list(range(num_layers)), z=cells, **colours, showscale=False, xgap=1, ygap=1,
+            text=[[_number(value) for value in layer] for layer in cells], texttemplate="%{text}",
+            hovertemplate="round %{x}, layer %{y}: %{z:.4f}<extra></extra>",
+        )  # fmt: skip
+        figure.add_trace(panel, row=row, col=1)
+    figure.update_annotations(font_size=13)  # the titles, short enough for a phone
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_xaxes(title="round", row=len(PANELS), col=1)
+    figure.update_yaxes(title="layer", dtick=max(1, num_layers // 6), showgrid=False, zeroline=False)
+    margin = {"l": 45, "r": 10, "t": _TOP, "b": _BOTTOM}
+    return figure.update_layout(height=height + _TOP + _BOTTOM, margin=margin, template="plotly_white")
+
+
+def fidelity_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of each row that the meter adds to the final table; none if it was off."""
+    if "fidelity" not in result:
+        return
+    meter = result["fidelity"]
+    before, after = meter["before"]["total"], meter["after"]["total"]
+    yield "hidden error, last layer", _change(before["hidden_error"], after["hidden_error"]), "0: the FM's own"
+    yield "gradient cosine", _change(before["gradient_cosine"], after["gradient_cosine"]), "1: the FM's direction"
+    norms = _change(before["gradient_norm_ratio"], after["gradient_norm_ratio"])
+    yield "gradient norm ratio", norms, "1: the FM's length"
+    yield "leakage gap", f"{100 * meter['leakage_gap']:+.1f} points", "plugged-in FM minus sub-FM"
+    share = 100 * meter["seconds"] / result["rounds_seconds"]
+    yield "fidelity meter", f"{meter['seconds']:.1f} s", f"{share:.1f} % of the rounds' time"
+
+
+def cosine_line(result: Mapping[str, Any], width: int) -> str:
+    """Return the last gradient cosine of every layer, from layer 0, in one line; empty if off or wider than `width`."""
+    if "fidelity" not in result:
+        return ""
+    cosines = map(_number, result["fidelity"]["after"]["gradient_cosine"])
+    line = f"  gradient cosine by layer, from 0:  {' '.join(cosines)}"
+    return line if len(line) <= width else ""
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return f"{_number(before)} -> {_number(after)}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"

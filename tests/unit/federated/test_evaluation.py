@@ -1,0 +1,110 @@
+from unittest.mock import Mock, call
+
+import datasets
+import numpy as np
+import pytest
+
+from fedpft.config import Config, EvaluationConfig, LoraConfig, ServerConfig
+from fedpft.construct.compress import compress
+from fedpft.data.collate import TextCollator
+from fedpft.evaluate import evaluate
+from fedpft.federated import evaluation as module_under_test
+from fedpft.federated.evaluation import Evaluation
+from fedpft.fidelity import measure_fidelity
+from fedpft.methods.base import Proxy
+from fedpft.models.lora import attach_lora, get_adapter, set_adapter
+from fedpft.trainer import SilentProgress
+from tests.tiny import tiny_fm, tiny_texts, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+TEXTS, LABELS = tiny_texts(23)
+DATASET = datasets.Dataset.from_dict({"input_ids": TOKENIZER(TEXTS)["input_ids"], "label": LABELS})
+SERVER = ServerConfig(accelerator="cpu")
+
+
+class FakeMethod:
+    def __init__(self):
+        fm = tiny_fm("bert", num_labels=2, seed=3)
+        sub_fm, _ = compress(fm, retained_ratio=0.25)
+        self.fm, self.sub_fm = (attach_lora(model, LoraConfig(rank=2), seed=0) for model in (fm, sub_fm))
+
+    def plug_in(self, adapter):
+        set_adapter(self.fm, adapter)
+        return self.fm
+
+    def proxy_with(self, adapter):
+        set_adapter(self.sub_fm, adapter)
+        return self.sub_fm
+
+
+def made(num_examples=8, *, seed=0, layer_pairs=None):
+    method, progress = FakeMethod(), Mock(spec=SilentProgress)
+    config = Config(seed=seed, evaluation=EvaluationConfig(batch_size=5, fidelity_examples=num_examples), server=SERVER)
+    data = Mock(evaluation=DATASET, collate=TextCollator(TOKENIZER))
+    proxy = Proxy(model=method.sub_fm, watched_layers=(), layer_pairs=layer_pairs)
+    return Evaluation(method, proxy, data, config, progress), method, progress
+
+
+def tuned(method):
+    adapter = get_adapter(method.fm)
+    return adapter + np.random.default_rng(0).normal(0, 0.2, adapter.shape).astype(np.float32)
+
+
+def accuracy(model):
+    return evaluate(model, DATASET, TextCollator(TOKENIZER), batch_size=23, server=SERVER)
+
+
+def stages(progress):
+    return [made_call.args[0] for made_call in progress.stage.mock_calls]
+
+
+def test_the_record_has_both_accuracies_their_gap_and_the_fidelity():
+    evaluation, method, progress = made(num_examples=1000)
+    adapter = tuned(method)
+    record = evaluation(adapter)
+    assert record["fm"] == accuracy(method.plug_in(adapter))
+    assert record["sub_fm"] == accuracy(method.proxy_with(adapter))
+    assert record["leakage_gap"] == pytest.approx(record["fm"] - record["sub_fm"], abs=1e-6)
+    batch = TextCollator(TOKENIZER)(list(DATASET))
+    expected = measure_fidelity(method.fm, method.sub_fm, batch, server=SERVER).record()
+    assert record["fidelity"]["hidden_error"] == pytest.approx(expected["hidden_error"], rel=1e-4)
+    assert record["fidelity"]["total"] == pytest.approx(expected["total"], rel=1e-4)
+    assert record["time/fidelity_seconds"] > 0
+    assert stages(progress) == ["evaluate", "measure fidelity"]
+    assert call(23, 23, {}) in progress.progress.mock_calls
+
+
+def test_the_untuned_models_are_measured_alike():
+    evaluation, method, progress = made()
+    adapter = get_adapter(method.fm)
+    before, again = evaluation.untuned(adapter), evaluation(adapter)
+    seconds = before.pop("time/fidelity_seconds"), again.pop("time/fidelity_seconds")
+    assert before == again
+    assert stages(progress)[:3] == ["evaluate untuned FM", "evaluate untuned sub-FM", "measure fidelity"]
+    summary = evaluation.summary(before, again)["fidelity"]
+    assert summary["seconds"] == pytest.approx(sum(seconds))
+    assert (summary["before"], summary["after"]) == (before["fidelity"], again["fidelity"])
+    assert (summary["num_examples"], summary["leakage_gap_before"]) == (8, before["leakage_gap"])
+
+
+def test_the_batch_is_fixed_by_the_seed():
+    def measured(seed):
+        evaluation, method, _ = made(seed=seed)
+        return evaluation(tuned(method))["fidelity"]
+
+    assert measured(0) == measured(0) != measured(1)
+
+
+def test_off_costs_nothing_and_leaves_no_key(monkeypatch):
+    monkeypatch.setattr(module_under_test, "measure_fidelity", None)
+    evaluation, method, progress = made(num_examples=0)
+    adapter = get_adapter(method.fm)
+    assert evaluation.untuned(adapter).keys() == {"fm"}
+    assert stages(progress) == ["evaluate untuned FM"]
+    assert evaluation(adapter).keys() == {"fm", "sub_fm"}
+    assert evaluation.summary({}, {}) == {}
+
+
+def test_the_proxys_pairs_of_layers_are_the_meters():
+    evaluation, method, _ = made(layer_pairs=((0, 0), (2, 2)))
+    assert len(evaluation(tuned(method))["fidelity"]["hidden_error"]) == 2

@@ -1,0 +1,66 @@
+import json
+import re
+
+import pytest
+
+from fedpft.report.page import page, write_page
+
+RESULT = {"name": "a <b>", "method": "fedpft", "metric": "accuracy", "rounds": 2, "seed": 42}
+RESULT |= {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823}
+MEASURED = {name: [0.25, 0.5] for name in ("hidden_error", "gradient_cosine", "gradient_norm_ratio")}
+METER = {"fidelity": {"before": MEASURED, "after": MEASURED, "leakage_gap_before": 0.003, "leakage_gap": 0.082}}
+ROUNDS = [
+    {"round": 1, "train_loss": 0.9},
+    {"round": 2, "train_loss": 0.5, "fm": 0.823, "sub_fm": 0.741, "fidelity": MEASURED},
+]
+
+
+def figures(html):
+    """Return the traces of every figure of a page."""
+    calls = re.findall(r'Plotly\.newPlot\(\s*"[^"]+",\s*(\[.*?\]),\s*\{"', html[html.rindex("<h1>") :], re.DOTALL)
+    return [json.loads(traces) for traces in calls]
+
+
+def test_the_page_shows_title_accuracies_and_figures():
+    html = page(RESULT | METER, ROUNDS)
+    assert "<h1>a &lt;b&gt;</h1>" in html
+    for shown in ("fedpft, 2 rounds, seed 42", "untuned FM</dt><dd>10.3 %", "sub-FM</dt><dd>74.1 %", "82.3 %"):
+        assert shown in html
+    accuracy, loss, *heat_map = figures(html)
+    assert [(line["name"], line["x"], line["y"]) for line in accuracy] == [
+        ("FM", [0, 2], [0.103, 0.823]),
+        ("sub-FM", [0, 2], [pytest.approx(0.1), 0.741]),
+    ]
+    assert [(line["x"], line["y"]) for line in loss] == [([1, 2], [0.9, 0.5])]
+    assert [panel["x"] for panel in heat_map[0]] == [["before", "2"]] * 3
+
+
+def test_without_the_meter_the_page_has_no_heat_map():
+    rounds = [{key: value for key, value in record.items() if key != "fidelity"} for record in ROUNDS]
+    html = page(RESULT, rounds)
+    accuracy, _loss = figures(html)
+    assert accuracy[1]["y"] == [None, 0.741], "the untuned sub-FM was not evaluated"
+    assert "Fidelity" not in html
+
+
+def test_the_page_opens_without_a_network_and_holds_plotly_once():
+    html = page(RESULT | METER, ROUNDS)
+    assert not re.search(r'<(script|link)[^>]+(src|href)="', html)
+    assert html.count("* plotly.js v") == 1
+    assert '<meta name="viewport"' in html
+
+
+def test_the_page_is_made_from_the_runs_files(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT | METER))
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ROUNDS))
+    assert write_page(tmp_path) == {"report": tmp_path / "report.html"}
+    assert len(figures((tmp_path / "report.html").read_text())) == 3
+
+
+@pytest.mark.parametrize("result", [None, "{", "{}"])
+def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, result):
+    if result is not None:
+        (tmp_path / "result.json").write_text(result)
+    (tmp_path / "rounds.jsonl").write_text("")
+    with pytest.warns(UserWarning, match=r"no report\.html: \w+"):
+        assert write_page(tmp_path) == {}
