@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fedpft.align.distill import PublicData
+from fedpft.align.public import PublicData
 from fedpft.config import Config, doubtful_settings, dump_config
 from fedpft.data.datamodule import FederatedData, build_data
 from fedpft.data.digest import public_identity
@@ -113,7 +113,7 @@ def tune(
     config: Config, fm: PreTrainedModel, data: FederatedData, pool: ClientPool, tracker: Tracker, observer: RunObserver
 ) -> Outcome:
     """Build the proxy, run all rounds, evaluate: from an untuned FM to a tuned one; only the tracker writes."""
-    method = METHODS[config.method.name](fm, _public(data), config, observer)
+    method = METHODS[config.method.name](fm, public_data(data), config, observer)
     proxy = method.build_proxy()
 
     evaluation = Evaluation(method, proxy, data, config, observer)
@@ -164,7 +164,7 @@ def plan(config: Config) -> dict[str, Any]:
     untrained = replace(untrained, cache=replace(config.cache, enabled=False))
     untrained = replace(untrained, fm=replace(config.fm, pretrain=replace(config.fm.pretrain, num_epochs=0)))
     fm, data = load_fm_and_data(untrained, SilentProgress())
-    method = METHODS[config.method.name](fm, _public(data), untrained, SilentProgress())
+    method = METHODS[config.method.name](fm, public_data(data), untrained, SilentProgress())
     proxy = method.build_proxy()
     histogram = data.partition.label_histogram(np.asarray(data.train["label"]), len(data.label_names))
     return {
@@ -259,6 +259,7 @@ def client_package(config: Config, proxy: Proxy, data: FederatedData) -> ClientP
     )
 
 
-def _public(data: FederatedData) -> PublicData:
+def public_data(data: FederatedData) -> PublicData:
+    """Return what alignments read."""
     identity = partial(public_identity, data.public, data.collate)
     return PublicData(dataset=data.public, collate=data.collate, identity=identity)

@@ -1,38 +1,16 @@
-"""Run an alignment: `align_layers` before federated learning, `align_neurons` between rounds."""
+"""Alignment by distillation: `align_layers` before federated learning, `align_neurons` between rounds."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 
 from fedpft.align.module import AlignmentModule
+from fedpft.align.public import AlignmentReport, PublicData
 from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.models.flags import restored_flags
 from fedpft.seeding import isolated_torch_rng
 from fedpft.trainer import StepReport, make_trainer
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublicData:
-    """Unlabelled public examples and how to make a batch of them."""
-
-    dataset: Dataset
-    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
-    identity: Callable[[], Mapping[str, Any]] | None = None
-    """Returns all that the batches depend on, as JSON; None: unknown, so that nothing made from them can be cached."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignmentReport:
-    """What an alignment did."""
-
-    first_loss: float
-    last_loss: float
-    num_steps: int
-    seconds: float
 
 
 def align_layers(
@@ -105,7 +83,6 @@ def _distil(
     seed: int,
     on_step: StepReport | None,
 ) -> AlignmentReport:
-    start = time.perf_counter()
     losses: list[float] = []
 
     def record(done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -123,6 +100,4 @@ def _distil(
             collate_fn=public.collate,
         )
         trainer.fit(module, loader)
-    return AlignmentReport(
-        first_loss=losses[0], last_loss=losses[-1], num_steps=len(losses), seconds=time.perf_counter() - start
-    )
+    return AlignmentReport(first_loss=losses[0], last_loss=losses[-1])

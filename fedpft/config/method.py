@@ -15,8 +15,9 @@ class MethodConfig:
     """Neurons kept in every compressed FFN, a fraction in (0, 1]."""
     uncompressed_layers: tuple[int, ...] = ()
     """Layers whose FFN stays whole; negative numbers count from the last layer."""
-    scorer: Literal["weight_norm", "activation", "random"] = "weight_norm"
-    """Neuron saliency: the paper's `weight_norm`, data-dependent `activation`, or the `random` control."""
+    scorer: Literal["weight_norm", "activation", "greedy", "random"] = "weight_norm"
+    """Neuron saliency: the paper's `weight_norm`; on public data, `activation`, or `greedy` elimination of what others
+    can take over; or the `random` control."""
 
     def __post_init__(self) -> None:
         require(0 < self.retained_ratio <= 1, "method.retained_ratio", self.retained_ratio, "a fraction in (0, 1]")
@@ -41,9 +42,14 @@ class LoraConfig:
 class LayerAlignConfig:
     """Layer-level alignment of the sub-FM with the FM, before federated learning."""
 
-    kind: Literal["distill", "none"] = "distill"
+    kind: Literal["distill", "closed_form", "closed_form+distill", "none"] = "distill"
+    """`distill`: gradient descent (the paper); `closed_form`: ridge regression of every down projection, in seconds."""
+    num_examples: int = 400
+    """`closed_form`: public examples read, drawn by the seed; their hidden states are held in memory."""
+    refit: Literal["down", "bias"] = "down"
+    """`closed_form`: the whole down projection, or only its bias; with it the closing LayerNorm of post-LN families."""
     num_steps: int = 1000
-    """Optimiser steps."""
+    """`distill`: optimiser steps."""
     lr: float = 6e-4
     batch_size: int = 32
     product_weight: float = 0.01
@@ -55,6 +61,7 @@ class LayerAlignConfig:
 
     def __post_init__(self) -> None:
         require_positive("align.layers", self, "num_steps", "lr", "batch_size", "max_grad_norm")
+        _require_two_batches("align.layers", self)
         require_non_negative("align.layers", self, "product_weight", "weight_decay")
         require(0 <= self.warmup_ratio < 1, "align.layers.warmup_ratio", self.warmup_ratio, "a fraction in [0, 1)")
 
@@ -63,12 +70,15 @@ class LayerAlignConfig:
 class NeuronAlignConfig:
     """Neuron-level alignment between rounds, of the neurons that the task uses least."""
 
-    kind: Literal["distill", "none"] = "distill"
+    kind: Literal["distill", "closed_form", "none"] = "distill"
     interval: int = 10
     """Align after every round that is a multiple of this, except the last (the paper's t)."""
     update_ratio: float = 0.5
     """Fraction of each compressed layer's neurons that is updated (the paper's p)."""
+    num_examples: int = 200
+    """`closed_form`: public examples read, others each time."""
     num_steps: int = 20
+    """`distill`: optimiser steps."""
     lr: float = 6e-4
     batch_size: int = 32
     warmup_ratio: float = 0.048
@@ -76,8 +86,15 @@ class NeuronAlignConfig:
 
     def __post_init__(self) -> None:
         require_positive("align.neurons", self, "interval", "num_steps", "lr", "batch_size", "max_grad_norm")
+        _require_two_batches("align.neurons", self)
         require(0 < self.update_ratio <= 1, "align.neurons.update_ratio", self.update_ratio, "a fraction in (0, 1]")
         require(0 <= self.warmup_ratio < 1, "align.neurons.warmup_ratio", self.warmup_ratio, "a fraction in [0, 1)")
+
+
+def _require_two_batches(section: str, config: LayerAlignConfig | NeuronAlignConfig) -> None:
+    if "closed_form" in config.kind:
+        allowed = f"more than {section}.batch_size = {config.batch_size}: a second batch chooses the ridge"
+        require(config.num_examples > config.batch_size, f"{section}.num_examples", config.num_examples, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,9 @@ from fedpft.models.ffn import FFN, find_backbone
 
 Scorer = Callable[[PreTrainedModel, Sequence[FFN]], list[Tensor]]
 
+_ELIMINATION_RIDGE = 1e-3  # of the mean variance: keeps the inverse of a nearly singular covariance in bounds
+_ELIMINATION_STEPS = 128  # blocks in which the greedy scorer gives up the neurons
+
 
 @torch.no_grad()
 def weight_norm(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[Tensor]:
@@ -45,44 +48,124 @@ def activation_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
     @torch.no_grad()
     def activation(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[Tensor]:
         squares = [torch.zeros(ffn.num_neurons, dtype=torch.float64) for ffn in ffns]
-        tokens = [0] * len(ffns)
 
         def add(position: int, activations: Tensor) -> None:
             squares[position] += activations.double().square().sum(dim=0).cpu()
-            tokens[position] += len(activations)
 
-        watch = NeuronWatch(ffns, add)
-        was_training = model.training
-        model.eval()
-        try:
-            for batch in batches:
-                watch.set_mask(batch.get("attention_mask"))
-                find_backbone(model)(**batch)
-        finally:
-            watch.close()
-            model.train(was_training)
-        if not all(tokens):
-            raise ValueError("activation saliency needs at least one public batch with a real token")
+        tokens = _visit_activations(model, ffns, batches, add)
         return [
-            (total / count).sqrt() * torch.linalg.vector_norm(ffn.down_weight.double(), dim=0).cpu()
-            for total, count, ffn in zip(squares, tokens, ffns, strict=True)
+            (total / tokens).sqrt() * torch.linalg.vector_norm(ffn.down_weight.double(), dim=0).cpu()
+            for total, ffn in zip(squares, ffns, strict=True)
         ]
 
     return activation
+
+
+def greedy_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
+    """Return the order in which neurons are given up, one small block after the other: those that cost least go first.
+
+    What a neuron costs is the error that its loss leaves in the FFN's output on public data after the remaining
+    columns of `W_down` took over what they can: the optimal brain surgeon's saliency, in its structured form
+    (Hassibi & Stork 1993; ZipLM, arXiv 2302.04089). It pays with a refit, `align.layers.kind: closed_form`.
+
+    Args:
+        batches: inputs of the model on its device; streamed once. Memory is (N, N) float64 for each FFN.
+
+    """
+
+    @torch.no_grad()
+    def greedy(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[Tensor]:
+        device = ffns[0].down_weight.device
+        moments = [torch.zeros(f.num_neurons + 1, f.num_neurons + 1, dtype=torch.float64, device=device) for f in ffns]
+
+        def add(position: int, activations: Tensor) -> None:
+            x = torch.cat([activations.float(), activations.new_ones(len(activations), 1).float()], dim=1)
+            moments[position] += (x.T @ x).double()
+
+        tokens = _visit_activations(model, ffns, batches, add)
+        scores = []
+        for ffn, moment in zip(ffns, moments, strict=True):
+            mean = moment[-1, :-1] / tokens
+            covariance = moment[:-1, :-1] / tokens
+            if ffn.down.bias is not None:
+                covariance -= torch.outer(mean, mean)  # the bias takes over a dropped neuron's mean
+            scores.append(elimination_ranks(covariance, ffn.down_weight.T).cpu())
+        return scores
+
+    return greedy
+
+
+def elimination_ranks(covariance: Tensor, columns: Tensor) -> Tensor:
+    """Return (N,) ranks by backward elimination: 0 for the neuron that is given up first, N - 1 for the last.
+
+    Args:
+        covariance: (N, N) of the activations.
+        columns: (N, H), the neurons' columns of `W_down`.
+
+    """
+    covariance, weights = covariance.double(), columns.double()
+    num_neurons = len(covariance)
+    ridge = _ELIMINATION_RIDGE * covariance.diagonal().mean()
+    inverse = torch.linalg.inv(covariance + ridge * torch.eye(num_neurons, dtype=torch.float64, device=weights.device))
+    alive = torch.arange(num_neurons, device=weights.device)
+    ranks = torch.empty(num_neurons, dtype=torch.float64, device=weights.device)
+    block = max(1, num_neurons // _ELIMINATION_STEPS)
+    for start in range(0, num_neurons, block):
+        order = torch.sort(weights.square().sum(dim=1) / inverse.diagonal(), stable=True).indices
+        drop, keep = order[:block], order[block:].sort().values
+        ranks[alive[drop]] = torch.arange(start, start + len(drop), dtype=torch.float64, device=weights.device)
+        if not len(keep):
+            break
+        coupling = torch.linalg.solve(inverse[drop][:, drop], inverse[drop][:, keep])  # (dropped, kept)
+        weights = weights[keep] - coupling.T @ weights[drop]
+        inverse = inverse[keep][:, keep] - inverse[keep][:, drop] @ coupling
+        alive = alive[keep]
+    return ranks
+
+
+def _visit_activations(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    batches: Iterable[Mapping[str, Tensor]],
+    visit: Callable[[int, Tensor], None],
+) -> int:
+    """Show `visit` the activations of the batches' real tokens, in eval mode, and return how many tokens there were."""
+    tokens = 0
+
+    def count(position: int, activations: Tensor) -> None:
+        nonlocal tokens
+        tokens += len(activations) if position == 0 else 0
+        visit(position, activations)
+
+    watch = NeuronWatch(ffns, count)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            watch.set_mask(batch.get("attention_mask"))
+            find_backbone(model)(**batch)
+    finally:
+        watch.close()
+        model.train(was_training)
+    if not tokens:
+        raise ValueError("a scorer that reads activations needs at least one public batch with a real token")
+    return tokens
 
 
 def find_scorer(scorer: Scorer | str) -> Scorer:
     """Return the scorer of that name; a function is returned as it is.
 
     Raises:
-        ValueError: an unknown name, or `activation`, which needs data.
+        ValueError: an unknown name, or one that needs data.
 
     """
     by_name = {"weight_norm": weight_norm, "random": random_scorer(seed=0)}
     if not isinstance(scorer, str):
         return scorer
     if scorer not in by_name:
-        raise ValueError(f"scorer: found {scorer!r}, allowed: {', '.join(by_name)}, or activation_scorer(batches)")
+        raise ValueError(
+            f"scorer: found {scorer!r}, allowed: {', '.join(by_name)}, or a function such as activation_scorer(batches)"
+        )
     return by_name[scorer]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fedpft.align.distill import PublicData
+from fedpft.align.public import PublicData
 from fedpft.config import Config, LayerAlignConfig
 from fedpft.construct.compress import resolve_layers
 from fedpft.models.digest import model_digest
@@ -27,7 +27,7 @@ PACKAGES = ("fedpft", "torch", "transformers", "lightning", "pillow")
 DATA_FREE_SCORERS = frozenset({"weight_norm", "random"})
 """Scorers that read no public data."""
 
-SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {"none": ()}
+SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {"none": (), "closed_form": ("num_examples", "batch_size", "refit")}
 """`align.layers.kind` -> the other settings of the section that it reads; a kind without a row reads all."""
 
 
@@ -48,8 +48,6 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
         "retained_ratio": method.retained_ratio,
         "uncompressed_layers": uncompressed,
     }
-    if method.scorer not in DATA_FREE_SCORERS:
-        constructor["batch_size"] = config.align.layers.batch_size
     installed = package_versions()
     ingredients = {
         "format": CACHE_FORMAT,

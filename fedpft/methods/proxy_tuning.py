@@ -5,22 +5,23 @@ layer-level) and FedPFT_B (no neuron-level).
 """
 
 import time
-from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedpft.align.distill import PublicData, align_layers, align_neurons
+from fedpft.align.closed_form import refit_layers, refit_neurons
+from fedpft.align.distill import align_layers, align_neurons
+from fedpft.align.public import PublicData
 from fedpft.align.selection import average_percentage_of_zeros, least_used
 from fedpft.config import Config, ConfigError
 from fedpft.construct.cache import BuiltSubFM, Construction, SubFMCache, construction_of
 from fedpft.construct.compress import compress, resolve_layers, sub_fm_tensors
-from fedpft.construct.saliency import Scorer, activation_scorer, random_scorer, weight_norm
+from fedpft.construct.saliency import Scorer, activation_scorer, greedy_scorer, random_scorer, weight_norm
 from fedpft.construct.store import cache_dir
 from fedpft.methods.base import Proxy, ProxyChange
-from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
+from fedpft.methods.ingredients import DATA_FREE_SCORERS, can_be_cached, sub_fm_ingredients
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
@@ -28,8 +29,12 @@ from fedpft.plugin import check_same_layout, plug_in
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
 
-NUM_SALIENCY_BATCHES = 32
-"""Public batches that the `activation` scorer reads: enough for its ranking to settle, seconds of work."""
+LAYER_ALIGNERS = {"distill": align_layers, "closed_form": refit_layers}
+NEURON_ALIGNERS = {"distill": align_neurons, "closed_form": refit_neurons}
+"""By `align.layers.kind` (one, or two joined by `+`) and `align.neurons.kind`."""
+
+NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE = 256, 16
+"""Public examples that a scorer reads: enough for its ranking to settle, seconds of work."""
 
 
 class ProxyTuning:
@@ -82,7 +87,7 @@ class ProxyTuning:
             apoz = average_percentage_of_zeros(torch.from_numpy(zeros), int(positions))
             masks[layer] = least_used(apoz, config.align.neurons.update_ratio)
         self._progress.stage("align neurons")
-        report = align_neurons(
+        report = NEURON_ALIGNERS[config.align.neurons.kind](
             self.plug_in(adapter),
             self.proxy_with(adapter),
             neuron_masks=masks,
@@ -127,33 +132,32 @@ class ProxyTuning:
             uncompressed_layers=config.method.uncompressed_layers,
             scorer=self._scorer(),
         )
-        losses = {}
-        if config.align.layers.kind == "distill" and neuron_map.compressed_layers:
-            self._progress.stage("align layers")
-            report = align_layers(
-                self._plain_fm,
-                sub_fm,
-                layers=neuron_map.compressed_layers,
-                public=self._public,
-                config=config.align.layers,
-                server=config.server,
-                seed=derive_seed(config.seed, "align_layers"),
-                on_step=self._progress.progress,
+        reports = []
+        for kind in config.align.layers.kind.split("+") if neuron_map.compressed_layers else ():
+            if kind == "none":
+                continue
+            self._progress.stage("align layers" if kind == "distill" else "align layers in closed form")
+            reports.append(
+                LAYER_ALIGNERS[kind](
+                    self._plain_fm,
+                    sub_fm,
+                    layers=neuron_map.compressed_layers,
+                    public=self._public,
+                    config=config.align.layers,
+                    server=config.server,
+                    seed=derive_seed(config.seed, "align_layers"),
+                    on_step=self._progress.progress,
+                )
             )
-            losses = {"align_loss_first": report.first_loss, "align_loss_last": report.last_loss}
-        return BuiltSubFM(tensors=sub_fm_tensors(sub_fm, neuron_map), report=losses)
+        ends = {"align_loss_first": reports[0].first_loss, "align_loss_last": reports[-1].last_loss} if reports else {}
+        return BuiltSubFM(tensors=sub_fm_tensors(sub_fm, neuron_map), report=ends)
 
     def _scorer(self) -> Scorer:
-        kind = self._config.method.scorer
-        if kind == "activation":
-            return activation_scorer(self._public_batches())
-        return random_scorer(derive_seed(self._config.seed, "saliency")) if kind == "random" else weight_norm
-
-    def _public_batches(self) -> Iterator[Mapping[str, Tensor]]:
-        dataset, size = self._public.dataset, self._config.align.layers.batch_size
-        for start in range(0, min(len(dataset), NUM_SALIENCY_BATCHES * size), size):  # type: ignore[arg-type]
-            examples = [dataset[i] for i in range(start, min(start + size, len(dataset)))]  # type: ignore[arg-type]
-            yield {name: value for name, value in self._public.collate(examples).items() if name != "labels"}
+        kind, seed = self._config.method.scorer, derive_seed(self._config.seed, "saliency")
+        if kind in DATA_FREE_SCORERS:
+            return random_scorer(seed) if kind == "random" else weight_norm
+        batches = self._public.batches(NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE, seed)
+        return greedy_scorer(batches) if kind == "greedy" else activation_scorer(batches)
 
     def _ffn_weights(self) -> dict[str, np.ndarray]:
         ffns = find_ffns(self._sub_fm)

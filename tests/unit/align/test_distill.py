@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fedpft.align.distill import PublicData, align_layers, align_neurons, num_warmup_steps
+from fedpft.align.distill import align_layers, align_neurons, num_warmup_steps
+from fedpft.align.public import PublicData
 from fedpft.config import LayerAlignConfig, LoraConfig, NeuronAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.models.ffn import find_ffns

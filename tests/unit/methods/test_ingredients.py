@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpft.align.distill import PublicData
+from fedpft.align.public import PublicData
 from fedpft.config import LayerAlignConfig, MethodConfig, ServerConfig, config_keys, load_config
 from fedpft.construct.store import key_of
 from fedpft.methods import ingredients as module_under_test

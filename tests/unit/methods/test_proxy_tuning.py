@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import fedpft.methods.proxy_tuning as module_under_test
-from fedpft.align.distill import PublicData
+from fedpft.align.public import PublicData
 from fedpft.config import (
     AlignConfig,
     CacheConfig,

@@ -1,0 +1,204 @@
+"""Alignment without training: every compressed FFN's down projection is refitted by ridge regression.
+
+For each layer in order, with `z` the sum of residual stream and FFN output `h W_down^T + b_down`:
+
+    minimise over W_down, b_down   sum over tokens of w |z_fm - z_sub|^2 + ridge |W_down - kept columns|^2
+
+where the sub-FM runs on its own hidden states, so that a layer also corrects what the layers before it got wrong. In
+post-LN families the closing LayerNorm divides by the token's standard deviation: `w = 1 / var(z_fm)` makes the error
+that of its output, and its scale and shift are then fitted to the FM's layer output too, dimension by dimension.
+
+Sources: least-squares reconstruction of a pruned layer is He et al. 2017 (arXiv 1707.06168) and ThiNet (arXiv
+1707.06342); its asymmetric form, the compressed model's inputs with the original's outputs, is Zhang et al. 2015 (arXiv
+1505.06798); emulators without training for offsite tuning: GradOT (arXiv 2507.04455).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from fedpft.align.losses import hidden_state_loss
+from fedpft.align.public import AlignmentReport, PublicData
+from fedpft.align.regression import NormalEquations, ridge_fit
+from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.models.ffn import FFN, find_ffns
+from fedpft.models.flags import restored_flags
+from fedpft.models.layerwise import LayerCalls, record_calls, trace_ffn
+from fedpft.trainer import StepReport
+
+HELD_OUT_PART = 8
+"""One batch in this many chooses the ridge; the others fit."""
+
+
+def refit_layers(
+    fm: nn.Module,
+    sub_fm: nn.Module,
+    *,
+    layers: Sequence[int],
+    public: PublicData,
+    config: LayerAlignConfig,
+    server: ServerConfig,
+    seed: int,
+    on_step: StepReport | None = None,
+) -> AlignmentReport:
+    """Refit the down projections (or only their biases) and closing LayerNorms of the compressed `layers`, in place."""
+    ffns = find_ffns(sub_fm)
+    all_free = config.refit == "down"
+    free = {layer: torch.full((ffns[layer].num_neurons,), all_free) for layer in layers}
+    batches = public.batches(config.num_examples, config.batch_size, seed)
+    return _refit(fm, sub_fm, free, batches, server, on_step, with_norm=True)
+
+
+def refit_neurons(
+    fm: nn.Module,
+    sub_fm: nn.Module,
+    *,
+    neuron_masks: Mapping[int, Tensor],
+    public: PublicData,
+    config: NeuronAlignConfig,
+    server: ServerConfig,
+    seed: int,
+    on_step: StepReport | None = None,
+) -> AlignmentReport:
+    """Refit the chosen neurons' columns of `down` and `down.bias`, in place; nothing else changes.
+
+    Both models must carry the same current global adapter (README, differences 1 and 2).
+
+    Args:
+        neuron_masks: compressed layer -> (N,) bool.
+
+    """
+    batches = public.batches(config.num_examples, config.batch_size, seed)
+    return _refit(fm, sub_fm, neuron_masks, batches, server, on_step, with_norm=False)
+
+
+@dataclass
+class _Walk:
+    """One batch on its way through both models."""
+
+    calls: LayerCalls
+    fm_hidden: Tensor
+    sub_hidden: Tensor
+    held_out: bool
+
+
+@torch.no_grad()
+def _refit(
+    fm: nn.Module,
+    sub_fm: nn.Module,
+    free: Mapping[int, Tensor],
+    batches: Sequence[Mapping[str, Tensor]],
+    server: ServerConfig,
+    on_step: StepReport | None,
+    *,
+    with_norm: bool,
+) -> AlignmentReport:
+    assert len(batches) >= 2, "one to fit and one to choose the ridge"
+    fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
+    fabric.to_device(fm)
+    fabric.to_device(sub_fm)
+    with restored_flags(fm, sub_fm), fabric.autocast():
+        fm.eval()
+        sub_fm.eval()
+        on_device = (fabric.to_device(dict(batch)) for batch in batches)
+        walks = [
+            _Walk(calls, calls.hidden, calls.hidden, held_out=index % HELD_OUT_PART == 0)
+            for index, calls in enumerate(record_calls(fm, on_device))
+        ]
+        before, after = [], []
+        pairs = list(zip(find_ffns(fm), find_ffns(sub_fm), strict=True))
+        for fm_ffn, ffn in pairs:
+            if ffn.index in free:
+                before.append(_refit_layer(fm_ffn, ffn, walks, free[ffn.index], with_norm=with_norm))
+                after.append(_held_out_loss(walks))
+                if on_step is not None:
+                    on_step(ffn.index + 1, len(pairs), {"loss": after[-1]})
+            else:
+                for walk in walks:
+                    walk.fm_hidden = walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden)
+                    walk.sub_hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
+    return AlignmentReport(first_loss=sum(before) / len(before), last_loss=sum(after) / len(after))
+
+
+def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *, with_norm: bool) -> float:
+    """Refit one layer, move all batches past it in both models and return its held-out L1 loss before the refit."""
+    device = ffn.down_weight.device
+    equations = {
+        held_out: NormalEquations(ffn.num_neurons, ffn.down_weight.shape[0], device) for held_out in (False, True)
+    }
+    losses, kept = [], []
+    for walk in walks:
+        real = walk.calls.real
+        with trace_ffn(fm_ffn) as target:
+            walk.fm_hidden = walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden)
+        with trace_ffn(ffn) as found:
+            hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
+        if walk.held_out:
+            losses.append(hidden_state_loss(walk.fm_hidden.float(), hidden.float(), real))
+        residual = found.total - found.output
+        wanted = target.total[real].float()
+        weights = None if ffn.closing_norm is None else 1 / wanted.var(dim=1, correction=0)
+        equations[walk.held_out].add(found.activations[real].float(), wanted - residual[real].float(), weights)
+        kept.append((residual, found.activations))
+    _solve(ffn, equations[False], equations[True], free.to(device))
+    for walk, (residual, activations) in zip(walks, kept, strict=True):
+        walk.sub_hidden = residual + ffn.down(activations)
+    if ffn.closing_norm is not None:
+        if with_norm:
+            _fit_norm(ffn.closing_norm, walks)
+        for walk in walks:
+            walk.sub_hidden = ffn.closing_norm(walk.sub_hidden)
+    return float(torch.stack(losses).mean())
+
+
+def _solve(ffn: FFN, fit: NormalEquations, held_out: NormalEquations, free: Tensor) -> None:
+    columns, bias = ffn.down_weight, ffn.down.bias
+    assert bias is None or isinstance(bias, Tensor)
+    gain = torch.ones_like(columns[:, 0]) if ffn.closing_norm is None else ffn.closing_norm.weight
+    assert isinstance(gain, Tensor)
+    solution = ridge_fit(
+        fit,
+        held_out,
+        prior=torch.cat([columns.T, torch.zeros_like(columns[:, 0])[None] if bias is None else bias[None]]),
+        free=torch.cat([free, free.new_tensor([bias is not None])]),
+        target_scale=gain,
+    ).solution
+    columns.copy_(torch.where(free, solution[:-1].T.to(columns.dtype), columns))
+    if bias is not None:
+        bias.copy_(solution[-1])
+
+
+def _fit_norm(norm: nn.Module, walks: Sequence[_Walk]) -> None:
+    """Fit the LayerNorm's scale and shift to the FM's layer output; `sub_hidden` holds its inputs.
+
+    Per dimension a regression on the normalised input: two numbers from thousands of tokens need no ridge.
+    """
+    weight, bias = norm.weight, norm.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    sums = torch.zeros(4, len(weight), dtype=torch.float64, device=weight.device)
+    count = 0
+    for walk in walks:
+        if walk.held_out:
+            continue
+        real = walk.calls.real
+        x = nn.functional.layer_norm(walk.sub_hidden[real].double(), weight.shape, eps=norm.eps)  # type: ignore[arg-type]
+        y = walk.fm_hidden[real].double()
+        sums += torch.stack([x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)])
+        count += len(x)
+    x_mean, y_mean, xx, xy = sums / count
+    slope = (xy - x_mean * y_mean) / (xx - x_mean.square())
+    weight.copy_(slope)
+    bias.copy_(y_mean - slope * x_mean)
+
+
+def _held_out_loss(walks: Sequence[_Walk]) -> float:
+    losses = [
+        hidden_state_loss(walk.fm_hidden.float(), walk.sub_hidden.float(), walk.calls.real)
+        for walk in walks
+        if walk.held_out
+    ]
+    return float(torch.stack(losses).mean())

@@ -1,0 +1,36 @@
+"""What every alignment reads and reports."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicData:
+    """Unlabelled public examples and how to make a batch of them."""
+
+    dataset: Dataset
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+    identity: Callable[[], Mapping[str, Any]] | None = None
+    """Returns all that the batches depend on, as JSON; None: unknown, so that nothing made from them can be cached."""
+
+    def batches(self, num_examples: int, batch_size: int, seed: int) -> list[Mapping[str, Tensor]]:
+        """Return batches of model inputs, without labels, of at most `num_examples` different examples."""
+        order = np.random.default_rng(seed).permutation(len(self.dataset))[:num_examples]  # type: ignore[arg-type]
+        return [self._inputs(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+
+    def _inputs(self, indices: np.ndarray) -> Mapping[str, Tensor]:
+        batch = self.collate([self.dataset[int(index)] for index in indices])
+        return {name: value for name, value in batch.items() if name != "labels"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentReport:
+    """The loss where an alignment began and ended: mean L1 (and `product_weight` L2) over the compressed layers."""
+
+    first_loss: float
+    last_loss: float
