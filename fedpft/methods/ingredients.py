@@ -27,7 +27,14 @@ PACKAGES = ("fedpft", "torch", "transformers", "lightning", "pillow")
 DATA_FREE_SCORERS = frozenset({"weight_norm", "random"})
 """Scorers that read no public data."""
 
-SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {"none": (), "closed_form": ("num_examples", "batch_size", "refit")}
+_REGRESSION = ("num_examples", "refit")
+_DESCENT = ("num_steps", "lr", "product_weight", "warmup_ratio", "weight_decay", "max_grad_norm")
+
+SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "closed_form": ("batch_size", *_REGRESSION),
+    "distill": ("batch_size", *_DESCENT),
+}
 """`align.layers.kind` -> the other settings of the section that it reads; a kind without a row reads all."""
 
 

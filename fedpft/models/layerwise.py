@@ -37,8 +37,8 @@ class LayerCalls:
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[LayerCalls]:
-    """Yield how the model calls its layers on each batch.
+def record_calls(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[LayerCalls]:
+    """Return how the model calls its layers on each batch.
 
     The first batch runs through the whole model. If all layers were called alike, the others stop at the first layer;
     else (e.g. sliding and full attention in turns) they run through too.
@@ -46,7 +46,7 @@ def record_calls(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> I
     backbone, layers = find_backbone(model), [ffn.layer for ffn in find_ffns(model)]
     switches = {"use_cache": False} if getattr(backbone.config, "use_cache", False) else {}
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    alike = False
+    alike, recorded = False, []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append((args, kwargs))
@@ -64,10 +64,11 @@ def record_calls(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> I
             alike = alike or all(_same(arguments[0], other) for other in arguments[1:])
             mask = batch.get("attention_mask")
             real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
-            yield LayerCalls(hidden, real, tuple(arguments[:1] * len(layers) if alike else arguments))
+            recorded.append(LayerCalls(hidden, real, tuple(arguments[:1] * len(layers) if alike else arguments)))
     finally:
         for handle in handles:
             handle.remove()
+    return recorded
 
 
 class FFNTrace:

@@ -37,6 +37,8 @@ ALIGNMENTS: dict[str, tuple[str, int]] = {
 
 NUM_HELD_OUT_CHUNKS = 150
 
+Batches = list[dict[str, torch.Tensor]]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -77,9 +79,7 @@ def all_cells(seeds: range) -> Iterator[Cell]:
                     yield Cell(ratio, scorer, alignment, seed)
 
 
-def measure(
-    config: Config, fm: nn.Module, data: FederatedData, held_out: list[dict[str, torch.Tensor]]
-) -> dict[str, Any]:
+def measure(config: Config, fm: nn.Module, data: FederatedData, held_out: Batches) -> dict[str, Any]:
     """Build the sub-FM (CPU seconds of one thread), compare it with the FM, tune federatedly, evaluate."""
     method = METHODS[config.method.name](copy.deepcopy(fm), public_data(data), config, SilentObserver())
     start = time.process_time()
@@ -100,7 +100,7 @@ def measure(
 
 
 @torch.no_grad()
-def hidden_errors(fm: nn.Module, sub_fm: nn.Module, batches: list[dict[str, torch.Tensor]]) -> list[float]:
+def hidden_errors(fm: nn.Module, sub_fm: nn.Module, batches: Batches) -> list[float]:
     """Return each layer's relative RMS error of the hidden state."""
     fm.eval()
     sub_fm.eval()
@@ -114,7 +114,7 @@ def hidden_errors(fm: nn.Module, sub_fm: nn.Module, batches: list[dict[str, torc
     return [float(error) for error in torch.tensor(losses).mean(dim=0).sqrt()]
 
 
-def held_out_batches(data_dir: Path, tokenizer: Any, chunk_length: int) -> list[dict[str, torch.Tensor]]:
+def held_out_batches(data_dir: Path, tokenizer: Any, chunk_length: int) -> Batches:
     """Return chunks of public text that no alignment reads."""
     file = str(data_dir / "align_text" / "validation.parquet")
     corpus = datasets.load_dataset("parquet", data_files=file, split="train")

@@ -83,7 +83,6 @@ def test_align_layers_lowers_the_loss_and_changes_only_compressed_ffns(model_typ
     fm, sub_fm = models(model_type, adapter=False)
     fm_before, before = weights(fm), weights(sub_fm)
     report = run_layers(model_type, fm, sub_fm, num_steps=12, batch_size=8)
-    assert report.num_steps == 12
     assert report.last_loss < report.first_loss
     assert not changed(fm, fm_before)
     assert changed(sub_fm, before) == names_of(sub_fm, [p for ffn in find_ffns(sub_fm)[1:] for p in ffn.parameters()])

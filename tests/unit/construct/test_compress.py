@@ -145,7 +145,8 @@ def test_a_scorer_may_be_given_by_name():
     _, by_default = compress(fm, retained_ratio=0.5)
     assert all(torch.equal(by_name.retained[layer], by_default.retained[layer]) for layer in by_default.retained)
     with pytest.raises(
-        ValueError, match="scorer: found 'activation', allowed: weight_norm, random, or activation_scorer"
+        ValueError,
+        match="scorer: found 'activation', allowed: weight_norm, random, or a function such as",
     ):
         compress(fm, retained_ratio=0.5, scorer="activation")
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from fedpft.construct.compress import compress
-from fedpft.construct.saliency import activation_scorer, most_salient, random_scorer, weight_norm
+from fedpft.construct.saliency import (
+    activation_scorer,
+    elimination_ranks,
+    greedy_scorer,
+    most_salient,
+    random_scorer,
+    weight_norm,
+)
 from fedpft.models.ffn import find_ffns
 from tests.tiny import FAMILIES, tiny_batch, tiny_fm
 
@@ -99,3 +106,53 @@ def test_every_scorer_constructs_a_sub_fm(scorer):
     _, neuron_map = compress(fm, retained_ratio=0.5, scorer=scorer)
     for layer, kept in neuron_map.retained.items():
         assert set(kept.tolist()) == set(expected[layer].topk(12).indices.tolist())
+
+
+def reconstruction_error(covariance, columns, kept):
+    """Return the output energy that the best columns of the kept neurons leave unexplained."""
+    cross = covariance[kept]
+    best = torch.linalg.solve(covariance[kept][:, kept], cross @ columns)
+    residual = columns.clone()
+    residual[kept] -= best
+    return float(torch.einsum("nh,nm,mh->", residual, covariance, residual))
+
+
+def test_elimination_gives_up_the_neuron_whose_loss_costs_least_at_each_step():
+    """Reference: try every removal and solve the least squares anew, step by step."""
+    generator = torch.Generator().manual_seed(0)
+    activations = torch.randn(200, 7, generator=generator, dtype=torch.float64)
+    activations[:, 3] = activations[:, 0] + 0.1 * activations[:, 3]  # nearly a copy: cheap to lose one of the two
+    covariance = activations.T @ activations / 200
+    columns = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    alive, order = list(range(7)), []
+    while len(alive) > 1:
+        costs = {j: reconstruction_error(covariance, columns, [i for i in alive if i != j]) for j in alive}
+        order.append(min(costs, key=costs.get))
+        alive.remove(order[-1])
+    found = elimination_ranks(covariance, columns)
+    assert found.argsort().tolist()[:-1] == order
+    assert order[0] in (0, 3)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_greedy_gives_up_copies_first_whatever_their_saliency(model_type):
+    fm = tiny_fm(model_type)
+    with torch.no_grad():
+        for ffn in find_ffns(fm):
+            for parameter, axis in ffn.neuron_axes():
+                rows = parameter.movedim(axis, 0)
+                if parameter is ffn.down.weight:
+                    rows[18:] *= 3  # strong in every saliency, and yet the copied neurons can take over
+                else:
+                    rows[18:] = rows[:6]
+    batches = [tiny_batch(model_type, batch_size=32, num_tokens=9, seed=seed) for seed in (1, 2)]
+    for score in scores(greedy_scorer(batches), fm):
+        first = set(score.argsort().tolist()[:6])
+        assert len({neuron % 18 for neuron in first}) == 6
+        assert all(neuron < 6 or neuron >= 18 for neuron in first)
+
+
+@pytest.mark.parametrize("make", [activation_scorer, greedy_scorer])
+def test_a_scorer_without_a_token_is_refused(make):
+    with pytest.raises(ValueError, match="at least one public batch with a real token"):
+        scores(make([]), tiny_fm("bert"))

@@ -10,7 +10,7 @@ from fedpft.config import LayerAlignConfig, MethodConfig, ServerConfig, config_k
 from fedpft.construct.store import key_of
 from fedpft.methods import ingredients as module_under_test
 from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
-from fedpft.pipeline import _public, load_fm_and_data
+from fedpft.pipeline import load_fm_and_data, public_data
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_fm, tiny_text_run, tiny_texts, tiny_vision_run
 
@@ -50,7 +50,10 @@ LEAVES_THE_SUB_FM = {
     "lora.lora_alpha": 5,
     "lora.dropout": 0.0,
     "lora.target_modules": ["query"],
+    "align.layers.num_examples": 7,
+    "align.layers.refit": "bias",
     "align.neurons.kind": "none",
+    "align.neurons.num_examples": 7,
     "align.neurons.interval": 1,
     "align.neurons.update_ratio": 0.1,
     "align.neurons.num_steps": 1,
@@ -90,6 +93,7 @@ LEAVES_THE_SUB_FM = {
     "cache.max_gigabytes": 1.0,
     "evaluation.interval": 1,
     "evaluation.batch_size": 2,
+    "evaluation.fidelity_examples": 3,
     "tracking.wandb": "offline",
     "tracking.project": "other",
     "tracking.entity": "someone",
@@ -127,7 +131,7 @@ def key(settings, *overrides):
     torch.set_num_threads(config.server.num_threads or before)  # as the pipeline does
     try:
         fm, data = load_fm_and_data(config, SilentProgress())
-        return key_of(sub_fm_ingredients(fm, _public(data), config))
+        return key_of(sub_fm_ingredients(fm, public_data(data), config))
     finally:
         torch.set_num_threads(before)
 
@@ -165,7 +169,7 @@ def test_everything_else_leaves_the_key(settings, base_key):
     for name, value in LEAVES_THE_SUB_FM.items():
         other = load_config(None, [*settings[0], override(settings, name, value)])
         assert other != config or name == "method.name", name
-        changed[name] = key_of(sub_fm_ingredients(fm, _public(data), other))
+        changed[name] = key_of(sub_fm_ingredients(fm, public_data(data), other))
     assert set(changed.values()) == {base_key}
 
 
@@ -225,13 +229,26 @@ def test_without_alignment_its_settings_and_the_public_data_do_not_count():
     assert none == of("b", layers={"kind": "none", "num_steps": 7, "batch_size": 3}) == of(layers={"kind": "none"})
 
 
-def test_the_activation_scorer_reads_public_data_in_batches():
+@pytest.mark.parametrize("scorer", ["activation", "greedy"])
+def test_a_scorer_of_activations_reads_public_data_but_no_setting_of_an_alignment(scorer):
     def scored(public, batch_size):
-        return of(public, scorer="activation", layers={"kind": "none", "batch_size": batch_size})
+        return of(public, scorer=scorer, layers={"kind": "none", "batch_size": batch_size})
 
     assert scored("a", 4) != scored("b", 4)
-    assert scored("a", 4) != scored("a", 8)
-    assert scored("a", 4) == scored("a", 4)
+    assert scored("a", 4) == scored("a", 8)
+
+
+def test_each_kind_of_alignment_counts_its_own_settings_alone():
+    def aligned(kind, **settings):
+        return of("a", layers={"kind": kind, "batch_size": 2} | settings)
+
+    for kind in ("closed_form", "closed_form+distill"):
+        assert aligned(kind, num_examples=9) != aligned(kind)
+        assert aligned(kind, refit="bias") != aligned(kind)
+        assert aligned(kind, batch_size=3) != aligned(kind)
+    assert aligned("closed_form", num_steps=7, lr=0.5) == aligned("closed_form")
+    assert aligned("closed_form+distill", num_steps=7) != aligned("closed_form+distill")
+    assert aligned("closed_form+distill") != aligned("closed_form") != aligned("distill")
 
 
 def test_a_new_kind_or_scorer_reads_everything(monkeypatch):

@@ -127,9 +127,9 @@ def test_teacher_and_student_carry_the_current_aggregate_while_neurons_align(mon
 
     def spy(fm, sub_fm, **kwargs):
         seen.append((fm, sub_fm, get_adapter(fm), get_adapter(sub_fm), kwargs))
-        return SimpleNamespace(first_loss=1.0, last_loss=0.5, num_steps=3)
+        return SimpleNamespace(first_loss=1.0, last_loss=0.5)
 
-    monkeypatch.setattr(module_under_test, "align_neurons", spy)
+    monkeypatch.setitem(module_under_test.NEURON_ALIGNERS, "distill", spy)
     for round_index, offset in ((2, 0.1), (4, 0.2)):
         made.plug_in(somewhere(proxy) - 7)  # an evaluation of something else in between
         made.proxy_with(somewhere(proxy) - 8)
@@ -235,7 +235,7 @@ def test_ablations_leave_out_alignments(monkeypatch, settings, layers_aligned, w
         calls.append(kwargs["layers"])
         return SimpleNamespace(first_loss=1.0, last_loss=0.5)
 
-    monkeypatch.setattr(module_under_test, "align_layers", spy)
+    monkeypatch.setitem(module_under_test.LAYER_ALIGNERS, "distill", spy)
     made = method(**settings)
     made.build_proxy()
     assert calls == ([(1, 2)] if layers_aligned else [])
