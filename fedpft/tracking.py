@@ -38,6 +38,7 @@ METRICS = (
     ("clients/*", "round", None),
     ("comm/*", "round", None),
     ("time/*", "round", None),
+    ("memory/*", "round", None),
     ("align/*", "align/step", None),
 )
 """Name in W&B, the metric on its x axis, and what the run's summary keeps (None: the last value)."""

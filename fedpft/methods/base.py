@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from fedpft.models.activations import ActivationCounts
+from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import AdaptedModel
 
 
@@ -18,6 +19,12 @@ class Proxy:
     """With an attached adapter."""
     watched_layers: tuple[int, ...]
     """Layers whose FFN activations clients count when asked."""
+
+    @property
+    def num_neurons(self) -> tuple[int, ...]:
+        """Neurons of each watched FFN."""
+        ffns = find_ffns(self.model)
+        return tuple(ffns[layer].num_neurons for layer in self.watched_layers)
 
 
 @dataclass(frozen=True, kw_only=True)

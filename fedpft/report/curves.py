@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpft.federated.messages import ClientUpdate
+from fedpft.federated.messages import ClientFailure, ClientUpdate
 from fedpft.federated.observer import RunObserver
 from fedpft.tracking import Tracker
 
@@ -34,6 +34,10 @@ class AlignmentCurves:
     def client_finished(self, update: ClientUpdate) -> None:
         """Pass on."""
         self._observer.client_finished(update)
+
+    def client_failed(self, failure: ClientFailure) -> None:
+        """Pass on."""
+        self._observer.client_failed(failure)
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """Pass on."""

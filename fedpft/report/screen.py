@@ -13,11 +13,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedpft.report.wording import duration, percent, round_line
+
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
-    from fedpft.federated.messages import ClientUpdate
+    from fedpft.federated.messages import ClientFailure, ClientUpdate
 
 _MIN_STAGE_SECONDS = 0.05
-_MAX_LINE_LENGTH = 80
 _MAX_CLIENT_ROWS = 20
 _SHADES = "·░▒▓█"
 _SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
@@ -51,6 +52,7 @@ class Screen:
         self._rounds: _Stage | None = None
         self._clients: TaskID | None = None
         self._accuracy = ""
+        self._reasons: set[str] = set()
 
     def __enter__(self) -> Self:
         """Start the live display."""
@@ -87,6 +89,15 @@ class Screen:
             note = f"client {update.client_id}  loss {update.metrics['loss']:.3f}"
             self._progress.update(self._clients, advance=1, note=note)
 
+    def client_failed(self, failure: "ClientFailure") -> None:
+        """Print the client's line, with the traceback the first time that there is one for this reason."""
+        if self._clients is not None:
+            self._progress.update(self._clients, advance=1, note=f"client {failure.client_id}  dropped")
+        self._line(f"[yellow]dropped[/yellow]: {escape(str(failure))}")
+        if failure.traceback and failure.reason not in self._reasons:
+            self._reasons.add(failure.reason)
+            self._line(escape(failure.traceback))
+
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """Move the rounds' bar, or print the round's line."""
         assert self._rounds is not None, "round_started comes first"
@@ -95,18 +106,11 @@ class Screen:
         self._progress.remove_task(self._clients)
         self._clients = None
         rounds, index = self._rounds, record["round"]
-        accuracy = [f"fm {_percent(record['fm'])}", f"sub-fm {_percent(record['sub_fm'])}"] if "fm" in record else []
+        accuracy = [f"fm {percent(record['fm'])}", f"sub-fm {percent(record['sub_fm'])}"] if "fm" in record else []
         self._accuracy = "  ".join(accuracy) or self._accuracy
         rounds.update(index, rounds.total, record["train_loss"], self._accuracy)
         if not self._live:
-            numbers = [
-                f"{len(record['clients'])} clients",
-                f"loss {record['train_loss']:.3f}",
-                f"lr {record['lr']:.1e}",
-            ]
-            parts = [f"round {index}/{rounds.total}", *numbers, _duration(record["seconds"]), *accuracy]
-            line = "  ".join(parts)
-            self._line(line if len(line) <= _MAX_LINE_LENGTH else " ".join(parts))
+            self._line(round_line(record, rounds.total, accuracy))
         if index == rounds.total:
             self._leave_line(rounds)
             self._rounds = None
@@ -156,7 +160,7 @@ class _Stage:
     def summary(self, arrow: str) -> str:
         title = f"{self.total} {self.title}" if self.title == "rounds" else self.title
         losses = f" {arrow} ".join(f"{loss:.3g}" for loss in self._losses)
-        parts = [title, _duration(time.monotonic() - self._start), f"loss {losses}" if losses else "", self._note]
+        parts = [title, duration(time.monotonic() - self._start), f"loss {losses}" if losses else "", self._note]
         return "  ".join(part for part in parts if part)
 
 
@@ -187,10 +191,10 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
     for key, title in _ACCURACIES.items():
         gain = 100 * (result[key] - result["untuned_fm"])
         note = "" if key == "untuned_fm" else f"{gain:+.1f} points"
-        facts.add_row(f"{result['metric']}, {title}", _percent(result[key]), note)
+        facts.add_row(f"{result['metric']}, {title}", percent(result[key]), note)
     facts.add_section()
     _add_costs(facts, result)
-    facts.add_row("wall time", _duration(result["wall_seconds"]), "")
+    facts.add_row("wall time", duration(result["wall_seconds"]), "")
     console.print(facts)
     width = max(map(len, paths), default=0)
     for name, path in paths.items():
@@ -244,12 +248,3 @@ def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
     for direction in ("up", "down"):
         size = format_bytes(values[f"bytes_{direction}_per_client_round"])
         table.add_row(f"traffic {direction}", size, "per client and round")
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{seconds:.1f} s" if seconds < 120 else f"{minutes} min {rest} s"
