@@ -60,12 +60,12 @@ def expected():
 @pytest.fixture(scope="module", params=["sequential", "ray with 1 actor", "ray with 2 actors"])
 def pool(request):
     if request.param == "sequential":
-        made = SequentialPool(max_retries=1)
+        made = SequentialPool(max_retries=0)
     else:
         request.getfixturevalue("local_ray")
         from fedpft.simulation.pool import RayClientPool
 
-        made = RayClientPool(PoolConfig(actors=int(request.param.split()[2]), max_retries=1), clients_per_round=3)
+        made = RayClientPool(PoolConfig(actors=int(request.param.split()[2]), max_retries=0), clients_per_round=3)
     yield made
     made.close()
 
@@ -113,7 +113,7 @@ def test_a_client_that_always_fails_is_returned_as_a_failure_and_harms_no_other(
     outcomes = {outcome.client_id: outcome for outcome in pool.run(plan(3), [0, 99])}
     failure = outcomes.pop(99)
     assert isinstance(failure, ClientFailure)
-    assert (failure.round_index, failure.attempts, failure.node) == (3, 2, platform.node())
+    assert (failure.round_index, failure.attempts, failure.node) == (3, 1, platform.node())
     assert failure.reason.startswith("IndexError: client_id 99")
     assert "partition.py" in failure.traceback
     assert "\x1b" not in failure.traceback
