@@ -18,6 +18,9 @@ from fedpft.federated.pool import one_line
 from fedpft.simulation.client_actor import ClientActor
 from fedpft.simulation.cluster import cluster_nodes, room_for_actors
 
+ROOM_CHECK_SECONDS = 5.0
+"""How often to look whether there still is room for actors that are starting."""
+
 
 @dataclass(eq=False)
 class Job:
@@ -37,7 +40,8 @@ class Actor:
     number: int
     """Grows with every start; never used twice."""
     handle: Any = None
-    node: str = "a node that it never reported from"
+    node: str | None = None
+    """Name of its machine; None: it has not started yet."""
     task: Any = None
     """Reference to the result of what it is doing; None: idle."""
     limit: float = math.inf
@@ -139,17 +143,20 @@ class Crew:
 
         Returns:
             The actor, the client that it trained and the result, or the exception in its place. None if it took over
-            the proxy instead; an actor that failed in that is replaced already.
+            the proxy instead (one that failed in that is replaced already), or if nothing happened for a while.
 
         Raises:
             RuntimeError: not one actor can be started.
 
         """
         busy = {actor.task: actor for actor in self.actors if actor.task is not None}
-        deadline = min(actor.deadline for actor in busy.values())
-        timeout = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
-        done, _ = ray.wait(list(busy), timeout=timeout)
-        actor = busy[done[0]] if done else min(busy.values(), key=lambda actor: actor.deadline)
+        first_due = min(busy.values(), key=lambda actor: actor.deadline)
+        patience = min(first_due.deadline - time.monotonic(), ROOM_CHECK_SECONDS)
+        done, _ = ray.wait(list(busy), timeout=max(0.0, patience))
+        if not done and time.monotonic() < first_due.deadline:
+            self._give_up_without_room()
+            return None
+        actor = busy[done[0]] if done else first_due
         result: Any
         try:
             result = ray.get(actor.task) if done else TimeoutError(f"no answer within {actor.limit:g} s")
@@ -189,6 +196,15 @@ class Crew:
     def _settle(self) -> None:
         while any(actor.task is not None for actor in self.actors):
             self.wait()
+
+    def _give_up_without_room(self) -> None:
+        """Kill those that wait for a place which is gone: a node's actors are known to be dead before the node is."""
+        starting = [actor for actor in self.actors if actor.node is None]
+        if starting:
+            excess = len(self.actors) - max(1, room_for_actors(self._config, cluster_nodes()))
+            for actor in starting[::-1][: max(0, excess)]:
+                self.discard(actor)
+            self.heal()
 
     def _replace_unequipped(self, actor: Actor, error: Exception) -> None:
         self.discard(actor)

@@ -154,7 +154,7 @@ class RayClientPool:
             client_id=job.client_id,
             attempts=job.attempts,
             actor=actor.name,
-            node=actor.node,
+            node=actor.node or "an unknown node",
             reason=one_line(error.cause if isinstance(error, RayTaskError) else error),
             traceback=re.sub(r"\x1b\[\d+m", "", str(error)),  # Ray's are coloured
         )

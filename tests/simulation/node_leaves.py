@@ -21,7 +21,9 @@ from tests.tiny import tiny_package
 
 
 def main() -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head_node = {"num_cpus": 1, "include_dashboard": False, "_system_config": soon}
+    cluster = Cluster(initialize_head=True, head_node_args=head_node)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     head = ray.get_runtime_context().get_node_id()
     leaving = cluster.add_node(num_cpus=1)
@@ -45,6 +47,7 @@ def main() -> None:
     adapter = get_adapter(unpack_model(package.proxy))
     plan = RoundPlan(round_index=1, lr=1e-2, adapter=adapter, count_activations=False)
     threading.Thread(target=leave, daemon=True).start()
+    crew.ROOM_CHECK_SECONDS = 1.0
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message="pool:")
         pool = RayClientPool(PoolConfig(actors=2), clients_per_round=2)
