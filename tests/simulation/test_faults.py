@@ -190,11 +190,13 @@ def lost_reference(value):
     @ray.remote(num_cpus=0)
     class Owner:
         def put(self, value):
-            return [ray.put(value)]
+            return [ray.put(value)], os.getpid()
 
     owner = Owner.remote()
-    (reference,) = ray.get(owner.put.remote(value))
+    (reference,), pid = ray.get(owner.put.remote(value))
+    process = psutil.Process(pid)
     ray.kill(owner)
+    assert not psutil.wait_procs([process], timeout=10)[1]
     return reference
 
 
