@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from tests.tiny import tiny_package
 
 pytest.importorskip("fedpft.simulation.pool", reason="Ray is not installed", exc_type=ImportError)
 import ray
+from ray.exceptions import ObjectLostError
 
 from fedpft.simulation import crew
 from fedpft.simulation.client_actor import ClientActor
@@ -184,20 +186,27 @@ def pids(pool):
     return [ray.get(actor.handle.pid.remote()) for actor in pool._crew.actors]
 
 
-def lost_reference(value):
-    """Return a reference whose object is gone, because the process that owned it is."""
+def lost_references(*values):
+    """Return references whose objects are gone, because the process that owned them is."""
 
     @ray.remote(num_cpus=0)
-    class Owner:
-        def put(self, value):
-            return [ray.put(value)], os.getpid()
+    class Helper:
+        def put(self, *values):
+            return [ray.put(value) for value in values]
 
-    owner = Owner.remote()
-    (reference,), pid = ray.get(owner.put.remote(value))
-    process = psutil.Process(pid)
+        def read(self, value):
+            pass
+
+    owner, reader = Helper.remote(), Helper.remote()
+    references = ray.get(owner.put.remote(*values))
     ray.kill(owner)
-    assert not psutil.wait_procs([process], timeout=10)[1]
-    return reference
+    for reference in references:
+        with suppress(ObjectLostError):
+            while True:  # the store notices after a second or so
+                ray.get(reader.read.remote(reference))
+                time.sleep(0.1)
+    ray.kill(reader)
+    return references
 
 
 def test_without_faults_the_run_is_the_sequential_one(pool, expected):
@@ -264,13 +273,13 @@ def test_a_lost_plan_and_a_lost_package_are_sent_again_and_change_no_bit(pool, m
     pool.broadcast(PACKAGE)
     (expected,) = pool.run(PLAN, [0])
     before, real_put, puts = numbers(pool), ray.put, []
+    lost_plan, pool._crew._package_ref = lost_references(PLAN, PACKAGE)
 
     def put(value):
         puts.append(type(value))
-        return lost_reference(value) if len(puts) == 1 else real_put(value)
+        return lost_plan if len(puts) == 1 else real_put(value)
 
     monkeypatch.setattr(ray, "put", put)
-    pool._crew._package_ref = lost_reference(PACKAGE)
     (update,) = pool.run(PLAN, [0])
     assert update.adapter.tobytes() == expected.adapter.tobytes()
     assert (update.attempts, update.actor) == (2, f"actor-{max(before) + 2}")
