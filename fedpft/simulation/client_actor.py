@@ -34,9 +34,10 @@ class ClientActor:
         self._client.replace_weights(weights)
         return platform.node()
 
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Take over changed proxy weights."""
+    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> str:
+        """Take over changed proxy weights; return the name of this machine."""
         self._client.replace_weights(weights)
+        return platform.node()
 
     def fit(self, plan: RoundPlan, client_id: int) -> tuple[ClientUpdate, ProcessMemory]:
         """Train one client; return its update, and what this process holds after it."""

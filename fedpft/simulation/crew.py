@@ -168,7 +168,7 @@ class Crew:
         if isinstance(result, Exception):
             self._replace_unequipped(actor, result)
         else:
-            actor.node, self._failed_starts = result or actor.node, 0
+            actor.node, self._failed_starts = result, 0
         return None
 
     def close(self) -> None:

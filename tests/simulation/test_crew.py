@@ -35,7 +35,8 @@ class FakeRay:
     def start(self, name, num_threads):
         outcome = self.outcomes.get(next(self.starts), "here")
         receive = SimpleNamespace(remote=lambda package, weights: Reference(outcome))
-        return SimpleNamespace(name=name, receive=receive)
+        replace_weights = SimpleNamespace(remote=lambda weights: Reference(outcome))
+        return SimpleNamespace(name=name, receive=receive, replace_weights=replace_weights)
 
     def put(self, value):
         return Reference(value)
@@ -123,6 +124,16 @@ def test_a_replacement_that_waits_for_a_place_on_a_lost_node_is_given_up_and_sta
     with pytest.warns(UserWarning, match=r"goes on with 2 actor"):
         made.heal()
     assert names(made) == ["actor-1", "actor-3"], "numbers are never used twice"
+
+
+def test_an_actor_that_gets_changed_weights_while_it_starts_is_known_to_have_started(make):
+    made, _ = make()
+    made.equip(PACKAGE)
+    made.discard(made.actors[0])
+    made.heal()
+    assert [actor.node for actor in made.actors] == ["here", None]
+    made.replace_weights({})
+    assert [actor.node for actor in made.actors] == ["here", "here"]
 
 
 def test_the_last_actor_is_replaced_even_without_room(make):
