@@ -96,7 +96,7 @@ class Screen:
         self._line(f"[yellow]dropped[/yellow]: {escape(str(failure))}")
         if failure.traceback and failure.reason not in self._reasons:
             self._reasons.add(failure.reason)
-            self._line(escape(failure.traceback))
+            self._line(escape(failure.traceback.rstrip()))
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """Move the rounds' bar, or print the round's line."""
