@@ -25,6 +25,7 @@ METRICS = (
     ("clients/*", "round", None),
     ("comm/*", "round", None),
     ("time/*", "round", None),
+    ("memory/*", "round", None),
     ("fidelity/*", "round", None),
     ("fidelity/hidden_error", "round", "min"),
     ("fidelity/gradient_cosine", "round", "max"),

@@ -129,6 +129,7 @@ def tune(
         config=config.federated,
         seed=config.seed,
         client_sizes=data.partition.sizes,
+        num_neurons=proxy.num_neurons,
         method=method,
         pool=pool,
         evaluate=evaluation,
@@ -203,7 +204,7 @@ def load_fm_and_data(config: Config, progress: Progress) -> tuple[PreTrainedMode
 def make_pool(config: Config) -> ClientPool:
     """Return the pool that the config asks for; Ray is imported only when it is used."""
     if config.pool.kind == "sequential":
-        return SequentialPool()
+        return SequentialPool(config.pool.max_retries)
     from fedpft.simulation.pool import RayClientPool
 
     return RayClientPool(config.pool, planned_cohort(config))

@@ -51,6 +51,17 @@ class FederatedConfig:
     """Factor per round of the `exponential` schedule."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    min_clients: int = 1
+    """Good updates that a round needs to count; with fewer, the adapter stays as it was."""
+    dropout_ratio: float = 0.0
+    """Probability that a sampled client is unavailable in a round; simulated, like all keys below."""
+    over_selection: float = 1.0
+    """Sample ceil(clients_per_round * this) clients and keep the first clients_per_round that finish."""
+    deadline: float | None = None
+    """Drop clients that take longer. Unit of simulated time: one example at the median speed; a client takes
+    examples * local_epochs * its speed factor."""
+    speed_sigma: float = 0.0
+    """Sigma of the log-normal law of the speed factors, median 1, drawn for every client and round."""
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
     def __post_init__(self) -> None:
@@ -66,6 +77,19 @@ class FederatedConfig:
                 self.clients_per_round,
                 allowed,
             )
+        self._check_attendance()
+
+    def _check_attendance(self) -> None:
+        drawn = self.num_clients if self.sampling == "full" else min(self.clients_per_round, self.num_clients)
+        allowed = f"1 to the clients of a round, {drawn}"
+        require(1 <= self.min_clients <= drawn, "federated.min_clients", self.min_clients, allowed)
+        require(0 <= self.dropout_ratio < 1, "federated.dropout_ratio", self.dropout_ratio, "a fraction in [0, 1)")
+        most = self.num_clients / self.clients_per_round if self.sampling == "uniform" else float("inf")
+        allowed = f"1 to num_clients / clients_per_round = {most:g}" if self.sampling == "uniform" else "a number >= 1"
+        require(1 <= self.over_selection <= most, "federated.over_selection", self.over_selection, allowed)
+        positive = self.deadline is None or self.deadline > 0
+        require(positive, "federated.deadline", self.deadline, "null or a number > 0")
+        require_non_negative("federated", self, "speed_sigma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +110,14 @@ class PoolConfig:
     """Lightning precision of local training (no float16: its gradient scaler would carry over between clients)."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of local training: `auto` takes the GPU that the actor was given, or any GPU for `sequential`."""
+    max_retries: int = 2
+    """Further attempts for a client that fails, each in a fresh place; then it is dropped from the round."""
+    client_timeout_seconds: float | None = None
+    """A client that trains for longer counts as failed (`ray` only); null: no limit."""
+    start_timeout_seconds: float = 300.0
+    """Limit for an actor to start, or to take over proxy and data; the pool then goes on with fewer actors."""
+    max_actor_memory_gigabytes: float | None = None
+    """Replace an actor by a fresh one when its resident memory is above this (10^9 bytes) after a client."""
 
     def __post_init__(self) -> None:
         ok = self.actors in ("auto", "per_client") or (isinstance(self.actors, int) and self.actors > 0)
@@ -93,4 +125,8 @@ class PoolConfig:
         require_non_negative("pool", self, "gpus_per_actor")
         whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
         require(whole, "pool.gpus_per_actor", self.gpus_per_actor, "a fraction up to 1, or a whole number")
-        require_positive("pool", self, "cpus_per_actor", "threads_per_client")
+        require_positive("pool", self, "cpus_per_actor", "threads_per_client", "start_timeout_seconds")
+        require_non_negative("pool", self, "max_retries")
+        for name in ("client_timeout_seconds", "max_actor_memory_gigabytes"):
+            limit = getattr(self, name)
+            require(limit is None or limit > 0, f"pool.{name}", limit, "null or a number > 0")

@@ -103,6 +103,13 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append(
             "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"
         )
-    if config.pool.kind == "sequential" and config.pool.actors != "auto":
-        lines.append("pool.actors has no effect with pool.kind = sequential")
+    if federated.sampling == "full" and federated.over_selection > 1:
+        lines.append("federated.over_selection has no effect with federated.sampling = full")
+    if federated.speed_sigma and federated.deadline is None and federated.over_selection == 1:
+        lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
+    if config.pool.kind == "sequential":
+        defaults = PoolConfig()
+        names = ("actors", "client_timeout_seconds", "start_timeout_seconds", "max_actor_memory_gigabytes")
+        changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
+        lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]
     return lines

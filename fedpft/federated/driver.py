@@ -1,11 +1,11 @@
 """The round loop, the server's side of federated learning.
 
     state (global adapter, proxy version)
-      |  1. sample the cohort
+      |  1. sample the cohort; simulate who is absent or late
       |  2. plan: adapter, learning rate, whether to count activations
       v
     pool.run(plan) ---> clients train in parallel, updates arrive in any order
-      |  3. wait for every update of the cohort, check it
+      |  3. wait for an update or a failure of every client of the cohort, refuse what would spoil the aggregate
       |  4. aggregate in client-id order
       |  5. every t rounds: the method re-aligns the proxy; changed weights go to the pool
       |  6. every e rounds and at the end: evaluate
@@ -15,10 +15,13 @@
 
 The driver waits for the whole cohort in step 3; clients wait for the driver in steps 4 to 7. It knows the pool and the
 method by their protocols only.
+
+A client that failed or was refused is dropped from the round: the others' weights are renormalised. With fewer than
+`min_clients` good updates the round does not count: adapter and proxy stay as they were and the next round begins.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,13 +29,17 @@ import numpy as np
 
 from fedpft.config import FederatedConfig
 from fedpft.federated.aggregate import aggregate_adapters, in_client_order, mean_loss, sum_counts
-from fedpft.federated.messages import ClientUpdate, RoundPlan
+from fedpft.federated.check import check
+from fedpft.federated.memory import MemoryWatchdog
+from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
-from fedpft.federated.sampling import Cohort, round_lr, sample_cohort
+from fedpft.federated.sampling import Attendance, draw_attendance, round_lr
 from fedpft.methods.base import Method
-from fedpft.seeding import numpy_rng
 from fedpft.tracking import Tracker
+
+MAX_UNCOUNTED_ROUNDS = 3
+"""Rounds in a row that may fail to count (all, in a shorter run) before the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,8 @@ class ServerState:
     """Proxy weights that go down with the next broadcast."""
     last_evaluation: Mapping[str, Any] = field(default_factory=dict)
     """What `Driver.evaluate` returned last; the last round always evaluates."""
+    uncounted_rounds: int = 0
+    """Rounds in a row, up to the last one done, that did not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,8 @@ class Driver:
     seed: int
     client_sizes: np.ndarray
     """(num_clients,) examples of each client."""
+    num_neurons: Sequence[int]
+    """Neurons of each FFN whose activations the clients count."""
     method: Method
     pool: ClientPool
     evaluate: Callable[[np.ndarray], Mapping[str, Any]]
@@ -65,9 +76,15 @@ class Driver:
     evaluation_interval: int
     tracker: Tracker
     observer: RunObserver
+    watchdog: MemoryWatchdog = field(default_factory=MemoryWatchdog)
 
     def run(self, state: ServerState) -> ServerState:
-        """Run the rounds that `state` has not done yet and return the final state."""
+        """Run the rounds that `state` has not done yet and return the final state.
+
+        Raises:
+            RuntimeError: three rounds in a row did not count; the message names the last failure.
+
+        """
         while state.rounds_done < self.config.rounds:
             state = self.run_round(state)
         return state
@@ -77,19 +94,29 @@ class Driver:
         start = time.perf_counter()
         round_index = state.rounds_done + 1
         # 1. sample
-        rng = numpy_rng(self.seed, "cohort", round_index)
-        cohort = sample_cohort(self.config.sampling, self.client_sizes, self.config.clients_per_round, rng)
+        attendance = draw_attendance(self.config, self.client_sizes, self.seed, round_index)
         # 2. plan
         plan = self._plan(state, round_index)
         # 3. run the clients
-        updates = self._run_clients(plan, cohort)
+        updates, failures = self._run_clients(plan, list(attendance.cohort))
         fit_seconds = time.perf_counter() - start
         # 4. aggregate
-        adapter = aggregate_adapters(updates, cohort, self.config.aggregation)
-        record = self._record(round_index, plan, updates, state)
-        state = replace(state, rounds_done=round_index, adapter=adapter, pending_bytes=0)
+        counted = len(updates) >= self.config.min_clients
+        adapter = state.adapter
+        if counted:
+            adapter = aggregate_adapters(updates, attendance.cohort, self.config.aggregation)
+        record = self._record(plan, attendance, updates, failures, state)
+        pending_bytes = 0 if attendance.cohort else state.pending_bytes
+        uncounted_rounds = 0 if counted else state.uncounted_rounds + 1
+        state = replace(
+            state,
+            rounds_done=round_index,
+            adapter=adapter,
+            pending_bytes=pending_bytes,
+            uncounted_rounds=uncounted_rounds,
+        )
         # 5. re-align the proxy
-        if plan.count_activations:
+        if plan.count_activations and counted:
             state = self._after_round(state, updates, record)
         # 6. evaluate
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
@@ -98,10 +125,14 @@ class Driver:
             record.update(state.last_evaluation)
             record["time/evaluate_seconds"] = time.perf_counter() - evaluation_start
         # 7. track
+        record |= self.watchdog.measure(self.pool.memory())
         record |= {"time/fit_seconds": fit_seconds, "seconds": time.perf_counter() - start}
         self.tracker.log_round(record)
-        self.tracker.log_clients(round_index, [_client_row(update) for update in in_client_order(updates)])
+        if updates:
+            self.tracker.log_clients(round_index, [_client_row(update) for update in in_client_order(updates)])
         self.observer.round_finished(record)
+        if state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
+            raise RuntimeError(self._why_stopped(state, record))
         return state
 
     def _plan(self, state: ServerState, round_index: int) -> RoundPlan:
@@ -115,16 +146,23 @@ class Driver:
         counts = self.method.wants_counts(round_index, self.config.rounds)
         return RoundPlan(round_index=round_index, lr=lr, adapter=state.adapter, count_activations=counts)
 
-    def _run_clients(self, plan: RoundPlan, cohort: Cohort) -> list[ClientUpdate]:
-        client_ids = list(cohort)
+    def _run_clients(self, plan: RoundPlan, client_ids: list[int]) -> tuple[list[ClientUpdate], list[ClientFailure]]:
+        """Return the good updates, and a failure for each client without one."""
         self.observer.round_started(plan.round_index, self.config.rounds, client_ids)
-        updates = []
-        for update in self.pool.run(plan, client_ids):
-            _check(update, plan)
-            self.observer.client_finished(update)
-            updates.append(update)
-        assert sorted(update.client_id for update in updates) == client_ids, "a pool must return each client once"
-        return updates
+        updates: list[ClientUpdate] = []
+        failures: list[ClientFailure] = []
+        awaited = set(client_ids)
+        for outcome in self.pool.run(plan, client_ids):
+            checked = check(outcome, plan, awaited=awaited, num_neurons=self.num_neurons)
+            awaited.discard(checked.client_id)
+            if isinstance(checked, ClientUpdate):
+                self.observer.client_finished(checked)
+                updates.append(checked)
+            else:
+                self.observer.client_failed(checked)
+                failures.append(checked)
+        assert len(updates) + len(failures) == len(client_ids), "a pool must return each client once"
+        return updates, failures
 
     def _after_round(self, state: ServerState, updates: list[ClientUpdate], record: dict[str, Any]) -> ServerState:
         start = time.perf_counter()
@@ -138,25 +176,44 @@ class Driver:
         return replace(state, proxy_version=state.proxy_version + 1, pending_bytes=pending_bytes)
 
     def _record(
-        self, round_index: int, plan: RoundPlan, updates: list[ClientUpdate], state: ServerState
+        self,
+        plan: RoundPlan,
+        attendance: Attendance,
+        updates: list[ClientUpdate],
+        failures: list[ClientFailure],
+        state: ServerState,
     ) -> dict[str, Any]:
+        """Return the round's line; what is out of the ordinary has a key only when it happened."""
+        clients = [update.client_id for update in in_client_order(updates)]
+        unusual = {
+            "dropped": sorted(set(attendance.cohort) - set(clients)),
+            "failures": [str(failure) for failure in failures],
+            "retries": sum(
+                attempts - 1 for attempts in [*(u.attempts for u in updates), *(f.attempts for f in failures)]
+            ),
+            "unavailable": list(attendance.unavailable),
+            "stragglers": list(attendance.stragglers),
+        }
         return {
-            "round": round_index,
-            "clients": [update.client_id for update in in_client_order(updates)],
-            "train_loss": mean_loss(updates),
+            "round": plan.round_index,
+            "clients": clients,
+            "train_loss": mean_loss(updates) if updates else None,
             "lr": plan.lr,
             "comm/bytes_up": sum(update.num_bytes for update in updates),
-            "comm/bytes_down": len(updates) * (plan.adapter.nbytes + state.pending_bytes),
+            "comm/bytes_down": len(attendance.cohort) * (plan.adapter.nbytes + state.pending_bytes),
             "proxy_version": state.proxy_version,
+            **{key: value for key, value in unusual.items() if value},
+            **({"counted": False} if len(updates) < self.config.min_clients else {}),
         }
 
-
-def _check(update: ClientUpdate, plan: RoundPlan) -> None:
-    where = f"round {plan.round_index}, client {update.client_id} (ran in {update.actor})"
-    if update.adapter.shape != plan.adapter.shape:
-        raise RuntimeError(f"{where}: adapter of shape {update.adapter.shape}, expected {plan.adapter.shape}")
-    if not np.isfinite(update.adapter).all():
-        raise RuntimeError(f"{where}: the adapter has NaN or infinite values; try a lower federated.lr")
+    def _why_stopped(self, state: ServerState, record: Mapping[str, Any]) -> str:
+        found = f"the last one, round {state.rounds_done}, has {len(record['clients'])} good updates"
+        absent = [f"{len(record[key])} {key}" for key in ("dropped", "unavailable", "stragglers") if key in record]
+        allowed = f"federated.min_clients = {self.config.min_clients}"
+        last = record.get("failures", [""])[-1]
+        return (
+            f"{state.uncounted_rounds} rounds in a row did not count: {', '.join([found, *absent])}; {allowed}; {last}"
+        )
 
 
 def _client_row(update: ClientUpdate) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Everything that travels between the driver and the clients, as frozen dataclasses.
+"""Everything that travels between the driver and the clients, and what came of it, as frozen dataclasses.
 
 Adapters travel as one flat float32 vector whose layout (names and shapes in the order of `adapter_layout`) both ends
 derive from the proxy itself, so that a message is a single zero-copy buffer in Ray's object store.
 """
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -58,9 +59,37 @@ class ClientUpdate:
     counts: ActivationCounts | None = None
     actor: str = field(default="driver", compare=False)
     """Who ran it; never part of the result."""
+    node: str = field(default_factory=platform.node, compare=False)
+    """Name of the machine on which it ran."""
+    attempts: int = field(default=1, compare=False)
+    """How often the client was tried until it came through."""
 
     @property
     def num_bytes(self) -> int:
         """Size of the adapter and the counts."""
         counts = [] if self.counts is None else [*self.counts.zeros, self.counts.positions]
         return self.adapter.nbytes + sum(array.nbytes for array in counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientFailure:
+    """What is known of a client that is dropped from a round."""
+
+    round_index: int
+    client_id: int
+    attempts: int
+    """How often it was tried."""
+    actor: str
+    """Who ran the last attempt."""
+    node: str
+    """Name of the machine on which that was."""
+    reason: str
+    """One line."""
+    traceback: str = ""
+    """The last attempt's, from where it ran; empty where there is none, e.g. for a killed process."""
+
+    def __str__(self) -> str:
+        """Return everything but the traceback in one line."""
+        tries = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
+        where = f"{self.actor} on {self.node}"
+        return f"round {self.round_index}, client {self.client_id} ({where}, {tries}): {self.reason}"

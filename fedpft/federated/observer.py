@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from fedpft.federated.messages import ClientUpdate
+from fedpft.federated.messages import ClientFailure, ClientUpdate
 from fedpft.trainer import Progress, SilentProgress
 
 
@@ -19,6 +19,9 @@ class RunObserver(Progress, Protocol):
     def client_finished(self, update: ClientUpdate) -> None:
         """A client's update arrived (in order of arrival)."""
 
+    def client_failed(self, failure: ClientFailure) -> None:
+        """A client was dropped from the round (in order of arrival)."""
+
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """The round is over; `record` is its line of rounds.jsonl."""
 
@@ -33,6 +36,9 @@ class SilentObserver(SilentProgress):
         """Ignore."""
 
     def client_finished(self, update: ClientUpdate) -> None:
+        """Ignore."""
+
+    def client_failed(self, failure: ClientFailure) -> None:
         """Ignore."""
 
     def round_finished(self, record: Mapping[str, Any]) -> None:

@@ -1,21 +1,29 @@
 """How clients are run is a swappable part: the protocol, and the pool that needs no Ray."""
 
+import platform
 import resource
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from fedpft.federated.client import ClientPackage, LocalClient
-from fedpft.federated.messages import ClientUpdate, RoundPlan
+from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 
 
 class ClientPool(Protocol):
-    """Runs clients somewhere. For the same calls every pool returns the same updates, bit for bit on CPU."""
+    """Runs clients somewhere. For the same calls every pool returns the same updates, bit for bit on CPU.
 
-    num_actors: int
-    """How many clients train at a time."""
+    A client that fails is tried again, a bounded number of times, each time in a fresh place: one that never ran a
+    client and holds the same bits. So faults that pass change no result.
+    """
+
+    @property
+    def num_actors(self) -> int:
+        """How many clients train at a time."""
 
     def broadcast(self, package: ClientPackage) -> None:
         """Give every place the proxy and the data; once, before the first round."""
@@ -23,8 +31,11 @@ class ClientPool(Protocol):
     def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Send changed proxy weights to every place, effective from the next round."""
 
-    def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate]:
-        """Train these clients and yield their updates as they arrive, in any order."""
+    def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
+        """Train these clients; yield the update of each, or why there is none, as they arrive, in any order."""
+
+    def memory(self) -> Mapping[str, int]:
+        """Return what the actors hold: `actor_rss_bytes_max`, `object_store_bytes`, ...; empty without actors."""
 
     def peak_memory_bytes(self) -> list[int]:
         """Return each actor's peak resident memory; empty when clients run in the driver."""
@@ -34,21 +45,53 @@ class ClientPool(Protocol):
 
 
 class SequentialPool:
-    """Clients one after the other in the driver's own process."""
+    """Clients one after the other in the driver's own process.
+
+    Args:
+        max_retries: further attempts for a client whose training raises, each on a fresh copy of the proxy.
+
+    """
 
     num_actors = 1
 
+    def __init__(self, max_retries: int = 2) -> None:
+        self._max_retries = max_retries
+
     def broadcast(self, package: ClientPackage) -> None:
         """Build the one place."""
+        self._package, self._weights = package, dict[str, np.ndarray]()
         self._client = LocalClient(package)
 
     def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Update the one place."""
+        self._weights |= weights
         self._client.replace_weights(weights)
 
-    def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate]:
+    def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
         """Train in the given order."""
-        return (self._client.fit(plan, client_id) for client_id in client_ids)
+        return (self._fit(plan, client_id) for client_id in client_ids)
+
+    def _fit(self, plan: RoundPlan, client_id: int) -> ClientUpdate | ClientFailure:
+        for attempt in range(1, self._max_retries + 2):
+            try:
+                return replace(self._client.fit(plan, client_id), attempts=attempt)
+            except Exception as error:
+                failure = ClientFailure(
+                    round_index=plan.round_index,
+                    client_id=client_id,
+                    attempts=attempt,
+                    actor="driver",
+                    node=platform.node(),
+                    reason=one_line(error),
+                    traceback=traceback.format_exc(),
+                )
+            self._client = LocalClient(self._package)  # half a step's gradients may be left in the old one
+            self._client.replace_weights(self._weights)
+        return failure
+
+    def memory(self) -> Mapping[str, int]:
+        """Return nothing: the driver's own figure holds it all."""
+        return {}
 
     def peak_memory_bytes(self) -> list[int]:
         """Return nothing: the driver's own figure holds it all."""
@@ -62,3 +105,8 @@ def process_peak_memory_bytes() -> int:
     """Return this process' peak resident memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and the first line of its message."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -1,12 +1,70 @@
-"""Which clients take part in a round, and at which learning rate."""
+"""Which clients take part in a round, who of them is simulated to be absent or late, and at which learning rate."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from fedpft.config import FederatedConfig
+from fedpft.seeding import numpy_rng
+
 Cohort = Mapping[int, int]
 """client_id -> how often it was drawn (more than once only with replacement), in client-id order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attendance:
+    """What becomes of the clients drawn for a round; every one is in exactly one field, by id in ascending order."""
+
+    cohort: Cohort
+    """Those who train."""
+    unavailable: tuple[int, ...] = ()
+    """Absent for the whole round."""
+    stragglers: tuple[int, ...] = ()
+    """Past the deadline, or after enough others; their work would be thrown away, so they do not train."""
+
+
+def draw_attendance(config: FederatedConfig, sizes: np.ndarray, seed: int, round_index: int) -> Attendance:
+    """Draw a round's clients and simulate who of them comes and finishes; `sizes` as in :func:`sample_cohort`.
+
+    A function of its arguments; without dropout, over-selection and deadline the cohort is what was sampled.
+    """
+    wanted = len(sizes) if config.sampling == "full" else config.clients_per_round
+    num_draws = math.ceil(wanted * config.over_selection - 1e-9)  # 10 * 1.1 is a little more than 11
+    drawn = sample_cohort(config.sampling, sizes, num_draws, numpy_rng(seed, "cohort", round_index))
+    times = {client: finishing_time(config, int(sizes[client]), seed, round_index, client) for client in drawn}
+    return attend(drawn, times, num_wanted=wanted, deadline=config.deadline)
+
+
+def finishing_time(config: FederatedConfig, num_examples: int, seed: int, round_index: int, client_id: int) -> float:
+    """Return when a client would finish, in simulated time; infinity when it is unavailable.
+
+    Unit: one example, trained on once, at the median speed. `num_examples * local_epochs * exp(speed_sigma * z)`, `z`
+    standard normal; client and round have draws of their own, which no setting changes.
+    """
+    rng = numpy_rng(seed, "attendance", round_index, client_id)
+    available = rng.random() >= config.dropout_ratio
+    factor = math.exp(config.speed_sigma * rng.standard_normal())
+    return num_examples * config.local_epochs * factor if available else math.inf
+
+
+def attend(drawn: Cohort, times: Mapping[int, float], *, num_wanted: int, deadline: float | None) -> Attendance:
+    """Keep the first `num_wanted` draws that finish by the deadline; clients that finish together go by id.
+
+    A client that was drawn several times trains once and finishes with all its draws; the last one to be kept keeps as
+    many as there is room for.
+    """
+    last = math.inf if deadline is None else deadline
+    in_time = sorted(
+        (times[client], client) for client in drawn if math.isfinite(times[client]) and times[client] <= last
+    )
+    kept = Counter([client for _, client in in_time for _ in range(drawn[client])][:num_wanted])
+    unavailable = tuple(sorted(client for client in drawn if math.isinf(times[client])))
+    stragglers = tuple(sorted(set(drawn) - set(kept) - set(unavailable)))
+    return Attendance(cohort=dict(sorted(kept.items())), unavailable=unavailable, stragglers=stragglers)
 
 
 def sample_cohort(

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedpft.fidelity import LayerPairs
 from fedpft.models.activations import ActivationCounts
+from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import AdaptedModel
 
 
@@ -23,6 +24,12 @@ class Proxy:
     """How it was made, for `result.json`."""
     layer_pairs: LayerPairs | None = None
     """Layers of FM and proxy that the fidelity meter compares; None: all, of two models of the same depth."""
+
+    @property
+    def num_neurons(self) -> tuple[int, ...]:
+        """Neurons of each watched FFN."""
+        ffns = find_ffns(self.model)
+        return tuple(ffns[layer].num_neurons for layer in self.watched_layers)
 
 
 @dataclass(frozen=True, kw_only=True)

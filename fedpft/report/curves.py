@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpft.federated.messages import ClientUpdate
+from fedpft.federated.messages import ClientFailure, ClientUpdate
 from fedpft.federated.observer import RunObserver
 from fedpft.report.fidelity import heat_map
 from fedpft.tracking import Tracker
@@ -45,6 +45,10 @@ class Curves:
     def client_finished(self, update: ClientUpdate) -> None:
         """Pass on."""
         self._observer.client_finished(update)
+
+    def client_failed(self, failure: ClientFailure) -> None:
+        """Pass on."""
+        self._observer.client_failed(failure)
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """Pass on; add a column to the heat map."""

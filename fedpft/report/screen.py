@@ -15,12 +15,12 @@ from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.fidelity import cosine_line, fidelity_rows
+from fedpft.report.wording import duration, percent, round_line
 
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
-    from fedpft.federated.messages import ClientUpdate
+    from fedpft.federated.messages import ClientFailure, ClientUpdate
 
 _MIN_STAGE_SECONDS = 0.05
-_MAX_LINE_LENGTH = 80
 _MAX_CLIENT_ROWS = 20
 _SHADES = "·░▒▓█"
 _SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
@@ -54,6 +54,7 @@ class Screen:
         self._rounds: _Stage | None = None
         self._clients: TaskID | None = None
         self._accuracy = ""
+        self._reasons: set[str] = set()
 
     def __enter__(self) -> Self:
         """Start the live display."""
@@ -93,6 +94,15 @@ class Screen:
             note = f"client {update.client_id}  loss {update.metrics['loss']:.3f}"
             self._progress.update(self._clients, advance=1, note=note)
 
+    def client_failed(self, failure: "ClientFailure") -> None:
+        """Print the client's line, with the traceback the first time that there is one for this reason."""
+        if self._clients is not None:
+            self._progress.update(self._clients, advance=1, note=f"client {failure.client_id}  dropped")
+        self._line(f"[yellow]dropped[/yellow]: {escape(str(failure))}")
+        if failure.traceback and failure.reason not in self._reasons:
+            self._reasons.add(failure.reason)
+            self._line(escape(failure.traceback.rstrip()))
+
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """Move the rounds' bar, or print the round's line."""
         assert self._rounds is not None, "round_started comes first"
@@ -101,18 +111,11 @@ class Screen:
         self._progress.remove_task(self._clients)
         self._clients = None
         rounds, index = self._rounds, record["round"]
-        accuracy = [f"fm {_percent(record['fm'])}", f"sub-fm {_percent(record['sub_fm'])}"] if "fm" in record else []
+        accuracy = [f"fm {percent(record['fm'])}", f"sub-fm {percent(record['sub_fm'])}"] if "fm" in record else []
         self._accuracy = "  ".join(accuracy) or self._accuracy
         rounds.update(index, rounds.total, record["train_loss"], self._accuracy)
         if not self._live:
-            numbers = [
-                f"{len(record['clients'])} clients",
-                f"loss {record['train_loss']:.3f}",
-                f"lr {record['lr']:.1e}",
-            ]
-            parts = [f"round {index}/{rounds.total}", *numbers, _duration(record["seconds"]), *accuracy]
-            line = "  ".join(parts)
-            self._line(line if len(line) <= _MAX_LINE_LENGTH else " ".join(parts))
+            self._line(round_line(record, rounds.total, accuracy))
         if index == rounds.total:
             self._leave_line(rounds)
             self._rounds = None
@@ -162,7 +165,7 @@ class _Stage:
     def summary(self, arrow: str) -> str:
         title = f"{self.total} {self.title}" if self.title == "rounds" else self.title
         losses = f" {arrow} ".join(f"{loss:.3g}" for loss in self._losses)
-        parts = [title, _duration(time.monotonic() - self._start), f"loss {losses}" if losses else "", self._note]
+        parts = [title, duration(time.monotonic() - self._start), f"loss {losses}" if losses else "", self._note]
         return "  ".join(part for part in parts if part)
 
 
@@ -193,7 +196,7 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
     for key, title in ACCURACIES.items():
         gain = 100 * (result[key] - result["untuned_fm"])
         note = "" if key == "untuned_fm" else f"{gain:+.1f} points"
-        facts.add_row(f"{result['metric']}, {title}", _percent(result[key]), note)
+        facts.add_row(f"{result['metric']}, {title}", percent(result[key]), note)
     facts.add_section()
     for row in fidelity_rows(result):
         facts.add_row(*row)
@@ -201,8 +204,8 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
     _add_costs(facts, result)
     if made := result.get("construction"):
         origin = "from cache" if made["cached"] else "built"
-        facts.add_row("sub-FM", (made["key"] or "")[:SHOWN_DIGITS], f"{origin}, {_duration(made['seconds'])}")
-    facts.add_row("wall time", _duration(result["wall_seconds"]), "")
+        facts.add_row("sub-FM", (made["key"] or "")[:SHOWN_DIGITS], f"{origin}, {duration(made['seconds'])}")
+    facts.add_row("wall time", duration(result["wall_seconds"]), "")
     console.print(facts)
     if line := cosine_line(result, console.width):
         console.print(f"{line}\n", highlight=False)
@@ -258,12 +261,3 @@ def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
     for direction in ("up", "down"):
         size = format_bytes(values[f"bytes_{direction}_per_client_round"])
         table.add_row(f"traffic {direction}", size, "per client and round")
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{seconds:.1f} s" if seconds < 120 else f"{minutes} min {rest} s"

@@ -1,11 +1,13 @@
 """The Ray actor in which clients train: a process that keeps the LightningModule over the proxy between rounds."""
 
+import platform
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from fedpft.federated.client import ClientPackage, LocalClient
+from fedpft.federated.memory import ProcessMemory, process_memory
 from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
 
@@ -23,17 +25,23 @@ class ClientActor:
         torch.set_num_threads(num_threads)
         self._name = name
 
-    def receive(self, package: ClientPackage) -> None:
-        """Build the proxy; its frozen weights stay in the node's shared memory, one copy for all actors."""
+    def receive(self, package: ClientPackage, weights: Mapping[str, np.ndarray]) -> str:
+        """Build the proxy, changed to `weights`; return the name of this machine.
+
+        The frozen weights stay in the node's shared memory, one copy for all actors.
+        """
         self._client = LocalClient(package, self._name)
-
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Take over changed proxy weights."""
         self._client.replace_weights(weights)
+        return platform.node()
 
-    def fit(self, plan: RoundPlan, client_id: int) -> ClientUpdate:
-        """Train one client."""
-        return self._client.fit(plan, client_id)
+    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> str:
+        """Take over changed proxy weights; return the name of this machine."""
+        self._client.replace_weights(weights)
+        return platform.node()
+
+    def fit(self, plan: RoundPlan, client_id: int) -> tuple[ClientUpdate, ProcessMemory]:
+        """Train one client; return its update, and what this process holds after it."""
+        return self._client.fit(plan, client_id), process_memory()
 
     def peak_memory_bytes(self) -> int:
         """Return this process' peak resident memory, shared pages included."""

@@ -62,6 +62,17 @@ def cluster_nodes() -> list[Node]:
     return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in resources]
 
 
+def room_for_actors(config: PoolConfig, nodes: list[Node]) -> int:
+    """Return how many actors the nodes hold when they are empty."""
+    return sum(node.fits(config.cpus_per_actor, config.gpus_per_actor) for node in nodes)
+
+
+def object_store_bytes() -> int:
+    """Return how much of the cluster's object stores is in use."""
+    name = "object_store_memory"
+    return int(ray.cluster_resources().get(name, 0) - ray.available_resources().get(name, 0))
+
+
 def actors_that_fit(config: PoolConfig, clients_per_round: int) -> int:
     """Return :func:`num_actors` of the configured cluster; a cluster on this machine is looked at, not started.
 
@@ -87,7 +98,7 @@ def num_actors(config: PoolConfig, clients_per_round: int, nodes: list[Node]) ->
         ConfigError: the cluster can never hold that many; the message names both numbers.
 
     """
-    capacity = sum(node.fits(config.cpus_per_actor, config.gpus_per_actor) for node in nodes)
+    capacity = room_for_actors(config, nodes)
     if config.actors == "auto":
         wanted = max(1, min(capacity, clients_per_round))
     elif config.actors == "per_client":

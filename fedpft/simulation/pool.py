@@ -1,26 +1,39 @@
-"""RayClientPool: clients train in Ray actors that live for the whole run."""
+"""RayClientPool: clients train in Ray actors that live for the whole run, or as long as they are sound."""
 
+import re
+import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from fedpft.config import PoolConfig
 from fedpft.federated.client import ClientPackage
-from fedpft.federated.messages import ClientUpdate, RoundPlan
-from fedpft.simulation.client_actor import ClientActor
-from fedpft.simulation.cluster import cluster_nodes, connect, num_actors
+from fedpft.federated.memory import ProcessMemory
+from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.pool import one_line
+from fedpft.simulation.cluster import cluster_nodes, connect, num_actors, object_store_bytes
+from fedpft.simulation.crew import Actor, Crew, Job
+
+_PEAK_TIMEOUT_SECONDS = 10
 
 
 class RayClientPool:
     """A `ClientPool` on Ray.
 
     What is large travels once: the package (proxy and data) and each change of the proxy are put in the object store
-    once for all actors, the plan with its adapter once per round. A reply is one flat vector, counts and two numbers.
+    once for all actors, the plan with its adapter once per round. A reply is one flat vector, counts and some numbers.
+
+    A client that fails, whatever the reason, costs its actor: a fresh one takes that one's place (see `Crew`) and the
+    client is tried there. When all attempts are used up its failure is yielded in place of an update.
 
     Args:
-        config: number and size of the actors, address of the cluster.
+        config: number and size of the actors, limits, address of the cluster.
         clients_per_round: `per_client` starts that many actors, `auto` no more.
 
     Raises:
@@ -29,60 +42,119 @@ class RayClientPool:
     """
 
     def __init__(self, config: PoolConfig, clients_per_round: int) -> None:
+        self._config = config
         self._owns_connection = connect(config.address)
         try:
-            self.num_actors = num_actors(config, clients_per_round, cluster_nodes())
+            # the actors start importing now, while the server still builds and aligns the proxy
+            self._crew = Crew(config, num_actors(config, clients_per_round, cluster_nodes()))
         except Exception:
             self.close()
             raise
-        threads = str(config.threads_per_client)
-        remote = ray.remote(
-            num_cpus=config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor,
-            runtime_env={
-                "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-            },
-        )(ClientActor)
-        # starts importing now, while the server still builds and aligns the proxy
-        self._actors: list[Any] = [
-            remote.remote(f"actor-{index}", config.threads_per_client) for index in range(self.num_actors)
-        ]
+
+    @property
+    def num_actors(self) -> int:
+        """How many actors there are, those just starting included."""
+        return len(self._crew.actors)
 
     def broadcast(self, package: ClientPackage) -> None:
-        """Put proxy and data in the object store once; every actor builds its module."""
-        reference = ray.put(package)
-        ray.get([actor.receive.remote(reference) for actor in self._actors])
+        """Give every actor proxy and data; wait until they have them."""
+        self._crew.equip(package)
 
     def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Put changed weights in the object store once; every actor takes them over."""
-        reference = ray.put(dict(weights))
-        ray.get([actor.replace_weights.remote(reference) for actor in self._actors])
+        """Give every actor changed weights; wait until they have them."""
+        self._crew.replace_weights(weights)
 
-    def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate]:
-        """Keep every actor busy with one client at a time; yield updates as they arrive."""
+    def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
+        """Keep every actor busy with one client at a time; yield updates and failures as they arrive."""
+        waiting = deque(Job(client_id) for client_id in client_ids)
         reference = ray.put(plan)
-        waiting = list(reversed(client_ids))
-        running: dict[Any, Any] = {}
+        self._crew.heal()
+        try:
+            self._start_clients(waiting, reference)
+            while waiting or self._crew.is_training:
+                ended = self._crew.wait()
+                if ended is not None and isinstance(ended[2], ObjectLostError):
+                    reference = ray.put(plan)
+                outcome = None if ended is None else self._judge(*ended, plan, waiting)
+                self._start_clients(waiting, reference)
+                if outcome is not None:
+                    yield outcome
+        finally:  # whoever stopped listening wants no more of this round
+            self._crew.discard_training()
 
-        def start_next(actor: Any) -> None:
-            if waiting:
-                running[actor.fit.remote(reference, waiting.pop())] = actor
-
-        for actor in self._actors:
-            start_next(actor)
-        while running:
-            done, _ = ray.wait(list(running), num_returns=1)
-            start_next(running.pop(done[0]))
-            yield ray.get(done[0])
+    def memory(self) -> Mapping[str, int]:
+        """Return what each actor held after its last client (the largest), and the cluster's object stores now."""
+        held = [actor.memory for actor in self._crew.actors if actor.memory is not None]
+        gpu_bytes = max((memory.gpu_bytes for memory in held), default=0)
+        return {
+            "actor_rss_bytes_max": max((memory.rss_bytes for memory in held), default=0),
+            **({"actor_gpu_bytes_max": gpu_bytes} if gpu_bytes else {}),
+            "object_store_bytes": object_store_bytes(),
+        }
 
     def peak_memory_bytes(self) -> list[int]:
-        """Ask each actor."""
-        return ray.get([actor.peak_memory_bytes.remote() for actor in self._actors])
+        """Ask each actor; those that are just starting, or do not answer, are left out."""
+        tasks = [actor.handle.peak_memory_bytes.remote() for actor in self._crew.actors if actor.task is None]
+        done = ray.wait(tasks, num_returns=len(tasks), timeout=_PEAK_TIMEOUT_SECONDS)[0] if tasks else []
+        peaks = []
+        for task in done:
+            with suppress(RayError):
+                peaks.append(ray.get(task))
+        return peaks
 
     def close(self) -> None:
         """End the actors, and Ray if this pool started or joined it."""
-        for actor in getattr(self, "_actors", []):
-            ray.kill(actor)
-        self._actors = []
+        if hasattr(self, "_crew"):
+            self._crew.close()
         if self._owns_connection:
             ray.shutdown()
+
+    def _start_clients(self, waiting: deque[Job], reference: ray.ObjectRef) -> None:
+        newest = max(actor.number for actor in self._crew.actors)
+        for actor in self._crew.actors:
+            # a client that failed waits for an actor started after that, or has the newest where no other could start
+            job = next((job for job in waiting if min(job.first_actor, newest) <= actor.number), None)
+            if actor.task is None and job is not None:
+                waiting.remove(job)
+                job.attempts += 1
+                task = actor.handle.fit.remote(reference, job.client_id)
+                actor.start(task, limit=self._config.client_timeout_seconds, job=job)
+
+    def _judge(
+        self, actor: Actor, job: Job, result: Any, plan: RoundPlan, waiting: deque[Job]
+    ) -> ClientUpdate | ClientFailure | None:
+        """Return a client's update or final failure; None when it is to be tried again."""
+        if not isinstance(result, Exception):
+            update, memory = result
+            self._note_memory(actor, memory)
+            return replace(update, attempts=job.attempts)
+        self._crew.discard(actor)
+        job.first_actor = self._crew.next_number
+        self._crew.heal()
+        if job.attempts > self._config.max_retries:
+            return self._failure(plan, actor, job, result)
+        waiting.appendleft(job)
+        return None
+
+    def _note_memory(self, actor: Actor, memory: ProcessMemory) -> None:
+        """Replace an actor that holds too much."""
+        limit, is_first = self._config.max_actor_memory_gigabytes, actor.memory is None
+        actor.memory = memory
+        if limit is not None and memory.rss_bytes > 1e9 * limit:
+            if is_first:
+                text = f"pool.max_actor_memory_gigabytes = {limit:g} is less than an actor needs for its first client"
+                warnings.warn(text, stacklevel=2)
+            self._crew.discard(actor)
+            self._crew.heal()
+
+    @staticmethod
+    def _failure(plan: RoundPlan, actor: Actor, job: Job, error: Exception) -> ClientFailure:
+        return ClientFailure(
+            round_index=plan.round_index,
+            client_id=job.client_id,
+            attempts=job.attempts,
+            actor=actor.name,
+            node=actor.node or "an unknown node",
+            reason=one_line(error.cause if isinstance(error, RayTaskError) else error),
+            traceback=re.sub(r"\x1b\[\d+m", "", str(error)),  # Ray's are coloured
+        )

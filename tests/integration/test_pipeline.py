@@ -205,13 +205,13 @@ def test_a_second_run_moves_the_first_aside_and_loses_nothing(tmp_path):
     assert content(tmp_path / "out").keys() == first.keys()
 
 
-def test_a_diverging_run_names_round_and_client_and_closes_its_pool(tmp_path, monkeypatch):
+def test_a_diverging_run_stops_naming_round_and_client_and_closes_its_pool(tmp_path, monkeypatch):
     from fedpft.federated.pool import SequentialPool
 
     closed = []
     monkeypatch.setattr(SequentialPool, "close", lambda self: closed.append(self))
     config = load_config(None, [*tiny_text_run(tmp_path), "federated.lr=1e30", "align.layers.kind=none"])
-    with pytest.raises(RuntimeError, match=r"round 1, client \d .*NaN or infinite"):
+    with pytest.raises(RuntimeError, match=r"3 rounds in a row .* round 3, client \d .*NaN or infinite"):
         run(config)
     assert len(closed) == 1
 

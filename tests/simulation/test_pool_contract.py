@@ -1,10 +1,12 @@
 """What every `ClientPool` promises: one test body for all of them."""
 
+import platform
+
 import numpy as np
 import pytest
 
 from fedpft.config import ConfigError, PoolConfig
-from fedpft.federated.messages import RoundPlan
+from fedpft.federated.messages import ClientFailure, RoundPlan
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
@@ -58,12 +60,12 @@ def expected():
 @pytest.fixture(scope="module", params=["sequential", "ray with 1 actor", "ray with 2 actors"])
 def pool(request):
     if request.param == "sequential":
-        made = SequentialPool()
+        made = SequentialPool(max_retries=0)
     else:
         request.getfixturevalue("local_ray")
         from fedpft.simulation.pool import RayClientPool
 
-        made = RayClientPool(PoolConfig(actors=int(request.param.split()[2])), clients_per_round=3)
+        made = RayClientPool(PoolConfig(actors=int(request.param.split()[2]), max_retries=0), clients_per_round=3)
     yield made
     made.close()
 
@@ -91,13 +93,6 @@ def test_changed_weights_change_the_next_round(pool):
     assert before[0][4] != after[0][4]
 
 
-def test_a_failing_client_raises_and_the_pool_still_works(pool):
-    pool.broadcast(PACKAGE)
-    with pytest.raises(Exception, match="client_id 99"):
-        list(pool.run(plan(), [99]))
-    assert [update.client_id for update in pool.run(plan(), [1])] == [1]
-
-
 def test_memory_is_reported_for_each_actor_outside_the_driver(pool):
     peaks = pool.peak_memory_bytes()
     assert len(peaks) == (0 if isinstance(pool, SequentialPool) else pool.num_actors)
@@ -110,6 +105,20 @@ def test_every_actor_takes_its_turn(pool):
     places = {"driver"} if isinstance(pool, SequentialPool) else {f"actor-{i}" for i in range(pool.num_actors)}
     assert {update.actor for update in updates} == places
     assert sorted(update.client_id for update in updates) == [0, 1, 2, 3]
+
+
+def test_a_client_that_always_fails_is_returned_as_a_failure_and_harms_no_other(pool, expected):
+    """The last test of a pool: it changes which actors there are."""
+    pool.broadcast(PACKAGE)
+    outcomes = {outcome.client_id: outcome for outcome in pool.run(plan(3), [0, 99])}
+    failure = outcomes.pop(99)
+    assert isinstance(failure, ClientFailure)
+    assert (failure.round_index, failure.attempts, failure.node) == (3, 1, platform.node())
+    assert failure.reason.startswith("IndexError: client_id 99")
+    assert "partition.py" in failure.traceback
+    assert "\x1b" not in failure.traceback
+    assert [(update.client_id, update.attempts) for update in outcomes.values()] == [(0, 1)]
+    assert fingerprint(pool.run(plan(1), CLIENTS)) == expected[0]
 
 
 def test_a_pool_that_joined_ray_leaves_it_running_when_it_cannot_start(local_ray):

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from fedpft.config import Config, ConfigError, config_keys, dump_config, load_config
+from fedpft.config import Config, ConfigError, config_keys, doubtful_settings, dump_config, load_config
 
 
 def write(folder, text):
@@ -126,6 +126,17 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("pool.actors=many", "pool.actors: found 'many', allowed: auto, per_client or an integer > 0"),
         ("cache.dir=''", "cache.dir: found '', allowed: null or a folder"),
         ("cache.max_gigabytes=0", "cache.max_gigabytes: found 0.0, allowed: a number > 0"),
+        ("federated.min_clients=0", "federated.min_clients: found 0, allowed: 1 to the clients of a round, 10"),
+        ("federated.min_clients=11", "federated.min_clients: found 11, allowed: 1 to the clients of a round, 10"),
+        ("federated.dropout_ratio=1", "federated.dropout_ratio: found 1.0, allowed: a fraction in [0, 1)"),
+        ("federated.over_selection=0.9", "federated.over_selection: found 0.9, allowed: 1 to num_clients / "),
+        ("federated.over_selection=10.1", "federated.over_selection: found 10.1, allowed: 1 to num_clients / "),
+        ("federated.deadline=0", "federated.deadline: found 0.0, allowed: null or a number > 0"),
+        ("federated.speed_sigma=-1", "federated.speed_sigma: found -1.0, allowed: a number >= 0"),
+        ("pool.max_retries=-1", "pool.max_retries: found -1, allowed: a number >= 0"),
+        ("pool.client_timeout_seconds=0", "pool.client_timeout_seconds: found 0.0, allowed: null or a number > 0"),
+        ("pool.start_timeout_seconds=0", "pool.start_timeout_seconds: found 0.0, allowed: a number > 0"),
+        ("pool.max_actor_memory_gigabytes=0", "pool.max_actor_memory_gigabytes: found 0.0, allowed: null or"),
         ("evaluation.interval=0", "evaluation.interval: found 0, allowed: a number > 0"),
         ("evaluation.fidelity_examples=-1", "evaluation.fidelity_examples: found -1, allowed: a number >= 0"),
     ],
@@ -138,6 +149,15 @@ def test_sampling_with_replacement_may_draw_more_clients_than_there_are():
     overrides = ["federated.sampling=md", "federated.num_clients=2", "federated.clients_per_round=10"]
     federated = load_config(overrides=overrides).federated
     assert (federated.num_clients, federated.clients_per_round) == (2, 10)
+
+
+def test_settings_without_effect_are_named():
+    overrides = ["pool.kind=sequential", "pool.client_timeout_seconds=5", "federated.speed_sigma=0.5"]
+    lines = doubtful_settings(load_config(overrides=overrides))
+    assert "pool.client_timeout_seconds has no effect with pool.kind = sequential" in lines
+    assert "federated.speed_sigma has no effect without federated.deadline or federated.over_selection" in lines
+    assert not any("pool.actors" in line for line in lines)
+    assert doubtful_settings(load_config()) == []
 
 
 def test_an_override_without_a_value_is_explained():

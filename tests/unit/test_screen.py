@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedpft.federated.messages import ClientUpdate
+from fedpft.federated.messages import ClientFailure, ClientUpdate
 from fedpft.report.screen import Screen, partition_picture, print_plan, print_result
+from fedpft.report.wording import round_line
 
 SIZES = {"num_params_fm": 22_713_600, "num_params_sub_fm": 14_123_456, "num_params_adapter": 151_234}
 SIZES |= {"bytes_up_per_client_round": 604_936, "bytes_down_per_client_round": 704_936}
@@ -89,6 +90,29 @@ def test_a_failed_run_leaves_no_finished_line():
     screen.progress(1, 2, {"loss": 0.9})
     screen.__exit__(RuntimeError)
     assert written(console) == ""
+
+
+def test_a_dropped_client_has_a_line_and_its_traceback_is_shown_once():
+    console = make_console(terminal=False)
+    with Screen(console) as screen:
+        for index, client_id, reason in ((1, 4, "ValueError: [x]"), (2, 5, "ValueError: [x]"), (2, 6, "OSError: y")):
+            screen.round_started(index, 3, [client_id])
+            known = {"client_id": client_id, "attempts": 3, "actor": "actor-2", "node": "host", "reason": reason}
+            screen.client_failed(ClientFailure(round_index=index, traceback=f"trace of {reason}", **known))
+    assert written(console).splitlines() == [
+        "dropped: round 1, client 4 (actor-2 on host, 3 attempts): ValueError: [x]",
+        "trace of ValueError: [x]",
+        "dropped: round 2, client 5 (actor-2 on host, 3 attempts): ValueError: [x]",
+        "dropped: round 2, client 6 (actor-2 on host, 3 attempts): OSError: y",
+        "trace of OSError: y",
+    ]
+
+
+def test_a_round_says_when_clients_are_missing_and_when_it_does_not_count():
+    record = {"round": 2, "clients": [], "train_loss": None, "lr": 1e-3, "seconds": 1.0, "counted": False}
+    assert round_line(record | {"dropped": [1, 2]}, 9, []) == (
+        "round 2/9  0 clients  2 dropped  does not count  lr 1.0e-03  1.0 s"
+    )
 
 
 @pytest.mark.parametrize("terminal", [False, True])

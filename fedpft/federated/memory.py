@@ -1,0 +1,81 @@
+"""How much memory a run holds, round by round, and a warning when that grows without end."""
+
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+
+WARM_UP_ROUNDS = 5
+"""Rounds left out at the start: caches, allocators and lazy imports still fill up."""
+MIN_ROUNDS, MAX_ROUNDS = 20, 40
+"""Shortest and longest window over which growth is judged."""
+MAX_BYTES_PER_ROUND = 1e6
+MAX_GROWTH_RATIO = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessMemory:
+    """What one process holds now."""
+
+    rss_bytes: int
+    """Resident memory, shared pages included."""
+    gpu_bytes: int
+    """Reserved by torch on the current CUDA device; 0 where CUDA is not in use."""
+
+
+def process_memory() -> ProcessMemory:
+    """Measure this process (some 20 microseconds)."""
+    gpu_bytes = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
+    return ProcessMemory(rss_bytes=psutil.Process().memory_info().rss, gpu_bytes=gpu_bytes)
+
+
+class MemoryWatchdog:
+    """Measures once a round; warns once for each quantity that grows (see :func:`grows`)."""
+
+    def __init__(self) -> None:
+        self._rounds = 0
+        self._recent: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=MAX_ROUNDS))
+        self._warned: set[str] = set()
+
+    def measure(self, pool_bytes: Mapping[str, int]) -> dict[str, int]:
+        """Return `memory/*` for the round's record: the driver's own figures, and the pool's as they are given."""
+        own = process_memory()
+        held = {"driver_rss_bytes": own.rss_bytes, **pool_bytes}
+        if own.gpu_bytes:
+            held["driver_gpu_bytes"] = own.gpu_bytes
+        self._rounds += 1
+        if self._rounds > WARM_UP_ROUNDS:
+            for name, num_bytes in held.items():
+                self._watch(name, num_bytes)
+        return {f"memory/{name}": num_bytes for name, num_bytes in held.items()}
+
+    def _watch(self, name: str, num_bytes: int) -> None:
+        recent = self._recent[name]
+        recent.append(num_bytes)
+        if name not in self._warned and grows(recent):
+            self._warned.add(name)
+            growth = f"{slope(recent) / 1e6:.1f} MB a round over the last {len(recent)} rounds"
+            warnings.warn(f"memory/{name} grows by {growth}, now {num_bytes / 1e9:.2f} GB", stacklevel=2)
+
+
+def grows(recent: Sequence[int]) -> bool:
+    """Whether memory grows steadily: a single step up, however large, is no growth.
+
+    Over at least 20 values, one a round, the least-squares slope is above 1 MB a round in the whole window and in each
+    half of it, and over the window it adds up to more than 5 % of the mean.
+    """
+    if len(recent) < MIN_ROUNDS:
+        return False
+    values, half = list(recent), len(recent) // 2
+    whole = slope(values)
+    steady = min(whole, slope(values[:half]), slope(values[half:])) > MAX_BYTES_PER_ROUND
+    return steady and whole * (len(values) - 1) > MAX_GROWTH_RATIO * float(np.mean(values))
+
+
+def slope(values: Sequence[float]) -> float:
+    """Return the least-squares slope of values that are one round apart, in their unit per round."""
+    return float(np.polyfit(np.arange(len(values)), np.asarray(values, dtype=np.float64), 1)[0])
