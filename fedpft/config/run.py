@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedpft.config.checks import require, require_positive
+from fedpft.config.checks import require, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AlignConfig, LoraConfig, MethodConfig
@@ -35,6 +35,17 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What an interrupted run goes on from."""
+
+    interval: int = 1
+    """Write a checkpoint after every round that is a multiple of this, and whenever the proxy changed; 0: never."""
+
+    def __post_init__(self) -> None:
+        require_non_negative("checkpoint", self, "interval")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Weights & Biases; `rounds.jsonl` and `result.json` are written whatever this says."""
 
@@ -62,6 +73,7 @@ class Config:
     pool: PoolConfig = field(default_factory=PoolConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

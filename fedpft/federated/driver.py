@@ -10,10 +10,11 @@
       |  5. every t rounds: the method re-aligns the proxy; changed weights go to the pool
       |  6. every e rounds and at the end: evaluate
       |  7. track
+      |  8. checkpoint: hand the state to whoever keeps it
       v
     state of the next round
 
-The driver waits for the whole cohort in step 3; clients wait for the driver in steps 4 to 7. It knows the pool and the
+The driver waits for the whole cohort in step 3; clients wait for the driver in steps 4 to 8. It knows the pool and the
 method by their protocols only.
 """
 
@@ -48,6 +49,8 @@ class ServerState:
     """Proxy weights that go down with the next broadcast."""
     last_evaluation: Mapping[str, float] = field(default_factory=dict)
     """Metrics by model at the last evaluation; the last round always evaluates."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """`round` and metrics by model of the evaluation in which the plugged-in FM was best, the earliest of equals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class Driver:
     evaluation_interval: int
     tracker: Tracker
     observer: RunObserver
+    checkpoint: Callable[[ServerState], None] = lambda state: None
+    """Called with the state after every round, when all of the round was tracked."""
 
     def run(self, state: ServerState) -> ServerState:
         """Run the rounds that `state` has not done yet and return the final state."""
@@ -94,7 +99,7 @@ class Driver:
         # 6. evaluate
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
             evaluation_start = time.perf_counter()
-            state = replace(state, last_evaluation=self.evaluate(state.adapter))
+            state = _with_evaluation(state, self.evaluate(state.adapter))
             record.update(state.last_evaluation)
             record["time/evaluate_seconds"] = time.perf_counter() - evaluation_start
         # 7. track
@@ -102,6 +107,8 @@ class Driver:
         self.tracker.log_round(record)
         self.tracker.log_clients(round_index, [_client_row(update) for update in in_client_order(updates)])
         self.observer.round_finished(record)
+        # 8. checkpoint
+        self.checkpoint(state)
         return state
 
     def _plan(self, state: ServerState, round_index: int) -> RoundPlan:
@@ -149,6 +156,12 @@ class Driver:
             "comm/bytes_down": len(updates) * (plan.adapter.nbytes + state.pending_bytes),
             "proxy_version": state.proxy_version,
         }
+
+
+def _with_evaluation(state: ServerState, evaluation: Mapping[str, float]) -> ServerState:
+    is_best = not state.best or evaluation["fm"] > state.best["fm"]
+    best = {"round": state.rounds_done, **evaluation} if is_best else state.best
+    return replace(state, last_evaluation=evaluation, best=best)
 
 
 def _check(update: ClientUpdate, plan: RoundPlan) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from fedpft.align.distill import PublicData, align_layers, align_neurons
 from fedpft.align.selection import average_percentage_of_zeros, least_used
 from fedpft.config import Config, ConfigError
-from fedpft.construct.compress import compress, resolve_layers
+from fedpft.construct.compress import NeuronMap, compress, resolve_layers, restore_sub_fm, sub_fm_tensors
 from fedpft.construct.saliency import Scorer, activation_scorer, random_scorer, weight_norm
 from fedpft.methods.base import Proxy, ProxyChange
 from fedpft.models.activations import ActivationCounts
@@ -51,9 +51,12 @@ class ProxyTuning:
         lora_targets(fm, config.lora)  # a typo should not wait for the end of the alignment
         self._plain_fm = fm
 
-    def build_proxy(self) -> Proxy:
-        """Compress the FM, align the sub-FM layer by layer, attach the same fresh adapter to both."""
+    def build_proxy(self, saved: Mapping[str, Tensor] | None = None) -> Proxy:
+        """Compress the FM and align the sub-FM layer by layer, or restore it; attach the same fresh adapter to both."""
         config = self._config
+        if saved is not None:
+            self._progress.stage("restore sub-FM")
+            return self._with_adapters(*restore_sub_fm(self._plain_fm, saved))
         self._progress.stage("construct sub-FM")
         sub_fm, neuron_map = compress(
             self._plain_fm,
@@ -61,24 +64,23 @@ class ProxyTuning:
             uncompressed_layers=config.method.uncompressed_layers,
             scorer=self._scorer(),
         )
-        self._compressed_layers = neuron_map.compressed_layers
-        if config.align.layers.kind == "distill" and self._compressed_layers:
+        if config.align.layers.kind == "distill" and neuron_map.compressed_layers:
             self._progress.stage("align layers")
             align_layers(
                 self._plain_fm,
                 sub_fm,
-                layers=self._compressed_layers,
+                layers=neuron_map.compressed_layers,
                 public=self._public,
                 config=config.align.layers,
                 server=config.server,
                 seed=derive_seed(config.seed, "align_layers"),
                 on_step=self._progress.progress,
             )
-        adapter_seed = derive_seed(config.seed, "adapter")
-        self._fm = attach_lora(self._plain_fm, config.lora, adapter_seed)
-        self._sub_fm = attach_lora(sub_fm, config.lora, adapter_seed)
-        check_same_layout(self._fm, self._sub_fm)
-        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers)
+        return self._with_adapters(sub_fm, neuron_map)
+
+    def saved_proxy(self) -> dict[str, Tensor]:
+        """Return the sub-FM's FFNs and which neurons they kept."""
+        return sub_fm_tensors(self._sub_fm, self._neuron_map)
 
     def wants_counts(self, round_index: int, num_rounds: int) -> bool:
         """Whether a neuron-level alignment follows this round: every t rounds, but not after the last one."""
@@ -119,6 +121,14 @@ class ProxyTuning:
         """Return the sub-FM with the adapter in it."""
         set_adapter(self._sub_fm, adapter)
         return self._sub_fm
+
+    def _with_adapters(self, sub_fm: PreTrainedModel, neuron_map: NeuronMap) -> Proxy:
+        self._neuron_map, self._compressed_layers = neuron_map, neuron_map.compressed_layers
+        adapter_seed = derive_seed(self._config.seed, "adapter")
+        self._fm = attach_lora(self._plain_fm, self._config.lora, adapter_seed)
+        self._sub_fm = attach_lora(sub_fm, self._config.lora, adapter_seed)
+        check_same_layout(self._fm, self._sub_fm)
+        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers)
 
     def _scorer(self) -> Scorer:
         kind = self._config.method.scorer

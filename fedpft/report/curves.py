@@ -9,11 +9,18 @@ from fedpft.tracking import Tracker
 
 
 class AlignmentCurves:
-    """An observer that passes everything on and logs each step of an alignment as `align/step`, `align/step_loss`."""
+    """An observer that passes everything on and logs each step of an alignment as `align/step`, `align/step_loss`.
 
-    def __init__(self, observer: RunObserver, tracker: Tracker) -> None:
+    Args:
+        observer: hears everything.
+        tracker: takes the curve.
+        steps: points that the run's curve already has.
+
+    """
+
+    def __init__(self, observer: RunObserver, tracker: Tracker, steps: int = 0) -> None:
         self._observer, self._tracker = observer, tracker
-        self._aligning, self._steps = False, 0
+        self._aligning, self.steps = False, steps
 
     def stage(self, title: str) -> None:
         """Pass on, and note whether the new stage is an alignment."""
@@ -23,8 +30,8 @@ class AlignmentCurves:
     def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Pass on; log an alignment's loss."""
         if self._aligning and "loss" in metrics:
-            self._steps += 1
-            self._tracker.log_stage({"align/step": self._steps, "align/step_loss": metrics["loss"]})
+            self.steps += 1
+            self._tracker.log_stage({"align/step": self.steps, "align/step_loss": metrics["loss"]})
         self._observer.progress(done, total, metrics)
 
     def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -156,12 +158,27 @@ def test_address_is_the_pools(config):
     assert cli._load(config, None, None).pool.address is None
 
 
-def test_an_interrupt_ends_with_130(monkeypatch, capsys):
-    def interrupt():
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_its_exit_code_and_one_line_whatever_catches_keyboard_interrupts(
+    monkeypatch, capsys, number, code
+):
+    def interrupted():
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            return
 
-    monkeypatch.setattr(cli, "app", interrupt)
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "app", interrupted)
     with pytest.raises(SystemExit) as exit_:
         cli.main()
-    assert exit_.value.code == 130
+    assert exit_.value.code == code
     assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(number) is before
+
+
+def test_resume_wants_the_folder_of_a_run(fails, tmp_path):
+    line = fails("resume", tmp_path / "nowhere")
+    assert (
+        line == f"error: RUN_DIR: found '{tmp_path}/nowhere', allowed: the output_dir of a run (it has a config.yaml)"
+    )
