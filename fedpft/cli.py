@@ -32,6 +32,7 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir 
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir, if there is one.")
 ]
+Rounds = Annotated[int, typer.Option(help="Rounds of each run, at least 2.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or ray://host:port; default: this machine.")]
 
 
@@ -57,6 +58,25 @@ def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address 
     from fedpft.report.screen import print_plan
 
     print_plan(Console(), make_plan(config))
+
+
+@app.command()
+def verify(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, rounds: Rounds = 3) -> None:
+    """Prove that runs, actors, Ray and resuming make no difference on this machine; exit code 1 if one does."""
+    config = _load(config_path, overrides, address)
+    from fedpft.report.screen import Screen
+    from fedpft.report.verification import print_checks
+
+    console = Console()
+    with Screen(console) as screen:
+        screen.stage("load libraries")
+        from fedpft.verify import likely_causes
+        from fedpft.verify import verify as verify_config
+
+        checks = verify_config(config, rounds, screen.stage)
+    differences = {check.name: check.difference and str(check.difference) for check in checks}
+    print_checks(console, differences, likely_causes(config, checks))
+    raise typer.Exit(int(any(check.difference for check in checks)))
 
 
 def main() -> None:
