@@ -74,7 +74,7 @@ def verify(config_path: ConfigPath, overrides: Overrides = None, address: Addres
         from fedpft.verify import verify as verify_config
 
         checks = verify_config(config, rounds, screen.stage)
-    differences = {check.name: check.difference and str(check.difference) for check in checks}
+    differences = {check.name: str(check.difference) if check.difference else None for check in checks}
     print_checks(console, differences, likely_causes(config, checks))
     raise typer.Exit(int(any(check.difference for check in checks)))
 
