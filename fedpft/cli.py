@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ import typer
 from rich.console import Console
 
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
+from fedpft.interrupt import Interrupted, interruptible
 
 app = typer.Typer(
     help="Federated Proxy Fine-Tuning of foundation models.",
@@ -28,6 +31,11 @@ ConfigPath = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file.")
 ]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a run that did not get to its end.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir, if there is one.")
+]
+Rounds = Annotated[int, typer.Option(help="Rounds of each run, at least 2.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or ray://host:port; default: this machine.")]
 
 CacheDir = Annotated[str | None, typer.Option("--dir", help="Cache folder; default: $FEDPFT_CACHE or ~/.cache/fedpft.")]
@@ -35,30 +43,46 @@ KeyPrefixes = Annotated[list[str] | None, typer.Argument(metavar="[KEY_PREFIX]..
 
 
 @app.command()
-def run(config_path: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+def run(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, resume: Resume = False) -> None:
     """Run an experiment: construct, align, tune federatedly, plug in, evaluate."""
-    config = _load(config_path, overrides, address)
-    from fedpft.report.screen import Screen, print_result
+    _run(_load(config_path, overrides, address), resume=resume)
 
-    console = Console()
-    for line in doubtful_settings(config):
-        console.print(f"note: {line}", style="yellow", soft_wrap=True)
-    with Screen(console) as screen:
-        screen.stage("load libraries")
-        from fedpft.pipeline import run as run_pipeline  # torch and transformers, after the config was checked
 
-        finished = run_pipeline(config, screen)
-    print_result(console, finished.result, finished.locations)
+@app.command()
+def resume(run_dir: RunDir, overrides: Overrides = None, address: Address = None) -> None:
+    """Go on with a run that was stopped; only settings without influence on its numbers may change."""
+    if not (run_dir / "config.yaml").exists():
+        raise ConfigError(f"RUN_DIR: found {str(run_dir)!r}, allowed: the output_dir of a run (it has a config.yaml)")
+    _run(replace(_load(run_dir / "config.yaml", overrides, address), output_dir=str(run_dir)), resume=True)
 
 
 @app.command()
 def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
     """Show what a run would do, without training: config, partition, parameters, bytes, actors."""
     config = _load(config_path, overrides, address)
-    from fedpft.pipeline import plan as make_plan
+    from fedpft.planning import plan as make_plan
     from fedpft.report.screen import print_plan
 
     print_plan(Console(), make_plan(config))
+
+
+@app.command()
+def verify(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, rounds: Rounds = 3) -> None:
+    """Prove that runs, actors, Ray and resuming make no difference on this machine; exit code 1 if one does."""
+    config = _load(config_path, overrides, address)
+    from fedpft.report.screen import Screen
+    from fedpft.report.verification import print_checks
+
+    console = Console()
+    with Screen(console) as screen:
+        screen.stage("load libraries")
+        from fedpft.verify import likely_causes
+        from fedpft.verify import verify as verify_config
+
+        checks = verify_config(config, rounds, screen.stage)
+    differences = {check.name: str(check.difference) if check.difference else None for check in checks}
+    print_checks(console, differences, likely_causes(config, checks))
+    raise typer.Exit(int(any(check.difference for check in checks)))
 
 
 @cache_app.command("list")
@@ -81,18 +105,46 @@ def clear_cache(prefixes: KeyPrefixes = None, folder: CacheDir = None) -> None:
 
 
 def main() -> None:
-    """Run the command line; a setting that the user must change ends in one line and exit code 2."""
+    """Run the command line; a setting that the user must change ends in one line and exit code 2.
+
+    Ctrl-C and SIGTERM close everything and end with 130 and 143.
+    """
     _hush_libraries()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     # waiting threads spin for some microseconds only: longer stalls every process on the same cores, our actors first
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        app()
+        with interruptible():
+            app()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except Interrupted as stop:
+        print(f"interrupted{stop.advice}", file=sys.stderr)
+        sys.exit(stop.exit_code)
+
+
+def _run(config: Config, *, resume: bool) -> None:
+    from fedpft.report.screen import Screen, print_result
+
+    console = Console()
+    for line in doubtful_settings(config):
+        console.print(f"note: {line}", style="yellow", soft_wrap=True)
+    try:
+        with Screen(console) as screen:
+            screen.stage("load libraries")
+            from fedpft.pipeline import run as run_pipeline  # torch and transformers, after the config was checked
+            from fedpft.resume import go_on
+
+            if resume:
+                finished = go_on(config, screen, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+            else:
+                finished = run_pipeline(config, screen)
+    except Interrupted as stop:
+        if any(Path(config.output_dir, "checkpoints").glob("round-*/state.json")):
+            stop.advice = f"; go on with: fedpft resume {shlex.quote(config.output_dir)}"
+        raise
+    print_result(console, finished.result, finished.locations)
 
 
 def _load(path: Path, overrides: list[str] | None, address: str | None) -> Config:

@@ -4,9 +4,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fedpft.config import ConfigError
 
@@ -46,15 +49,40 @@ def check_writable(output_dir: Path) -> None:
         raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {existing} is not")
 
 
+def cut_rounds(output_dir: Path, rounds_done: int) -> list[dict[str, Any]]:
+    """Cut off what rounds.jsonl has after round `rounds_done`, half a line included, atomically; return the rest."""
+    path = output_dir / ROUNDS_FILE
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    records = [record for record in map(json.loads, whole) if record["round"] <= rounds_done]
+    kept = whole[: len(records)]
+    if len(kept) != rounds_done:
+        warnings.warn(f"{path}: found {len(kept)} lines of {rounds_done} rounds done, the rest is lost", stacklevel=2)
+    _replace(path, "".join(kept))
+    return records
+
+
 def _unwritable(output_dir: Path) -> str:
     return f"found {str(output_dir)!r}, allowed: a folder that can be written"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def machine() -> dict[str, Any]:
+    """Return on what the last bits of a number depend besides the config, here: versions, processors."""
+    return package_versions() | {
+        "CPU instructions": torch.backends.cpu.get_cpu_capability(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
 
 
 def package_versions() -> dict[str, str]:

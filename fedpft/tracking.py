@@ -4,6 +4,9 @@ The only importer of wandb, and only when it is used. All it writes lies in the 
 
     output_dir/rounds.jsonl                  one JSON object a round
     output_dir/wandb/offline-run-*/          send it later with `wandb sync FOLDER`
+
+A resumed run goes on in the same file and as the same W&B run. Offline it leaves one W&B folder each time it was
+started, all with the run's id; `wandb sync` joins them in order.
 """
 
 import json
@@ -62,12 +65,12 @@ class Tracker(Protocol):
 
 
 class JsonlTracker:
-    """Writes `rounds.jsonl`, complete to the last round at every moment."""
+    """Writes `rounds.jsonl`, complete to the last round at every moment; a resumed run goes on in the same file."""
 
     def __init__(self, output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         self._path = output_dir / "rounds.jsonl"
-        self._file = self._path.open("w", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
 
     @property
     def locations(self) -> Mapping[str, str]:
@@ -81,6 +84,7 @@ class JsonlTracker:
         line = json.dumps(dict(record), default=lambda value: value.tolist())  # NumPy's numbers and arrays
         self._file.write(line + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # before the round's checkpoint, which counts on it
 
     def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Ignore: a line a round, no more."""
@@ -108,7 +112,7 @@ class WandbTracker:
 
     """
 
-    def __init__(self, config: Config, output_dir: Path) -> None:
+    def __init__(self, config: Config, output_dir: Path, run_id: str | None = None) -> None:
         import wandb  # here, so that a run without W&B does not pay for it
 
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -132,6 +136,8 @@ class WandbTracker:
                 group=tracking.group,
                 tags=tracking.tags,
                 name=config.name,
+                id=run_id,
+                resume="allow",
                 config=asdict(config),
                 dir=output_dir,
                 reinit="create_new",
@@ -241,7 +247,10 @@ class TrackerGroup:
             tracker.fail()
 
 
-def make_trackers(config: Config, output_dir: Path) -> Tracker:
-    """Return the trackers that `config.tracking` asks for, as one; W&B first, it may refuse."""
-    online = [] if config.tracking.wandb == "disabled" else [WandbTracker(config, output_dir)]
+def make_trackers(config: Config, output_dir: Path, run_id: str | None = None) -> Tracker:
+    """Return the trackers that `config.tracking` asks for, as one; W&B first, it may refuse.
+
+    A W&B run of this id is continued if there is one; without an id it is a new one.
+    """
+    online = [] if config.tracking.wandb == "disabled" else [WandbTracker(config, output_dir, run_id)]
     return TrackerGroup([JsonlTracker(output_dir), *online])

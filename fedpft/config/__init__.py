@@ -4,15 +4,25 @@ What cannot work raises :class:`ConfigError` with the key, what was found and wh
 """
 
 from fedpft.config.checks import ConfigError
+from fedpft.config.compare import changed_settings
 from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PartitionConfig, PoolConfig
 from fedpft.config.loading import config_keys, dump_config, load_config
 from fedpft.config.method import AlignConfig, LayerAlignConfig, LoraConfig, MethodConfig, NeuronAlignConfig
-from fedpft.config.run import CacheConfig, Config, EvaluationConfig, ServerConfig, TrackingConfig, doubtful_settings
+from fedpft.config.run import (
+    CacheConfig,
+    CheckpointConfig,
+    Config,
+    EvaluationConfig,
+    ServerConfig,
+    TrackingConfig,
+    doubtful_settings,
+)
 
 __all__ = [
     "AlignConfig",
     "CacheConfig",
+    "CheckpointConfig",
     "Config",
     "ConfigError",
     "EvaluationConfig",
@@ -29,6 +39,7 @@ __all__ = [
     "ServerConfig",
     "TaskConfig",
     "TrackingConfig",
+    "changed_settings",
     "config_keys",
     "doubtful_settings",
     "dump_config",

@@ -38,6 +38,17 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What an interrupted run goes on from."""
+
+    interval: int = 1
+    """Write a checkpoint after every round that is a multiple of this, and whenever the proxy changed; 0: never."""
+
+    def __post_init__(self) -> None:
+        require_non_negative("checkpoint", self, "interval")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Weights & Biases; `rounds.jsonl` and `result.json` are written whatever this says."""
 
@@ -81,6 +92,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

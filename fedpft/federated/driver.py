@@ -10,10 +10,11 @@
       |  5. every t rounds: the method re-aligns the proxy; changed weights go to the pool
       |  6. every e rounds and at the end: evaluate
       |  7. track
+      |  8. checkpoint: hand the state to whoever keeps it
       v
     state of the next round
 
-The driver waits for the whole cohort in step 3; clients wait for the driver in steps 4 to 7. It knows the pool and the
+The driver waits for the whole cohort in step 3; clients wait for the driver in steps 4 to 8. It knows the pool and the
 method by their protocols only.
 
 A client that failed or was refused is dropped from the round: the others' weights are renormalised. With fewer than
@@ -57,6 +58,8 @@ class ServerState:
     """What `Driver.evaluate` returned last; the last round always evaluates."""
     uncounted_rounds: int = 0
     """Rounds in a row, up to the last one done, that did not count."""
+    best: Mapping[str, Any] = field(default_factory=dict)
+    """`round` and metrics by model of the evaluation in which the plugged-in FM was best, the earliest of equals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,8 @@ class Driver:
     tracker: Tracker
     observer: RunObserver
     watchdog: MemoryWatchdog = field(default_factory=MemoryWatchdog)
+    checkpoint: Callable[[ServerState], None] = lambda state: None
+    """Called with the state after every round, when all of the round was tracked."""
 
     def run(self, state: ServerState) -> ServerState:
         """Run the rounds that `state` has not done yet and return the final state.
@@ -121,7 +126,7 @@ class Driver:
         # 6. evaluate
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
             evaluation_start = time.perf_counter()
-            state = replace(state, last_evaluation=self.evaluate(state.adapter))
+            state = _with_evaluation(state, self.evaluate(state.adapter))
             record.update(state.last_evaluation)
             record["time/evaluate_seconds"] = time.perf_counter() - evaluation_start
         # 7. track
@@ -131,6 +136,8 @@ class Driver:
         if updates:
             self.tracker.log_clients(round_index, [_client_row(update) for update in in_client_order(updates)])
         self.observer.round_finished(record)
+        # 8. checkpoint
+        self.checkpoint(state)
         if state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
             raise RuntimeError(self._why_stopped(state, record))
         return state
@@ -214,6 +221,13 @@ class Driver:
         return (
             f"{state.uncounted_rounds} rounds in a row did not count: {', '.join([found, *absent])}; {allowed}; {last}"
         )
+
+
+def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any]) -> ServerState:
+    is_best = not state.best or evaluation["fm"] > state.best["fm"]
+    accuracies = {name: evaluation[name] for name in ("fm", "sub_fm") if name in evaluation}
+    best = {"round": state.rounds_done, **accuracies} if is_best else state.best
+    return replace(state, last_evaluation=evaluation, best=best)
 
 
 def _client_row(update: ClientUpdate) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from fedpft.fidelity import LayerPairs
 from fedpft.models.activations import ActivationCounts
@@ -45,8 +46,11 @@ class ProxyChange:
 class Method(Protocol):
     """One federated tuning method; owns the FM and the proxy on the server."""
 
-    def build_proxy(self) -> Proxy:
-        """Derive the proxy from the FM, before any round."""
+    def build_proxy(self, saved: Mapping[str, Tensor] | None = None) -> Proxy:
+        """Derive the proxy from the FM, before any round; or rebuild it, bit for bit, from :meth:`saved_proxy`."""
+
+    def saved_proxy(self) -> Mapping[str, Tensor]:
+        """Return copies, on the CPU, of all that tells the proxy as it is now, without its adapter, from the FM."""
 
     def wants_counts(self, round_index: int, num_rounds: int) -> bool:
         """Whether clients should count activations in this round (1-based)."""

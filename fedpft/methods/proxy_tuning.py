@@ -5,6 +5,8 @@ layer-level) and FedPFT_B (no neuron-level).
 """
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from fedpft.align.public import PublicData
 from fedpft.align.selection import average_percentage_of_zeros, least_used
 from fedpft.config import Config, ConfigError
 from fedpft.construct.cache import BuiltSubFM, Construction, SubFMCache, construction_of
-from fedpft.construct.compress import compress, resolve_layers, sub_fm_tensors
+from fedpft.construct.compress import NeuronMap, compress, resolve_layers, restore_sub_fm, sub_fm_tensors
 from fedpft.construct.saliency import Scorer, activation_scorer, greedy_scorer, random_scorer, weight_norm
 from fedpft.construct.store import cache_dir
 from fedpft.methods.base import Proxy, ProxyChange
@@ -60,17 +62,19 @@ class ProxyTuning:
         lora_targets(fm, config.lora)  # a typo should not wait for the end of the alignment
         self._plain_fm = fm
 
-    def build_proxy(self) -> Proxy:
-        """Compress the FM, align the sub-FM layer by layer, attach the same fresh adapter to both."""
+    def build_proxy(self, saved: Mapping[str, Tensor] | None = None) -> Proxy:
+        """Compress the FM and align the sub-FM layer by layer, or restore it; attach the same fresh adapter to both."""
         start = time.perf_counter()
+        if saved is not None:
+            self._progress.stage("restore sub-FM")
+            return self._with_adapters(*restore_sub_fm(self._plain_fm, saved), {})
         made = self._construct()
         summary = {"key": made.key, "cached": made.cached, "seconds": time.perf_counter() - start, **made.report}
-        self._compressed_layers = made.neuron_map.compressed_layers
-        lora, adapter_seed = self._config.lora, derive_seed(self._config.seed, "adapter")
-        self._fm = attach_lora(self._plain_fm, lora, adapter_seed)
-        self._sub_fm = attach_lora(made.sub_fm, lora, adapter_seed)
-        check_same_layout(self._fm, self._sub_fm)
-        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers, construction=summary)
+        return self._with_adapters(made.sub_fm, made.neuron_map, summary)
+
+    def saved_proxy(self) -> dict[str, Tensor]:
+        """Return the sub-FM's FFNs and which neurons they kept."""
+        return sub_fm_tensors(self._sub_fm, self._neuron_map)
 
     def wants_counts(self, round_index: int, num_rounds: int) -> bool:
         """Whether a neuron-level alignment follows this round: every t rounds, but not after the last one."""
@@ -121,6 +125,14 @@ class ProxyTuning:
         ingredients = sub_fm_ingredients(self._plain_fm, self._public, self._config)
         sub_fms = SubFMCache(cache_dir(cache.dir), max_bytes=round(cache.max_gigabytes * 1e9))
         return sub_fms.get_or_build(self._plain_fm, ingredients, self._build_sub_fm, self._progress.stage)
+
+    def _with_adapters(self, sub_fm: PreTrainedModel, neuron_map: NeuronMap, summary: Mapping[str, Any]) -> Proxy:
+        self._neuron_map, self._compressed_layers = neuron_map, neuron_map.compressed_layers
+        adapter_seed = derive_seed(self._config.seed, "adapter")
+        self._fm = attach_lora(self._plain_fm, self._config.lora, adapter_seed)
+        self._sub_fm = attach_lora(sub_fm, self._config.lora, adapter_seed)
+        check_same_layout(self._fm, self._sub_fm)
+        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers, construction=summary)
 
     def _build_sub_fm(self) -> BuiltSubFM:
         """Compress the FM and align the layers; all that this reads stands in `sub_fm_ingredients`."""

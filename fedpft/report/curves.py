@@ -14,12 +14,21 @@ class Curves:
 
     It logs each step of an alignment as `align/step`, `align/step_loss`, and after each measurement of the fidelity
     meter the heat map of all measurements so far as `fidelity/heat_map`.
+
+    Args:
+        observer: hears everything.
+        tracker: takes the curve.
+        steps: points that the run's curve already has.
+        past: records of the rounds that the run has done.
+
     """
 
-    def __init__(self, observer: RunObserver, tracker: Tracker) -> None:
+    def __init__(
+        self, observer: RunObserver, tracker: Tracker, steps: int = 0, past: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self._observer, self._tracker = observer, tracker
-        self._aligning, self._steps = False, 0
-        self._measured: list[Mapping[str, Any]] = []
+        self._aligning, self.steps = False, steps
+        self._measured = [record for record in past if "fidelity" in record]
 
     def stage(self, title: str) -> None:
         """Pass on, and note whether the new stage is an alignment."""
@@ -29,8 +38,8 @@ class Curves:
     def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Pass on; log an alignment's loss."""
         if self._aligning and "loss" in metrics:
-            self._steps += 1
-            self._tracker.log_stage({"align/step": self._steps, "align/step_loss": metrics["loss"]})
+            self.steps += 1
+            self._tracker.log_stage({"align/step": self.steps, "align/step_loss": metrics["loss"]})
         self._observer.progress(done, total, metrics)
 
     def run_started(self, record: Mapping[str, Any]) -> None:
@@ -57,5 +66,5 @@ class Curves:
 
     def _log_fidelity(self, record: Mapping[str, Any]) -> None:
         if "fidelity" in record:
-            self._measured.append(record)
+            self._measured = sorted([*self._measured, record], key=lambda measured: measured["round"])
             self._tracker.log_figure("fidelity/heat_map", heat_map(self._measured))

@@ -10,6 +10,7 @@ import torch
 from ray.exceptions import AuthenticationError
 
 from fedpft.config import ConfigError, PoolConfig
+from fedpft.interrupt import kept_handlers
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ def connect(address: str | None) -> bool:
     # a connection that comes and goes is Ray's business; what goes wrong with an actor reaches us as an exception
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if address is None:
-            ray.init(address="local", include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with kept_handlers():  # Ray's own would end the process without closing what it knows nothing of
+            if address is None:
+                ray.init(address="local", include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
     except (ConnectionError, AuthenticationError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -156,12 +158,44 @@ def test_address_is_the_pools(config):
     assert cli._load(config, None, None).pool.address is None
 
 
-def test_an_interrupt_ends_with_130(monkeypatch, capsys):
-    def interrupt():
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_its_exit_code_and_one_line_whatever_catches_keyboard_interrupts(
+    monkeypatch, capsys, number, code
+):
+    def interrupted():
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            return
 
-    monkeypatch.setattr(cli, "app", interrupt)
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "app", interrupted)
     with pytest.raises(SystemExit) as exit_:
         cli.main()
-    assert exit_.value.code == 130
+    assert exit_.value.code == code
     assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(number) is before
+
+
+def test_verify_wants_rounds_to_resume_between(fails, config):
+    assert fails("verify", config, "--rounds", "1") == "error: --rounds: found 1, allowed: an integer >= 2"
+
+
+def test_resume_of_a_run_that_was_moved_prints_its_result_and_refuses_other_settings(monkeypatch, config, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = [*tiny_text_run(tmp_path), "federated.rounds=1", "align.layers.num_steps=1"]
+    assert CliRunner().invoke(cli.app, ["run", str(config), *settings]).exit_code == 0
+    (tmp_path / "out").rename(tmp_path / "moved")
+    done = CliRunner().invoke(cli.app, ["resume", "moved", "pool.actors=2"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "moved: the run is finished" in done.output
+    assert "moved/result.json" in done.output
+    refused = CliRunner().invoke(cli.app, ["resume", "moved", "federated.lr=1"])
+    assert "federated.lr: 0.01 -> 1.0" in str(refused.exception)
+
+
+def test_resume_wants_the_folder_of_a_run(fails, tmp_path):
+    line = fails("resume", tmp_path / "nowhere")
+    assert (
+        line == f"error: RUN_DIR: found '{tmp_path}/nowhere', allowed: the output_dir of a run (it has a config.yaml)"
+    )

@@ -27,6 +27,15 @@ def test_every_event_is_passed_on():
     ]
 
 
+def test_steps_count_on_in_a_resumed_run():
+    tracker = Mock(spec=["log_stage"])
+    made = Curves(Mock(spec=SilentObserver), tracker, steps=7)
+    made.stage("align neurons")
+    made.progress(1, 2, {"loss": 0.5})
+    tracker.log_stage.assert_called_once_with({"align/step": 8, "align/step_loss": 0.5})
+    assert made.steps == 8
+
+
 def test_only_alignments_are_logged_and_their_steps_count_on():
     made, _, tracker = curves()
     made.stage("pre-train FM on public data")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fedpft.config import ConfigError
-from fedpft.output import ROUNDS_FILE, check_writable, claim_output_dir, write_json
+from fedpft.output import ROUNDS_FILE, check_writable, claim_output_dir, cut_rounds, write_json
 
 
 def test_a_new_folder_is_created_with_its_parents(tmp_path):
@@ -40,6 +40,25 @@ def test_a_path_that_cannot_be_a_folder_is_refused_in_one_line(tmp_path):
             claim_output_dir(path)
         assert "\n" not in str(error.value)
     assert (tmp_path / "file").is_file()
+
+
+def record(round_index):
+    return json.dumps({"round": round_index, "align": {"loss": 0.5}}) + "\n"
+
+
+@pytest.mark.parametrize("rest", ["", record(3), record(3) + record(4), record(3)[:9], record(3) + record(4)[:-1]])
+def test_rounds_are_cut_after_those_done_half_a_line_too(tmp_path, rest):
+    (tmp_path / ROUNDS_FILE).write_text(record(1) + record(2) + rest)
+    cut_rounds(tmp_path, 2)
+    assert (tmp_path / ROUNDS_FILE).read_text() == record(1) + record(2)
+    assert [path.name for path in tmp_path.iterdir()] == [ROUNDS_FILE]
+
+
+def test_rounds_that_are_lost_cost_a_warning(tmp_path):
+    (tmp_path / ROUNDS_FILE).write_text(record(1))
+    with pytest.warns(UserWarning, match="found 1 lines of 2 rounds done"):
+        cut_rounds(tmp_path, 2)
+    assert (tmp_path / ROUNDS_FILE).read_text() == record(1)
 
 
 def test_json_replaces_the_old_file_and_leaves_nothing_else(tmp_path):

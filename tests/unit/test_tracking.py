@@ -58,6 +58,14 @@ def test_rounds_are_lines_at_once(tmp_path: Path):
     tracker.finish({}, {})
 
 
+def test_a_second_tracker_goes_on_in_the_same_file(tmp_path: Path):
+    for record in ROUNDS:
+        tracker = JsonlTracker(tmp_path)
+        tracker.log_round(record)
+        tracker.fail()
+    assert [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()] == ROUNDS
+
+
 def test_offline_run_holds_everything(output: Path, capfd: pytest.CaptureFixture):
     config = Config(name="my run", tracking=TrackingConfig(wandb="offline"))
     tracker = make_trackers(config, output)

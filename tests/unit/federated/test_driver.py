@@ -205,6 +205,48 @@ def test_a_run_of_half_the_rounds_continues_to_the_same_end():
     assert resumed.adapter.tobytes() == straight.adapter.tobytes()
 
 
+def test_every_round_ends_with_its_tracked_state_in_the_checkpoint():
+    made, _ = driver(method=FakeMethod(rounds_with_counts=(2,)))
+    states = []
+
+    def checkpoint(state):
+        states.append(state)
+        assert made.tracker.records[-1]["round"] == state.rounds_done
+
+    final = replace(made, checkpoint=checkpoint).run(start())
+    assert [state.rounds_done for state in states] == [1, 2, 3, 4, 5]
+    assert [state.proxy_version for state in states] == [0, 1, 1, 1, 1]
+    assert [state.pending_bytes for state in states] == [0, CHANGE_BYTES, 0, 0, 0]
+    assert states[-1] is final
+
+
+@pytest.mark.parametrize("resumed_after", range(6))
+def test_any_state_goes_on_to_the_same_records(resumed_after):
+    def made(checkpoint):
+        return replace(driver(method=FakeMethod(rounds_with_counts=(2, 4)))[0], checkpoint=checkpoint)
+
+    states = [start()]
+    straight = made(states.append)
+    straight.run(start())
+    resumed = made(lambda state: None)
+    final = resumed.run(states[resumed_after])
+    assert final.adapter.tobytes() == states[-1].adapter.tobytes()
+
+    def untimed(records):
+        return [{key: record[key] for key in record if "seconds" not in key} for record in records]
+
+    assert untimed(resumed.tracker.records) == untimed(straight.tracker.records)[resumed_after:]
+
+
+def test_the_best_evaluation_is_the_earliest_with_the_highest_plugged_in_fm():
+    made, _ = driver()
+    scores = iter([0.5, 0.75, 0.25, 0.75, 0.7])
+    made = replace(made, evaluate=lambda _: {"fm": next(scores), "sub_fm": 0.1}, evaluation_interval=1)
+    final = made.run(start())
+    assert final.best == {"round": 2, "fm": 0.75, "sub_fm": 0.1}
+    assert final.last_evaluation["fm"] == 0.7
+
+
 def test_cohorts_depend_on_the_seed_only():
     cohorts = []
     for seed in (0, 0, 1):

@@ -260,3 +260,31 @@ def test_the_random_scorer_follows_the_seed():
     first, second = (copies(method(scorer="random", seed=seed).build_proxy().model) for seed in (0, 1))
     name = next(name for name in first if name.endswith("1.intermediate.dense.weight"))
     assert not torch.equal(first[name], second[name])
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_saved_proxy_comes_back_bit_for_bit_and_is_aligned_on_alike(model_type):
+    made, restored = (method(model_type, layers="distill") for _ in range(2))
+    adapter = somewhere(made.build_proxy())
+    made.after_round(2, adapter, counts())
+    proxy = restored.build_proxy(made.saved_proxy())
+    assert proxy.watched_layers == (1, 2)
+
+    def check():
+        found, expected = restored.proxy_with(adapter).state_dict(), made.proxy_with(adapter).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    check()
+    changes = [one.after_round(4, adapter, counts(1)).weights for one in (made, restored)]
+    check()
+    assert all(np.array_equal(changes[0][name], changes[1][name]) for name in changes[0])
+
+
+def test_a_saved_proxy_is_a_copy():
+    made = method()
+    adapter = somewhere(made.build_proxy())
+    saved = made.saved_proxy()
+    before = {name: tensor.clone() for name, tensor in saved.items()}
+    made.after_round(2, adapter, counts())
+    assert all(torch.equal(saved[name], before[name]) for name in before)

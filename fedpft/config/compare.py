@@ -1,0 +1,43 @@
+"""Which settings a resumed run may change: where it runs and who watches, nothing that the result depends on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from fnmatch import fnmatch
+from typing import Any
+
+from fedpft.config.run import Config
+
+HARMLESS = (
+    "name", "output_dir", "pool.kind", "pool.actors", "pool.address", "pool.cpus_per_actor", "pool.gpus_per_actor",
+    "pool.max_retries", "pool.client_timeout_seconds", "pool.start_timeout_seconds", "pool.max_actor_memory_gigabytes",
+    "cache.*", "checkpoint.*", "tracking.*",
+)  # fmt: skip
+"""Keys (patterns) without influence on the numbers of a run."""
+
+
+def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
+    """Return `key: saved -> now` for every setting that differs and is not harmless.
+
+    Args:
+        saved: a config's `asdict`, maybe after a trip through JSON.
+        config: what is wanted now.
+
+    """
+    before, now = _flat(saved), _flat(asdict(config))
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not any(fnmatch(key, pattern) for pattern in HARMLESS)
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return dotted keys and values as JSON, in which tuples and lists are equal."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat

@@ -1,0 +1,38 @@
+"""From the run's settings, proxy and data to what every place that plays clients is given."""
+
+from fedpft.config import Config
+from fedpft.data.datamodule import FederatedData
+from fedpft.federated.client import ClientPackage
+from fedpft.federated.messages import LocalSettings
+from fedpft.methods.base import Proxy
+from fedpft.models.weights import pack_model
+
+
+def client_package(config: Config, proxy: Proxy, data: FederatedData) -> ClientPackage:
+    """Return what goes to the clients before the first round: the proxy and the data, nothing of the FM."""
+    return ClientPackage(
+        proxy=pack_model(proxy.model),
+        watched_layers=proxy.watched_layers,
+        train=data.train,
+        partition=data.partition,
+        collate=data.collate,
+        settings=local_settings(config),
+    )
+
+
+def local_settings(config: Config) -> LocalSettings:
+    """Return what every client is told about local training."""
+    accelerator = config.pool.accelerator
+    if accelerator == "auto" and config.pool.kind == "ray":
+        accelerator = "cuda" if config.pool.gpus_per_actor else "cpu"  # an actor uses a GPU only if it was given one
+    return LocalSettings(
+        seed=config.seed,
+        num_epochs=config.federated.local_epochs,
+        batch_size=config.federated.batch_size,
+        head_lr_ratio=config.federated.head_lr_ratio,
+        weight_decay=config.federated.weight_decay,
+        max_grad_norm=config.federated.max_grad_norm,
+        num_threads=config.pool.threads_per_client,
+        precision=config.pool.precision,
+        accelerator=accelerator,
+    )

@@ -1,0 +1,56 @@
+import os
+import signal
+
+import pytest
+
+from fedpft.align.distill import PublicData, align_layers
+from fedpft.config import LayerAlignConfig, ServerConfig
+from fedpft.construct.compress import compress
+from fedpft.interrupt import Interrupted, interruptible, kept_handlers
+from tests.tiny import tiny_batch, tiny_fm
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_within_an_alignment_ends_it_at_once(number, code):
+    batch = tiny_batch("bert", batch_size=4)
+    rows = [{name: value[row] for name, value in batch.items()} for row in range(4)]
+    fm = tiny_fm("bert")
+    sub_fm, neurons = compress(fm, retained_ratio=0.5)
+    steps = []
+
+    def on_step(done, total, metrics):
+        steps.append(done)
+        if done == 2:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught, interruptible():
+        align_layers(
+            fm,
+            sub_fm,
+            layers=neurons.compressed_layers,
+            public=PublicData(dataset=rows, collate=lambda items: {"input_ids": batch["input_ids"]}),
+            config=LayerAlignConfig(num_steps=50, batch_size=2),
+            server=ServerConfig(accelerator="cpu"),
+            seed=0,
+            on_step=on_step,
+        )
+    assert caught.value.exit_code == code
+    assert steps == [1, 2]
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_finds_the_systems_own_handler():
+    with interruptible():
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert [signal.getsignal(number) for number, _ in SIGNALS] == [signal.SIG_DFL, signal.SIG_DFL]
+
+
+def test_a_library_that_installs_its_own_handlers_does_not_keep_them():
+    before = signal.getsignal(signal.SIGTERM)
+    with kept_handlers():
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+    assert signal.getsignal(signal.SIGTERM) is before
