@@ -7,7 +7,8 @@ import pytest
 
 from fedpft.config import load_config
 from fedpft.federated.observer import SilentObserver
-from fedpft.pipeline import plan, run
+from fedpft.pipeline import run
+from fedpft.planning import plan
 from tests.tiny import tiny_text_run
 
 
