@@ -90,6 +90,7 @@ class ProxyTuning:
         for layer, zeros, positions in zip(self._compressed_layers, counts.zeros, counts.positions, strict=True):
             apoz = average_percentage_of_zeros(torch.from_numpy(zeros), int(positions))
             masks[layer] = least_used(apoz, config.align.neurons.update_ratio)
+        before = self._ffn_weights()
         self._progress.stage("align neurons")
         report = NEURON_ALIGNERS[config.align.neurons.kind](
             self.plug_in(adapter),
@@ -105,7 +106,8 @@ class ProxyTuning:
             "align/loss_before": report.first_loss,
             "align/loss": report.last_loss,
         }
-        return ProxyChange(weights=self._ffn_weights(), metrics=metrics)
+        changed = {name: new for name, new in self._ffn_weights().items() if not np.array_equal(new, before[name])}
+        return ProxyChange(weights=changed, metrics=metrics)
 
     def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the FM with the adapter in it."""
