@@ -1,6 +1,6 @@
 """Alignment benchmark: how faithful a sub-FM is, what that costs, and what it buys. See README.md.
 
-    OMP_NUM_THREADS=1 python -m experiments.benchmarks.alignment.run DATA_DIR [--seeds 1] [--worker 0/2] [--match 'r0.25*']
+    OMP_NUM_THREADS=1 python -m experiments.benchmarks.alignment.run DATA_DIR [--seeds 1] [--worker 0/2] [--match GLOB]
 
 DATA_DIR holds `sst2/` and `align_text/` as parquet. Finished cells are skipped, so it can be stopped and started at
 will; two workers share the cells. The results lie in `experiments/results/alignment/`, one JSON a cell.
