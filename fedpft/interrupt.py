@@ -1,6 +1,6 @@
 """What ends a run early, as exceptions, so that everything that was started is closed on the way.
 
-Ctrl-C and SIGTERM raise :class:`Interrupted`; a run in which nothing is learned any more raises :class:`RunStoppedError`.
+Ctrl-C and SIGTERM raise :class:`Interrupted`, a run in which nothing is learned any more :class:`RunStoppedError`.
 """
 
 import signal

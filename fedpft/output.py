@@ -51,7 +51,7 @@ def check_writable(output_dir: Path) -> None:
         existing = next(folder for folder in (output_dir, *output_dir.resolve().parents) if folder.exists())
         tempfile.TemporaryDirectory(dir=existing).cleanup()  # permissions alone do not tell of full or odd file systems
     except OSError as error:
-        raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {error}") from None
+        raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {error.strerror}") from None
 
 
 def check_claimable(output_dir: Path) -> None:

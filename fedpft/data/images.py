@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fedpft.data.columns import require_column
 from fedpft.data.sources import fail
@@ -45,5 +45,7 @@ def _flaw(image: dict[str, Any]) -> str | None:
     try:
         with Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as opened:
             return f"an image of mode {opened.mode}" if opened.mode.startswith(_WIDE_MODES) else None
+    except UnidentifiedImageError:
+        return "no image that Pillow knows"
     except Exception as error:  # every format of Pillow has errors of its own
         return f"an image that cannot be opened ({' '.join(str(error).split())[:100]})"

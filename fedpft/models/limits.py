@@ -23,9 +23,13 @@ def check_texts_fit(config: Config, fm: PretrainedConfig, tokenizer: PreTrainedT
     """Check that the FM has an embedding for every position and token of the texts that will be made for it.
 
     Raises:
-        ConfigError: `fm.max_length` or `public.chunk_length` above the FM's positions, or a tokenizer of another model.
+        ConfigError: `fm.max_length` or `public.chunk_length` above the FM's positions, a tokenizer of another model, or
+            a model of images.
 
     """
+    if not hasattr(fm, "vocab_size"):
+        found = f"{config.fm.path!r} of model type {fm.model_type!r}"
+        raise ConfigError(f"fm.path: found {found}, allowed: a model of texts, because the task is one of texts")
     limit = max_positions(fm)
     lengths = {"fm.max_length": config.fm.max_length, "public.chunk_length": config.public.chunk_length}
     for key, length in lengths.items():
