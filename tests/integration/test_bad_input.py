@@ -132,7 +132,7 @@ def test_alignments_that_diverge_are_named_and_not_cached(tmp_path):
 def test_a_disk_that_fills_up_stops_the_run_which_then_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     settings = tiny_text_run(tmp_path)
     straight = run(load_config(None, [*settings, f"output_dir={tmp_path / 'straight'}"])).result
-    flush, room = os.fsync, iter(range(25))
+    flush, room = os.fsync, iter(range(14))
 
     def filling(descriptor):
         if next(room, None) is None:
