@@ -1,5 +1,6 @@
 """The command line: words to functions, nothing else."""
 
+import errno
 import logging
 import os
 import shlex
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
-from fedpft.interrupt import Interrupted, interruptible
+from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
 
 app = typer.Typer(
     help="Federated Proxy Fine-Tuning of foundation models.",
@@ -24,6 +25,9 @@ app = typer.Typer(
 
 cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""What the system says when a file cannot grow."""
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. experiments/configs/quickstart.yaml")
@@ -107,7 +111,8 @@ def clear_cache(prefixes: KeyPrefixes = None, folder: CacheDir = None) -> None:
 def main() -> None:
     """Run the command line; a setting that the user must change ends in one line and exit code 2.
 
-    Ctrl-C and SIGTERM close everything and end with 130 and 143.
+    A run that stops, or a disk that is full, ends in one line and exit code 1. Ctrl-C and SIGTERM close everything and
+    end with 130 and 143.
     """
     _hush_libraries()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -119,8 +124,16 @@ def main() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunStoppedError as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        print(f"error: {error}{_notes(error)}", file=sys.stderr)
+        sys.exit(1)
     except Interrupted as stop:
-        print(f"interrupted{stop.advice}", file=sys.stderr)
+        print(f"interrupted{_notes(stop)}", file=sys.stderr)
         sys.exit(stop.exit_code)
 
 
@@ -140,11 +153,15 @@ def _run(config: Config, *, resume: bool) -> None:
                 finished = go_on(config, screen, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
             else:
                 finished = run_pipeline(config, screen)
-    except Interrupted as stop:
+    except (Interrupted, OSError) as stop:
         if any(Path(config.output_dir, "checkpoints").glob("round-*/state.json")):
-            stop.advice = f"; go on with: fedpft resume {shlex.quote(config.output_dir)}"
+            stop.add_note(f"; go on with: fedpft resume {shlex.quote(config.output_dir)}")
         raise
     print_result(console, finished.result, finished.locations)
+
+
+def _notes(error: BaseException) -> str:
+    return "".join(getattr(error, "__notes__", ()))
 
 
 def _load(path: Path, overrides: list[str] | None, address: str | None) -> Config:

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM end a run as an exception of its own, so that everything that was started is closed on the way."""
+"""What ends a run early, as exceptions, so that everything that was started is closed on the way.
+
+Ctrl-C and SIGTERM raise :class:`Interrupted`, a run in which nothing is learned any more :class:`RunStoppedError`.
+"""
 
 import signal
 import threading
@@ -8,6 +11,10 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunStoppedError(RuntimeError):
+    """Going on makes no sense; the message is one line that says why."""
 
 
 class Interrupted(BaseException):
@@ -21,8 +28,6 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
-        self.advice = ""
-        """How to go on; shown to the user."""
 
 
 @contextmanager

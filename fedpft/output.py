@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import json
-import os
 import platform
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +15,9 @@ from fedpft.config import ConfigError
 
 ROUNDS_FILE = "rounds.jsonl"
 """A folder with this file holds a run."""
+
+WRITTEN_LATER = ("adapter", "checkpoints", "fm", "result.json", "sub_fm")
+"""What a run puts beside it."""
 
 
 def claim_output_dir(output_dir: Path) -> Path:
@@ -38,24 +41,47 @@ def claim_output_dir(output_dir: Path) -> Path:
 
 
 def check_writable(output_dir: Path) -> None:
-    """Look whether the folder exists or could be created and written, and touch nothing.
+    """Try whether the folder exists or could be created and written, and leave nothing behind.
 
     Raises:
         ConfigError: it cannot.
 
     """
-    existing = next(folder for folder in (output_dir, *output_dir.resolve().parents) if folder.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {existing} is not")
+    try:
+        existing = next(folder for folder in (output_dir, *output_dir.resolve().parents) if folder.exists())
+        tempfile.TemporaryDirectory(dir=existing).cleanup()  # permissions alone do not tell of full or odd file systems
+    except OSError as error:
+        raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {error.strerror}") from None
+
+
+def check_claimable(output_dir: Path) -> None:
+    """Look whether a new run can have the folder: writable, new or a run's, or nothing in it that would be overwritten.
+
+    Raises:
+        ConfigError: it cannot.
+
+    """
+    check_writable(output_dir)
+    taken = [name for name in WRITTEN_LATER if (output_dir / name).exists()]
+    if taken and not (output_dir / ROUNDS_FILE).exists():
+        found = f"{str(output_dir)!r} with {', '.join(taken)} but no {ROUNDS_FILE}"
+        raise ConfigError(f"output_dir: found {found}, allowed: a new folder, or one of a run")
 
 
 def cut_rounds(output_dir: Path, rounds_done: int) -> list[dict[str, Any]]:
     """Cut off what rounds.jsonl has after round `rounds_done`, half a line included, atomically; return the rest."""
     path = output_dir / ROUNDS_FILE
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-    records = [record for record in map(json.loads, whole) if record["round"] <= rounds_done]
-    kept = whole[: len(records)]
+    lines, records = text.splitlines(keepends=True), []
+    for line in lines:
+        try:
+            record = json.loads(line) if line.endswith("}\n") else None
+        except ValueError:
+            record = None
+        if record is None or record["round"] > rounds_done:
+            break
+        records.append(record)
+    kept = lines[: len(records)]
     if len(kept) != rounds_done:
         warnings.warn(f"{path}: found {len(kept)} lines of {rounds_done} rounds done, the rest is lost", stacklevel=2)
     _replace(path, "".join(kept))

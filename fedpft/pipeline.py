@@ -1,6 +1,6 @@
 """From a config to a tuned foundation model: the one page that wires everything.
 
-pool (actors start importing) -> task, FM, data -> method.build_proxy [construct, align layers] -> pool.broadcast
+task, data -> pool (actors start importing) -> FM -> method.build_proxy [construct, align layers] -> pool.broadcast
 -> rounds [fit, aggregate, align neurons, evaluate, checkpoint] -> adapter/, sub_fm/, result.json,
    report.html
 
@@ -22,22 +22,20 @@ from transformers import PreTrainedModel
 from fedpft.align.public import PublicData
 from fedpft.checkpoint import FOLDER, Checkpoints, RunCheckpoint
 from fedpft.config import Config, dump_config
-from fedpft.data.datamodule import FederatedData, build_data
+from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
-from fedpft.data.public import load_corpus
-from fedpft.data.tasks import load_task
 from fedpft.evaluate import METRIC
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.evaluation import Evaluation
 from fedpft.federated.observer import RunObserver, SilentObserver
 from fedpft.federated.package import client_package, local_settings
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
+from fedpft.inputs import load_data, load_fm
 from fedpft.methods import METHODS
 from fedpft.models.costs import costs
-from fedpft.models.loading import load_fm, load_processor
 from fedpft.models.lora import AdaptedModel, get_adapter, save_adapter, without_adapter
-from fedpft.models.pretrain import pretrain_backbone
 from fedpft.output import (
+    check_claimable,
     check_writable,
     claim_output_dir,
     cut_rounds,
@@ -47,9 +45,7 @@ from fedpft.output import (
 )
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
-from fedpft.seeding import derive_seed
-from fedpft.tracking import Tracker, make_trackers
-from fedpft.trainer import Progress
+from fedpft.tracking import Tracker, check_tracking, make_trackers
 
 
 @dataclass(frozen=True)
@@ -80,25 +76,25 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
         saved: the checkpoint in `config.output_dir` from which to go on (see `fedpft.resume`); None: a new run.
 
     Raises:
-        ConfigError: a setting that cannot work; raised before any model loads wherever that can be known.
+        ConfigError: settings or data that cannot work; raised before an actor starts wherever that can be known.
 
     """
     start = time.perf_counter() - (saved.seconds if saved else 0.0)
     observer = observer or SilentObserver()
-    check_writable(Path(config.output_dir))
+    output_dir = Path(config.output_dir).resolve()
+    (check_writable if saved else check_claimable)(output_dir)
+    check_tracking(config.tracking)
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
+    data = load_data(config, observer)
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config)
     try:
-        output_dir = Path(config.output_dir).resolve()
         own_fm = output_dir / "fm" if config.fm.pretrain.num_epochs else None  # nobody else has this FM
-        fm, data = load_fm_and_data(config, observer, own_fm if saved else None)
+        fm = load_fm(config, data, observer, own_fm if saved else None)
         past: list[dict[str, Any]] = []
         if saved is None:
             claim_output_dir(output_dir)
-            if own_fm:
-                fm.save_pretrained(own_fm)
         else:
             past = cut_rounds(output_dir, saved.rounds_done)
         (output_dir / "config.yaml").write_text(dump_config(config))
@@ -121,6 +117,8 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             checkpoints.save(complete)
 
         try:
+            if own_fm and saved is None:
+                fm.save_pretrained(own_fm)
             outcome = tune(config, fm, data, pool, tracker, curves, saved=saved, keep=keep)
             checkpoints.flush()
             observer.stage("write results")
@@ -235,30 +233,6 @@ def tune(
         "actors": pool.num_actors,
     }
     return Outcome(result, method.plug_in(final.adapter), method.proxy_with(final.adapter))
-
-
-def load_fm_and_data(
-    config: Config, progress: Progress, saved_fm: Path | None = None
-) -> tuple[PreTrainedModel, FederatedData]:
-    """Load task, public corpus, processor and FM; a `scratch://` FM is pre-trained here unless it was saved."""
-    progress.stage("load data")
-    task = load_task(config.task, config.seed)
-    corpus = load_corpus(config.public, config.seed)
-    processor = load_processor(config.fm, task.modality)
-    data = build_data(task, corpus, processor, config)
-    progress.stage("load FM")
-    source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
-    fm = load_fm(
-        source, modality=task.modality, num_labels=len(task.label_names), seed=config.seed,
-        pad_token_id=getattr(processor, "pad_token_id", None),
-    )  # fmt: skip
-    if config.fm.pretrain.num_epochs and not saved_fm:
-        progress.stage("pre-train FM on public data")
-        pretrain_backbone(
-            fm, data.public, data.collate, config=config.fm.pretrain, server=config.server,
-            seed=derive_seed(config.seed, "pretrain"), on_step=progress.progress,
-        )  # fmt: skip
-    return fm, data
 
 
 def make_pool(config: Config) -> ClientPool:

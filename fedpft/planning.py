@@ -7,9 +7,10 @@ import numpy as np
 
 from fedpft.config import Config, doubtful_settings, dump_config
 from fedpft.federated.pool import SequentialPool
+from fedpft.inputs import load_fm_and_data
 from fedpft.methods import METHODS
 from fedpft.models.costs import costs
-from fedpft.pipeline import load_fm_and_data, planned_cohort, public_data
+from fedpft.pipeline import planned_cohort, public_data
 from fedpft.trainer import SilentProgress
 
 

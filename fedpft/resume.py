@@ -46,7 +46,11 @@ def find_run(config: Config) -> RunResult | RunCheckpoint | None:
     folder = Path(config.output_dir)
     if (folder / "result.json").exists():
         _check_settings(asdict(load_config(folder / "config.yaml")), config)
-        result = json.loads((folder / "result.json").read_text())
+        try:
+            result = json.loads((folder / "result.json").read_text())
+        except ValueError as error:
+            found = f"a result.json in {config.output_dir!r} that is not JSON ({error})"
+            raise ConfigError(f"output_dir: found {found}, allowed: a whole one, or none") from None
         return RunResult(result, {path.stem: path for path in sorted(folder.iterdir()) if path.name != FOLDER})
     checkpoint = load_newest(folder / FOLDER)
     if checkpoint is not None:

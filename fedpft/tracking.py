@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fedpft.config import Config, ConfigError
+from fedpft.config import Config, ConfigError, TrackingConfig
 from fedpft.metric_names import METRICS, wandb_metrics
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
@@ -100,8 +100,34 @@ class JsonlTracker:
         self._file.close()
 
     def fail(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what no longer fits on the disk is lost, and no reason to hide why the run failed."""
+        with suppress(OSError):
+            self._file.close()
+
+
+def check_tracking(tracking: TrackingConfig) -> None:
+    """Look whether W&B has an API key if it will need one; nothing is sent, and on a terminal it may ask for the key.
+
+    Raises:
+        ConfigError: `online` without a key.
+
+    """
+    if tracking.wandb != "online":
+        return
+    import wandb  # here, so that other runs do not pay for it
+
+    try:
+        wandb.setup(wandb.Settings(silent=True))
+        if not wandb.login(verify=False):
+            raise wandb.Error("no API key")
+    except wandb.Error as error:
+        raise _refusal(tracking, error) from None
+
+
+def _refusal(tracking: TrackingConfig, error: Exception) -> ConfigError:
+    line = str(error).splitlines()[0].rstrip(".")
+    message = f"tracking.wandb: found {tracking.wandb!r}, but W&B says: {line}; allowed without it:"
+    return ConfigError(f"{message} offline, disabled")
 
 
 class WandbTracker:
@@ -144,9 +170,7 @@ class WandbTracker:
                 settings=settings,
             )
         except wandb.Error as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            message = f"tracking.wandb: found {tracking.wandb!r}, but W&B says: {reason}; allowed without it:"
-            raise ConfigError(f"{message} offline, disabled") from None
+            raise _refusal(tracking, error) from None
         for name, step, goal in METRICS:
             self._run.define_metric(name, step_metric=step, summary=goal)
         self._name = re.sub(r"[^\w.-]+", "-", config.name)

@@ -148,6 +148,7 @@ def tiny_text_run(folder: Path) -> list[str]:
             csv.writer(stream).writerows([("text", "label"), *zip(texts, labels, strict=True)])
     return [
         f"fm.path={folder / 'fm'}",
+        "fm.max_length=32",
         f"task={{name: custom, path: {folder / 'task'}, text_columns: [text], label_column: label}}",
         f"public={{name: custom, path: {folder / 'public'}, text_column: text, chunk_length: 10}}",
         f"output_dir={folder / 'out'}",

@@ -1,5 +1,10 @@
 """One-line errors for settings that cannot work: the key, what was found, what is allowed."""
 
+from math import inf
+
+LARGEST_SIGMA = 10
+"""Of a log-normal law: from -2 to +2 standard deviations its draws span 17 orders of magnitude."""
+
 
 class ConfigError(ValueError):
     """A setting that the user must change; the message is one line."""
@@ -12,12 +17,29 @@ def require(condition: bool, key: str, found: object, allowed: str) -> None:
 
 
 def require_positive(section: str, config: object, *names: str) -> None:
-    """Raise a ConfigError for the first of the section's fields that is not above 0."""
+    """Raise a ConfigError for the first of the section's fields that is not above 0, or not finite."""
     for name in names:
-        require(getattr(config, name) > 0, f"{section}.{name}", getattr(config, name), "a number > 0")
+        value = getattr(config, name)
+        require(value > 0, f"{section}.{name}", value, "a number > 0")
+        require(value < inf, f"{section}.{name}", value, "a finite number")
+
+
+def require_positive_or_none(section: str, config: object, *names: str) -> None:
+    """Raise a ConfigError for the first of the section's fields that is neither None nor above 0 and finite."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or 0 < value < inf, f"{section}.{name}", value, "null or a finite number > 0")
 
 
 def require_non_negative(section: str, config: object, *names: str) -> None:
-    """Raise a ConfigError for the first of the section's fields that is below 0."""
+    """Raise a ConfigError for the first of the section's fields that is below 0, or not finite."""
     for name in names:
-        require(getattr(config, name) >= 0, f"{section}.{name}", getattr(config, name), "a number >= 0")
+        value = getattr(config, name)
+        require(value >= 0, f"{section}.{name}", value, "a number >= 0")
+        require(value < inf, f"{section}.{name}", value, "a finite number")
+
+
+def require_sigma(section: str, config: object, name: str) -> None:
+    """Raise a ConfigError unless the field is the sigma of a log-normal law whose draws do not overflow."""
+    value = getattr(config, name)
+    require(0 <= value <= LARGEST_SIGMA, f"{section}.{name}", value, f"a number in [0, {LARGEST_SIGMA}]")

@@ -3,7 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
-from fedpft.config.checks import require, require_non_negative, require_positive
+from fedpft.config.checks import (
+    require,
+    require_non_negative,
+    require_positive,
+    require_positive_or_none,
+    require_sigma,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,7 @@ class PartitionConfig:
 
     def __post_init__(self) -> None:
         require_positive("federated.partition", self, "dirichlet_alpha", "labels_per_client")
-        require_non_negative("federated.partition", self, "size_imbalance")
+        require_sigma("federated.partition", self, "size_imbalance")
         if self.kind == "natural":
             require(self.column is not None, "federated.partition.column", None, "a column name for kind natural")
 
@@ -87,9 +93,8 @@ class FederatedConfig:
         most = self.num_clients / self.clients_per_round if self.sampling == "uniform" else float("inf")
         allowed = f"1 to num_clients / clients_per_round = {most:g}" if self.sampling == "uniform" else "a number >= 1"
         require(1 <= self.over_selection <= most, "federated.over_selection", self.over_selection, allowed)
-        positive = self.deadline is None or self.deadline > 0
-        require(positive, "federated.deadline", self.deadline, "null or a number > 0")
-        require_non_negative("federated", self, "speed_sigma")
+        require_positive_or_none("federated", self, "deadline")
+        require_sigma("federated", self, "speed_sigma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +132,4 @@ class PoolConfig:
         require(whole, "pool.gpus_per_actor", self.gpus_per_actor, "a fraction up to 1, or a whole number")
         require_positive("pool", self, "cpus_per_actor", "threads_per_client", "start_timeout_seconds")
         require_non_negative("pool", self, "max_retries")
-        for name in ("client_timeout_seconds", "max_actor_memory_gigabytes"):
-            limit = getattr(self, name)
-            require(limit is None or limit > 0, f"pool.{name}", limit, "null or a number > 0")
+        require_positive_or_none("pool", self, "client_timeout_seconds", "max_actor_memory_gigabytes")

@@ -3,14 +3,19 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from fedpft.config.checks import ConfigError
 from fedpft.config.run import Config
+
+LARGEST_INTEGER = 2**63
+_ABSENT = object()
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -23,8 +28,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     for item in overrides:
         if "=" not in item.lstrip("="):
             raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
+    layers: list[Any] = []
     try:
-        layers = [OmegaConf.load(path)] if path is not None else []
+        layers += [OmegaConf.load(path)] if path is not None else []
         if layers and not OmegaConf.is_dict(layers[0]):
             raise ConfigError(f"{path}: found a list, allowed: sections and keys such as `federated: {{rounds: 4}}`")
         layers.append(OmegaConf.from_dotlist(list(overrides)))
@@ -35,7 +41,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     except ConfigError:
         raise
     except Exception as error:  # OmegaConf and YAML errors carry many lines; the user gets the first
-        raise ConfigError(_one_line(error, path)) from None
+        raise ConfigError(_one_line(error, path, layers)) from None
     assert isinstance(config, Config)
     return config
 
@@ -60,7 +66,7 @@ def _walk(config_class: type, prefix: str = "") -> Iterator[tuple[str, type | No
             yield from _walk(section, f"{prefix}{entry.name}.")
 
 
-def _one_line(error: Exception, path: str | Path | None) -> str:
+def _one_line(error: Exception, path: str | Path | None, layers: Sequence[Any]) -> str:
     key = getattr(error, "full_key", None) or ""
     if isinstance(error, ConfigKeyError):
         close = difflib.get_close_matches(key, [known for known, _ in _walk(Config)], n=1, cutoff=0.6)
@@ -72,6 +78,31 @@ def _one_line(error: Exception, path: str | Path | None) -> str:
     if match := re.search(r"not a subclass of (\w+). value: (.*)", first):
         section = next(key for key, kind in _walk(Config) if kind and kind.__name__ == match[1])
         return f"{section}: found {match[2]!r}, allowed: a section with keys of its own"
-    if isinstance(error, OmegaConfBaseException):
+    key = key or _key_at_fault(layers)
+    if key or isinstance(error, OmegaConfBaseException):
         return f"{key or path or 'overrides'}: {first}"
     return f"{path}: not readable as YAML: {' '.join(str(error).split())}"
+
+
+def _key_at_fault(layers: Sequence[Any]) -> str:
+    """Return the first key whose value alone cannot be set, or no number of 64 bits; for errors that name none."""
+    defaults = OmegaConf.structured(Config)
+    for key in config_keys():
+        for layer in layers:
+            with suppress(OmegaConfBaseException):  # of a section that is none: has a message of its own
+                value = OmegaConf.select(layer, key, default=_ABSENT)
+                if value is _ABSENT:
+                    continue
+                try:
+                    OmegaConf.merge(defaults, _nested(key, value))
+                except Exception:
+                    return key
+                if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
+                    return key
+    return ""
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value

@@ -97,6 +97,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
+        require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
 
 
 def doubtful_settings(config: Config) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from fedpft.config import ConfigError
 from fedpft.data.columns import IMAGE, LABEL
 
 MODEL_INPUTS = ("input_ids", "token_type_ids", LABEL)
@@ -68,5 +69,18 @@ class ImageCollator:
 
 
 def rows(dataset: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-    """Return the rows at `indices`, in that order, with one Arrow take; what a :class:`Collator` takes."""
-    return dataset.__getitems__([int(index) for index in indices]) if len(indices) else []
+    """Return the rows at `indices`, in that order, with one Arrow take; what a :class:`Collator` takes.
+
+    Raises:
+        ConfigError: an image that cannot be decoded.
+
+    """
+    wanted = [int(index) for index in indices]
+    try:
+        return dataset.__getitems__(wanted) if wanted else []
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a file whose header was good
+        reason, among = " ".join(str(error).split())[:100], ", ".join(map(str, wanted[:8]))
+        message = (
+            f"task.path / public.path: found a broken image among rows {among}{', ...' if len(wanted) > 8 else ''}"
+        )
+        raise ConfigError(f"{message} ({reason}), allowed: images that can be decoded") from error

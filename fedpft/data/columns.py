@@ -11,13 +11,27 @@ from fedpft.data.sources import fail
 
 TEXT, TEXT_PAIR, IMAGE, LABEL = "text", "text_pair", "image", "label"
 
+MAX_NUMBERED_LABELS = 100_000
+"""Integers from here on are ids of something, not classes; numbered classes get a head and a name each."""
 
-def require_column(dataset: datasets.Dataset, column: str, key: str) -> None:
-    """Raise a ConfigError naming the columns that exist when `column` is missing or holds nulls."""
+
+def require_column(dataset: datasets.Dataset, column: str, key: str, *, may_be_empty: bool = False) -> None:
+    """Raise a ConfigError unless `column` exists (the message names those that do) and has a value in every row.
+
+    Args:
+        dataset: the rows.
+        column: its name.
+        key: config key that errors name.
+        may_be_empty: whether an empty string is a value; in a csv file it is all that a missing one leaves.
+
+    """
     if column not in dataset.column_names:
         fail(key, column, f"a column of the data: {', '.join(dataset.column_names)}")
-    if nulls := dataset.data.column(column).null_count:
+    values = dataset.data.column(column)
+    if nulls := values.null_count:
         fail(key, f"{nulls} nulls in column {column}", "no nulls")
+    if not may_be_empty and _are_strings(values) and (empty := pc.sum(pc.equal(values, "")).as_py()):
+        fail(key, f"{empty} empty values in column {column}", "a value in every row")
 
 
 def rename_inputs(dataset: datasets.Dataset, columns: Sequence[str], targets: Sequence[str]) -> datasets.Dataset:
@@ -28,27 +42,11 @@ def rename_inputs(dataset: datasets.Dataset, columns: Sequence[str], targets: Se
 
 
 def require_text(dataset: datasets.Dataset, column: str, key: str) -> None:
-    """Raise a ConfigError unless `column` exists, without nulls, and holds strings."""
-    require_column(dataset, column, key)
+    """Raise a ConfigError unless `column` exists, without nulls, and holds strings, perhaps empty ones."""
+    require_column(dataset, column, key, may_be_empty=True)
     dtype = getattr(dataset.features[column], "dtype", "nested")
     if dtype not in ("string", "large_string"):
         fail(key, f"column {column} of type {dtype}", "a column of strings")
-
-
-def as_images(dataset: datasets.Dataset, column: str, key: str) -> datasets.Dataset:
-    """Make `column` an encoded `datasets.Image` column; accepts images, bytes and paths.
-
-    Raises:
-        ConfigError: missing column, nulls, or a type that cannot be an image.
-
-    """
-    require_column(dataset, column, key)
-    if isinstance(dataset.features[column], datasets.Image):
-        return dataset
-    try:
-        return dataset.cast_column(column, datasets.Image())
-    except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        fail(key, f"column {column} of type {dataset.features[column]}", "a column of encoded images")
 
 
 def normalise_labels(
@@ -72,22 +70,41 @@ def normalise_labels(
     if any(split.features[column] != splits[0].features[column] for split in splits):
         # splits read one by one number their own class folders: a class missing from one would shift all after it
         values = [_strings_of_codes(v, s.features[column], column, key) for v, s in zip(values, splits, strict=True)]
-    if all(pa.types.is_string(v.type) or pa.types.is_large_string(v.type) for v in values):
+    if all(_are_strings(v) for v in values):
         names = list(names) if names else sorted(pc.unique(values[0]).to_pylist())
         codes = [_codes_of_strings(v, names, column, key) for v in values]
     elif all(pa.types.is_integer(v.type) or pa.types.is_boolean(v.type) for v in values):
+        names = list(names) if names else _numbers(values[0], column, key)
+        for low, high in map(_range, values):
+            if low < 0 or high >= len(names):
+                found = f"label {low if low < 0 else high} in column {column}"
+                fail(key, found, f"0..{len(names) - 1}, the labels of the training data")
         codes = [v.cast(pa.int64()).to_numpy(zero_copy_only=False) for v in values]
-        names = list(names) if names else [str(i) for i in range(int(codes[0].max()) + 1)]
     else:
         fail(key, f"column {column} of type {values[0].type}", "integers or strings")
-    for array in codes:
-        if wrong := array[(array < 0) | (array >= len(names))][:1].tolist():
-            fail(key, f"label {wrong[0]} in column {column}", f"0..{len(names) - 1}, the labels of the training data")
     labelled = [
         s.remove_columns([n for n in s.column_names if n in (column, LABEL)]).add_column(LABEL, c)
         for s, c in zip(splits, codes, strict=True)
     ]
     return labelled, tuple(names)
+
+
+def _are_strings(values: pa.Array | pa.ChunkedArray) -> bool:
+    return pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+
+
+def _range(values: pa.Array) -> tuple[int, int]:
+    low, high = pc.min_max(values).as_py().values()
+    return int(low), int(high)
+
+
+def _numbers(values: pa.Array, column: str, key: str) -> list[str]:
+    """Name the labels of training data that has integers only: 0 to the largest."""
+    low, high = _range(values)
+    if low < 0 or high >= MAX_NUMBERED_LABELS:
+        allowed = f"0..{MAX_NUMBERED_LABELS - 1}, or strings"
+        fail(key, f"label {low if low < 0 else high} in column {column}", allowed)
+    return [str(i) for i in range(high + 1)]
 
 
 def _strings_of_codes(values: pa.Array, feature: object, column: str, key: str) -> pa.Array:

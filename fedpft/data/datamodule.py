@@ -50,11 +50,13 @@ def build_data(
     """Prepare everything that depends on the FM's tokenizer or image processor.
 
     Raises:
-        ConfigError: task, corpus and FM are not of one modality, the corpus has less than one chunk of text, or the
-            partition is impossible.
+        ConfigError: task, corpus and FM are not of one modality, there is only one label, the corpus has less than one
+            chunk of text, or the partition is impossible.
 
     """
     _require_same_modality(task, corpus, processor)
+    if len(task.label_names) < 2:
+        fail("task.label_column", f"{len(task.label_names)} label in the training data", "at least 2")
     partition = partition_task(task, config.federated, config.seed)
     collate: Collator
     if isinstance(processor, PreTrainedTokenizerBase):

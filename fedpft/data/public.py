@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import datasets
 
 from fedpft.config import PublicConfig
-from fedpft.data.columns import IMAGE, LABEL, TEXT, as_images, normalise_labels, rename_inputs, require_text
+from fedpft.data.columns import IMAGE, LABEL, TEXT, normalise_labels, rename_inputs, require_text
 from fedpft.data.digits import digits_corpus
+from fedpft.data.images import as_images
 from fedpft.data.sources import fail, find_row, is_local, load_hub, load_local
 
 MIN_WORDS = 5

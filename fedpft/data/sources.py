@@ -15,6 +15,8 @@ from fedpft.config import ConfigError
 
 BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 FORMATS = ", ".join(BUILDERS)
+READ_OPTIONS = {"csv": {"keep_default_na": False}}
+"""Texts are taken as they stand: "", "None" and "NA" are no nulls."""
 
 Row = TypeVar("Row")
 
@@ -86,7 +88,12 @@ def subset(dataset: datasets.Dataset, indices: object) -> datasets.Dataset:
 def _read(builder: str, files: str, key: str, **options: object) -> datasets.Dataset:
     try:
         return datasets.load_dataset(
-            builder, data_files={"train": files}, split="train", keep_in_memory=True, **options
+            builder,
+            data_files={"train": files},
+            split="train",
+            keep_in_memory=True,
+            **options,
+            **READ_OPTIONS.get(builder, {}),
         )
     except Exception as error:  # Arrow, pandas and datasets each have their own
         reason = " ".join(str(error.__cause__ or error).split())[:200]

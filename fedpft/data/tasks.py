@@ -1,5 +1,6 @@
 """The table of tasks, and any task as (train, evaluation) with the same column names."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ from fedpft.data.columns import (
     LABEL,
     TEXT,
     TEXT_PAIR,
-    as_images,
     normalise_labels,
     rename_inputs,
     require_column,
     require_text,
 )
 from fedpft.data.digits import digits_task
+from fedpft.data.images import as_images
 from fedpft.data.sources import fail, find_row, is_local, load_hub, load_local, subset
 from fedpft.data.stdlib_docs import stdlib_docs_task
 from fedpft.seeding import numpy_rng
@@ -125,7 +126,14 @@ def _read(config: TaskConfig, row: TaskRow) -> tuple[datasets.Dataset, datasets.
     splits = (config.train_split or "train", config.eval_split or "validation")
     train, evaluation = (load_local(path, split, "task.path") for split in splits)
     classes = Path(path).expanduser() / "classes.txt"
-    return train, evaluation, tuple(classes.read_text().strip().splitlines()) if classes.is_file() else None
+    return train, evaluation, _class_names(classes) if classes.is_file() else None
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    names = file.read_text().strip().splitlines()
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        fail("task.path", f"{twice[0]!r} more than once in {file}", "one line for each class")
+    return tuple(names)
 
 
 def _input_columns(config: TaskConfig, row: TaskRow, train: datasets.Dataset) -> tuple[tuple[str, ...], str | None]:

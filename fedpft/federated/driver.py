@@ -36,6 +36,7 @@ from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.sampling import Attendance, draw_attendance, round_lr
+from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
 from fedpft.tracking import Tracker
 
@@ -87,7 +88,7 @@ class Driver:
         """Run the rounds that `state` has not done yet and return the final state.
 
         Raises:
-            RuntimeError: three rounds in a row did not count; the message names the last failure.
+            RunStoppedError: three rounds in a row did not count; the message names the last failure.
 
         """
         while state.rounds_done < self.config.rounds:
@@ -139,7 +140,7 @@ class Driver:
         # 8. checkpoint
         self.checkpoint(state)
         if state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
-            raise RuntimeError(self._why_stopped(state, record))
+            raise RunStoppedError(self._why_stopped(state, record))
         return state
 
     def _plan(self, state: ServerState, round_index: int) -> RoundPlan:
@@ -217,10 +218,8 @@ class Driver:
         found = f"the last one, round {state.rounds_done}, has {len(record['clients'])} good updates"
         absent = [f"{len(record[key])} {key}" for key in ("dropped", "unavailable", "stragglers") if key in record]
         allowed = f"federated.min_clients = {self.config.min_clients}"
-        last = record.get("failures", [""])[-1]
-        return (
-            f"{state.uncounted_rounds} rounds in a row did not count: {', '.join([found, *absent])}; {allowed}; {last}"
-        )
+        why = "; ".join([", ".join([found, *absent]), allowed, *record.get("failures", [])[-1:]])
+        return f"{state.uncounted_rounds} rounds in a row did not count: {why}"
 
 
 def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any]) -> ServerState:

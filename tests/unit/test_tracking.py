@@ -9,7 +9,7 @@ from wandb.proto import wandb_internal_pb2
 
 from fedpft.config import Config, ConfigError, TrackingConfig
 from fedpft.report.fidelity import heat_map
-from fedpft.tracking import JsonlTracker, make_trackers
+from fedpft.tracking import JsonlTracker, check_tracking, make_trackers
 
 ROUNDS = [
     {"round": 1, "clients": [0, 3], "train_loss": 0.9, "lr": 1e-3, "seconds": 1.5, "comm/bytes_up": 4000},
@@ -133,6 +133,23 @@ def test_disabled_never_imports_wandb(tmp_path: Path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
     assert list(tmp_path.iterdir()) == [tmp_path / "rounds.jsonl"]
+
+
+@pytest.mark.parametrize("wandb_mode", ["offline", "disabled"])
+def test_only_online_needs_a_key(wandb_mode: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(wandb, "login", lambda **_: pytest.fail("asked for a key"))
+    check_tracking(TrackingConfig(wandb=wandb_mode))
+
+
+def test_a_missing_key_is_known_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    with pytest.raises(
+        ConfigError, match=r"^tracking\.wandb: found 'online', but W&B says: .*: offline, disabled$"
+    ) as error:
+        check_tracking(TrackingConfig(wandb="online"))
+    assert "\n" not in str(error.value)
 
 
 def test_online_without_a_key_is_one_line(output: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import cloudpickle
@@ -160,6 +161,20 @@ def test_data_survives_pickling(tokenizer, processor):
         copy = cloudpickle.loads(cloudpickle.dumps(data))
         ours, theirs = (d.collate(rows(d.train, d.partition.shard(1))) for d in (data, copy))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_one_label_is_nothing_to_learn(tokenizer):
+    task = dataclasses.replace(text_task(), label_names=("yes",))
+    with pytest.raises(
+        ConfigError, match=r"task\.label_column: found '1 label in the training data', allowed: at least"
+    ):
+        build_data(task, corpus(), tokenizer, config())
+
+
+def test_empty_texts_are_texts(tokenizer):
+    dataset = datasets.Dataset.from_dict({"text": ["", " ", "w0"], "label": [0, 1, 0]})
+    data = build_data(TaskData(dataset, dataset, "text", ("no", "yes")), corpus(), tokenizer, config())
+    assert data.train["input_ids"][:] == [[2, 3], [2, 3], [2, 4, 3]]
 
 
 def test_modalities_must_agree(tokenizer, processor):

@@ -70,6 +70,67 @@ def test_equal_sizes_differ_by_at_most_one(num_clients, extra, kind):
     assert sizes.max() - sizes.min() <= 1
 
 
+@settings(max_examples=60, deadline=None)
+@given(deals(), st.integers(0, 5))
+def test_a_histogram_adds_up_to_sizes_and_labels(case, seed):
+    labels, arguments = case
+    partition = deal(labels, seed, **arguments)
+    histogram = partition.label_histogram(labels, 6)
+    assert histogram.sum(axis=1).tolist() == partition.sizes.tolist()
+    assert histogram.sum(axis=0).tolist() == np.bincount(labels, minlength=6).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(deals(), st.integers(0, 5))
+def test_labels_are_names_only(case, seed):
+    """Other numbers in the same order give the same deal: no label is special."""
+    labels, arguments = case
+    renamed = labels * 1000 - 7
+    assert np.array_equal(deal(labels, seed, **arguments).order, deal(renamed, seed, **arguments).order)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["al", "bo", "cy", ""]), min_size=1, max_size=40))
+def test_natural_deals_every_owner_its_own_in_order(owners):
+    owners = np.array(owners)
+    names = np.unique(owners)
+    partition = deal(np.zeros(len(owners), int), num_clients=len(names), kind="natural", owners=owners)
+    for client, name in enumerate(names):
+        assert partition.shard(client).tolist() == np.flatnonzero(owners == name).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 10), st.integers(1, 5), st.integers(0, 5), st.sampled_from([0.1, 1.0, 100.0]))
+def test_concentrations_are_the_same_law_when_labels_are_equally_frequent(num_clients, num_labels, seed, alpha):
+    """Dir(alpha p) with p = 1 / C is Dir(alpha' 1) with alpha' = alpha / C, draw by draw."""
+    labels = np.arange(num_labels * 12) % num_labels
+    orders = [
+        deal(labels, seed, num_clients=num_clients, kind="dirichlet", dirichlet_alpha=a, concentration=c).order
+        for a, c in ((alpha, "total"), (alpha * (1 / num_labels), "per_label"))
+    ]
+    assert np.array_equal(*orders)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=20),
+    st.integers(1, 30),
+    st.sampled_from(["iid", "dirichlet", "shards"]),
+    st.integers(1, 4),
+)
+def test_a_deal_either_works_or_says_which_setting_cannot(labels, num_clients, kind, labels_per_client):
+    labels = np.array(labels)
+    possible = num_clients <= len(labels)
+    if kind == "shards":
+        possible &= num_clients * labels_per_client >= len(np.unique(labels))
+    arguments = {"num_clients": num_clients, "kind": kind, "labels_per_client": labels_per_client}
+    if possible:
+        assert deal(labels, **arguments).sizes.min() >= 1
+    else:
+        with pytest.raises(ConfigError, match=r"^federated\.[a-z_.]+: found \d+, allowed: [^\n]+$"):
+            deal(labels, **arguments)
+
+
 def test_size_imbalance_is_the_sigma_of_log_sizes():
     sizes = deal(np.zeros(200_000, int), num_clients=1000, kind="iid", size_imbalance=0.5).sizes
     assert np.log(sizes).std() == pytest.approx(0.5, abs=0.05)

@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -117,6 +118,11 @@ def test_subsets_depend_on_the_seed_and_pickle_small(tmp_path):
             r"label 'r' in column y\", allowed: one of p, q",
         ),
         ({"words": ["a"], "y": [0.5]}, {}, r"column y of type double', allowed: integers or strings"),
+        ({"words": ["a"], "y": [[0]]}, {}, r"column y of type list.*', allowed: integers or strings"),
+        ({"words": ["a", "b"], "y": [0, -2]}, {}, r"label -2 in column y', allowed: 0\.\.99999, or strings"),
+        ({"words": ["a", "b"], "y": [0, 10**12]}, {}, r"label 1000000000000 in column y', allowed: 0\.\.99999, or"),
+        ({"words": ["a", "b"], "y": ["p", ""]}, {}, r"task\.label_column: found '1 empty values in column y'"),
+        ({"words": ["a"], "y": ["p"]}, {"classes": "p\nq\np"}, r"task\.path: found \"'p' more than once in .*classes"),
         ({"words": [3], "y": [0]}, {}, r"column words of type int64', allowed: a column of strings"),
     ],
 )
@@ -129,6 +135,30 @@ def test_bad_columns_are_named(tmp_path, columns, arguments, message):
 def test_an_evaluation_label_that_training_lacks_is_an_error(tmp_path):
     path = folder(tmp_path, {"words": ["a"], "y": ["p"]}, {"words": ["a"], "y": ["q"]})
     with pytest.raises(ConfigError, match="label 'q' in column y"):
+        load_task(custom(path), seed=0)
+
+
+def test_a_label_beyond_the_class_names_of_the_data_is_an_error(tmp_path):
+    names = datasets.ClassLabel(names=["p", "q"])
+    features = datasets.Features({"words": datasets.Value("string"), "y": names})
+    path = folder(tmp_path, {"words": ["a"] * 3, "y": [0, 1, 2]})
+    codes = pq.read_table(f"{path}/train.parquet").replace_schema_metadata(features.arrow_schema.metadata)
+    for split in ("train", "validation"):
+        pq.write_table(codes, f"{path}/{split}.parquet")
+    with pytest.raises(ConfigError, match=r"label 2 in column y', allowed: 0\.\.1, the labels of the training data"):
+        load_task(custom(path), seed=0)
+
+
+def test_texts_of_a_csv_file_are_taken_as_they_stand(tmp_path):
+    path = folder(tmp_path, {"words": ["", "None", "NA", " "], "y": [0, 1, 0, 1]}, suffix="csv")
+    task = load_task(custom(path), seed=0)
+    assert task.train["text"][:] == ["", "None", "NA", " "]
+    assert task.label_names == ("0", "1")
+
+
+def test_a_label_that_a_csv_file_lacks_is_an_error(tmp_path):
+    path = folder(tmp_path, {"words": ["a", "b"], "y": [0, None]}, suffix="csv")
+    with pytest.raises(ConfigError, match=r"task\.label_column: found '1 empty values in column y', allowed: a value"):
         load_task(custom(path), seed=0)
 
 

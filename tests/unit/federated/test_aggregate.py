@@ -95,6 +95,39 @@ def test_mean_of_equal_adapters_is_that_adapter():
     assert aggregate_adapters(updates, once(updates), "weighted").tobytes() == adapter.tobytes()
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 9)), min_size=1, max_size=30),
+    KINDS,
+)
+def test_equal_updates_give_themselves_bit_for_bit_whatever_their_weights(adapter, weights, kind):
+    updates = [update(i, adapter, size) for i, (size, _) in enumerate(weights)]
+    cohort = {i: times for i, (_, times) in enumerate(weights)}
+    assert np.array_equal(aggregate_adapters(updates, cohort, kind), np.asarray(adapter, dtype=np.float32))
+
+
+@settings(deadline=None, max_examples=60)
+@given(COHORTS, st.integers(2, 64), KINDS)
+def test_only_the_ratio_of_weights_counts(clients, factor, kind):
+    updates = [update(i, adapter, size) for i, (adapter, size, _) in enumerate(clients)]
+    larger = [update(i, adapter, size * factor) for i, (adapter, size, _) in enumerate(clients)]
+    often = dict.fromkeys(once(updates), factor)
+    expected = aggregate_adapters(updates, once(updates), kind)
+    ulp = np.spacing(np.abs(np.stack([u.adapter for u in updates])).max(axis=0))
+    for scaled in (aggregate_adapters(larger, once(updates), kind), aggregate_adapters(updates, often, kind)):
+        assert (np.abs(scaled - expected) <= ulp).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(COHORTS)
+def test_clients_of_equal_size_weigh_the_same_as_without_weights(clients):
+    updates = [update(i, adapter, 7) for i, (adapter, _, _) in enumerate(clients)]
+    uniform, weighted = (aggregate_adapters(updates, once(updates), kind) for kind in ("uniform", "weighted"))
+    ulp = np.spacing(np.abs(np.stack([u.adapter for u in updates])).max(axis=0))
+    assert (np.abs(uniform - weighted) <= ulp).all()
+
+
 def test_products_are_not_rounded_to_float32():
     assert aggregate_adapters([update(0, [230963.0], 107)], {0: 1}, "weighted").tolist() == [230963.0]
 

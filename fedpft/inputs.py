@@ -1,0 +1,88 @@
+"""What a run takes in, each part checked against the others: data and configs first, the FM's weights last.
+
+All that :func:`load_data` refuses is refused before an actor starts, what :func:`load_fm` refuses before training.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedpft.config import Config, ConfigError
+from fedpft.data.collate import rows
+from fedpft.data.datamodule import FederatedData, build_data
+from fedpft.data.public import load_corpus
+from fedpft.data.tasks import load_task
+from fedpft.models import loading
+from fedpft.models.limits import check_texts_fit
+from fedpft.models.pretrain import pretrain_backbone
+from fedpft.seeding import derive_seed
+from fedpft.trainer import Progress
+
+
+def load_fm_and_data(
+    config: Config, progress: Progress, saved_fm: Path | None = None
+) -> tuple[PreTrainedModel, FederatedData]:
+    """Do :func:`load_data` and :func:`load_fm`."""
+    data = load_data(config, progress)
+    return load_fm(config, data, progress, saved_fm), data
+
+
+def load_data(config: Config, progress: Progress) -> FederatedData:
+    """Load task, public corpus and processor, and prepare the data for the FM.
+
+    Raises:
+        ConfigError: what cannot be loaded, or does not fit together or the FM.
+
+    """
+    progress.stage("load data")
+    task = load_task(config.task, config.seed)
+    fm = loading.load_fm_config(config.fm, len(task.label_names))
+    processor = loading.load_processor(config.fm, task.modality)
+    if isinstance(processor, PreTrainedTokenizerBase):
+        check_texts_fit(config, fm, processor)
+    return build_data(task, load_corpus(config.public, config.seed), processor, config)
+
+
+def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: Path | None = None) -> PreTrainedModel:
+    """Load the FM; it bears the task's label names. A `scratch://` FM is pre-trained here unless it was saved.
+
+    Args:
+        config: the run's.
+        data: of :func:`load_data`.
+        progress: hears about the stages.
+        saved_fm: folder of the run's own FM, to use in place of `config.fm`.
+
+    Raises:
+        ConfigError: as `fedpft.models.loading.load_fm`; or the FM fails on an example of the task.
+
+    """
+    progress.stage("load FM")
+    source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
+    fm = loading.load_fm(
+        source, modality=data.modality, num_labels=len(data.label_names), seed=config.seed,
+        pad_token_id=data.collate.settings().get("pad_token_id"),
+    )  # fmt: skip
+    fm.config.id2label = dict(enumerate(data.label_names))
+    fm.config.label2id = {name: label for label, name in enumerate(data.label_names)}
+    _try_an_example(fm, data, config.fm.path)
+    if config.fm.pretrain.num_epochs and not saved_fm:
+        progress.stage("pre-train FM on public data")
+        pretrain_backbone(
+            fm, data.public, data.collate, config=config.fm.pretrain, server=config.server,
+            seed=derive_seed(config.seed, "pretrain"), on_step=progress.progress,
+        )  # fmt: skip
+    return fm
+
+
+@torch.no_grad()
+def _try_an_example(fm: PreTrainedModel, data: FederatedData, path: str) -> None:
+    batch = data.collate(rows(data.evaluation, [0]))
+    try:
+        fm(**batch)
+    except Exception as error:  # whatever an architecture says to inputs of another size or number of channels
+        reason = " ".join(str(error).split())[:200]
+        inputs = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
+        found = f"{path!r}, which fails on an example of the task ({reason})"
+        raise ConfigError(f"fm.path / fm.config: found {found}, allowed: a model that takes {inputs}") from error

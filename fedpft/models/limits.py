@@ -1,0 +1,42 @@
+"""How long a text and how many tokens an FM knows: from its config alone, before any weights are read."""
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from fedpft.config import Config, ConfigError
+
+LEARNED_POSITIONS = frozenset({"bert", "distilbert", "gpt2", "roberta"})
+"""Families with one embedding for each position; a new family without a row here has no limit (rotary positions)."""
+
+POSITIONS_AFTER_PADDING = frozenset({"roberta"})
+"""Those that count positions from the id after the padding token's."""
+
+
+def max_positions(fm: PretrainedConfig) -> int | None:
+    """Return the longest text in tokens, special tokens included, or None: positions are computed for any length."""
+    if fm.model_type not in LEARNED_POSITIONS:
+        return None
+    reserved = (fm.pad_token_id or 0) + 1 if fm.model_type in POSITIONS_AFTER_PADDING else 0
+    return fm.max_position_embeddings - reserved
+
+
+def check_texts_fit(config: Config, fm: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the FM has an embedding for every position and token of the texts that will be made for it.
+
+    Raises:
+        ConfigError: `fm.max_length` or `public.chunk_length` above the FM's positions, a tokenizer of another model, or
+            a model of images.
+
+    """
+    if not hasattr(fm, "vocab_size"):
+        found = f"{config.fm.path!r} of model type {fm.model_type!r}"
+        raise ConfigError(f"fm.path: found {found}, allowed: a model of texts, because the task is one of texts")
+    limit = max_positions(fm)
+    lengths = {"fm.max_length": config.fm.max_length, "public.chunk_length": config.public.chunk_length}
+    for key, length in lengths.items():
+        if limit is not None and length > limit:
+            raise ConfigError(f"{key}: found {length}, allowed: at most {limit}, the positions of this {fm.model_type}")
+    if len(tokenizer) > fm.vocab_size:
+        found = f"a tokenizer of {len(tokenizer)} tokens for {fm.vocab_size} token embeddings"
+        raise ConfigError(
+            f"fm.path: found {found} in {config.fm.path!r}, allowed: the tokenizer that belongs to the FM"
+        )

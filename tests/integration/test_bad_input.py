@@ -1,0 +1,216 @@
+"""What a run is given and cannot use: refused in one line before an actor starts, and without a trace."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+
+from fedpft import cli
+from fedpft.config import ConfigError, load_config
+from fedpft.federated.pool import SequentialPool
+from fedpft.models.loading import load_sub_fm
+from fedpft.pipeline import run
+from fedpft.resume import go_on
+from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
+
+SHORT = ["federated.rounds=1", "align.layers.num_steps=1"]
+
+
+def write_train(folder, texts, labels):
+    (folder / "task/train.csv").unlink()
+    datasets.Dataset.from_dict({"text": texts, "label": labels}).to_parquet(folder / "task/train.parquet")
+
+
+def labelled(*labels):
+    return lambda folder: write_train(folder, ["w1"] * len(labels), list(labels))
+
+
+def vision_fm(folder):
+    tiny_fm("vit").save_pretrained(folder / "fm")
+
+
+REFUSED = {
+    "fewer examples than clients": (labelled(0, 1, 0), "federated.num_clients: found 4, allowed: at most 3 examples"),
+    "a negative label": (labelled(0, 1, -1, 0, 1), "task.label_column: found 'label -1 in column label', allowed: 0.."),
+    "an id as a label": (labelled(0, 1, 10**12, 0, 1), "task.label_column: found 'label 1000000000000 in column"),
+    "one label": (labelled(*[0] * 9), "task.label_column: found 'label 1 in column label', allowed: 0..0, the labels"),
+    "no label": (labelled(0, 1, None, 0, 1), "task.label_column: found '1 nulls in column label', allowed: no nulls"),
+    "a fraction as a label": (labelled(0.5, 1, 0), "task.label_column: found 'column label of type double', allowed:"),
+    "texts beyond the FM's positions": ("fm.max_length=41", "fm.max_length: found 41, allowed: at most 40, the pos"),
+    "chunks beyond the FM's positions": (
+        "public.chunk_length=41",
+        "public.chunk_length: found 41, allowed: at most 40",
+    ),
+    "an FM of images": (vision_fm, "fm.path: found "),
+    "an FM of an unknown kind": (
+        lambda folder: (folder / "fm/config.json").write_text('{"model_type": "nonsense"}'),
+        "fm.path: found ",
+    ),
+    "an output folder that is a file": (
+        lambda folder: (folder / "out").write_text("mine"),
+        "output_dir: found ",
+    ),
+    "W&B without a key": ("tracking.wandb=online", "tracking.wandb: found 'online', but W&B says: "),
+}
+
+
+@pytest.mark.parametrize(("spoil", "expected"), REFUSED.values(), ids=REFUSED)
+def test_it_is_refused_before_an_actor_starts_and_leaves_no_trace(tmp_path, monkeypatch, spoil, expected):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr("fedpft.pipeline.make_pool", lambda config: pytest.fail("an actor was started"))
+    settings = tiny_text_run(tmp_path)
+    if callable(spoil):
+        spoil(tmp_path)
+    else:
+        settings.append(spoil)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError) as error:
+        run(load_config(None, settings))
+    assert str(error.value).startswith(expected)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "field", ["intermediate_size=16", "num_hidden_layers=4"], ids=["another FFN size", "more layers"]
+)
+def test_an_fm_that_would_be_partly_random_is_refused_before_the_last_run_moves_aside(tmp_path, monkeypatch, field):
+    closed = []
+    monkeypatch.setattr(SequentialPool, "close", lambda self: closed.append(self))
+    settings = tiny_text_run(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/rounds.jsonl").write_text("a run\n")
+    with pytest.raises(ConfigError, match=r"^fm\.path: found .* without bert\.encoder\.layer\..*whole backbone"):
+        run(load_config(None, [*settings, f"fm.config.{field}"]))
+    assert (tmp_path / "out/rounds.jsonl").read_text() == "a run\n"
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("field", ["patch_size=30", "num_channels=1"])
+def test_an_architecture_that_cannot_take_the_tasks_images_is_one_line(tmp_path, field):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    with pytest.raises(ConfigError, match=r"^fm\.path / fm\.config: found 'scratch://vit', which fails on") as error:
+        run(load_config(None, [*tiny_vision_run(tmp_path), f"fm.config.{field}"]))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("write", [tiny_text_run, tiny_vision_run])
+def test_clients_with_one_example_each_train(tmp_path, write):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    alone = ["task.max_train_examples=4", "federated.sampling=full", "align.neurons={interval: 1}"]
+    result = run(load_config(None, [*write(tmp_path), *SHORT, *alone, "federated.rounds=2"])).result
+    records = [json.loads(line) for line in (tmp_path / "out/rounds.jsonl").read_text().splitlines()]
+    assert [record["clients"] for record in records] == [[0, 1, 2, 3]] * 2
+    assert all(record["train_loss"] > 0 for record in records)
+    assert 0 <= result["fm"] <= 1
+
+
+def test_empty_texts_train(tmp_path):
+    settings = tiny_text_run(tmp_path)
+    write_train(tmp_path, [""] * 8, [0, 1] * 4)
+    assert run(load_config(None, [*settings, *SHORT])).result["rounds"] == 1
+
+
+def test_alignments_that_diverge_are_named_and_not_cached(tmp_path):
+    settings = [*tiny_text_run(tmp_path), f"cache.dir={tmp_path / 'cache'}"]
+    with pytest.raises(ConfigError, match=r"^align\.layers: found settings after which .* try a lower lr$"):
+        run(load_config(None, [*settings, "align.layers.lr=1e30"]))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    with pytest.raises(ConfigError, match=r"^align\.neurons: found settings after which .* try a lower lr$"):
+        run(load_config(None, [*settings, "align.neurons.lr=1e30"]))
+    saved = sorted(path.name for path in (tmp_path / "out/checkpoints").iterdir())
+    assert saved == ["round-0000", "round-0001"], "the rounds before stay"
+
+
+def test_a_disk_that_fills_up_stops_the_run_which_then_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
+    settings = tiny_text_run(tmp_path)
+    straight = run(load_config(None, [*settings, f"output_dir={tmp_path / 'straight'}"])).result
+    flush, room = os.fsync, iter(range(14))
+
+    def filling(descriptor):
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(OSError, match="No space left"), pytest.warns(UserWarning, match="checkpoint not written"):
+        run(load_config(None, settings))
+    monkeypatch.undo()
+    assert not (tmp_path / "out/result.json").exists()
+    resumed = go_on(load_config(None, settings)).result
+    assert {key: resumed[key] for key in ("fm", "sub_fm", "best")} == {
+        key: straight[key] for key in ("fm", "sub_fm", "best")
+    }
+    rounds = [json.loads(line)["round"] for line in (tmp_path / "out/rounds.jsonl").read_text().splitlines()]
+    assert rounds == [1, 2, 3, 4]
+
+
+def test_a_result_that_is_cut_off_is_named(tmp_path):
+    config = load_config(None, [*tiny_text_run(tmp_path), *SHORT])
+    run(config)
+    (tmp_path / "out/result.json").write_text('{"fm": ')
+    with pytest.raises(ConfigError, match=r"^output_dir: found a result\.json in .* that is not JSON"):
+        go_on(config)
+
+
+def test_what_is_saved_bears_the_tasks_labels(tmp_path):
+    settings = tiny_text_run(tmp_path)
+    (tmp_path / "task/classes.txt").write_text("calm\nangry\n")
+    run(load_config(None, [*settings, *SHORT]))
+    sub_fm = load_sub_fm(tmp_path / "out/sub_fm", modality="text")
+    assert sub_fm.config.id2label == {0: "calm", 1: "angry"}
+    assert sub_fm.config.label2id == {"calm": 0, "angry": 1}
+
+
+COMMANDS = {
+    "bad data": (["task.label_column=nowhere"], 2, "error: task.label_column: found 'nowhere', allowed: a column of "),
+    "nobody comes": (["federated.dropout_ratio=0.999999"], 1, "stopped: 1 rounds in a row did not count: "),
+}
+
+
+@pytest.mark.parametrize(("settings", "code", "expected"), COMMANDS.values(), ids=COMMANDS)
+def test_on_the_command_line_it_is_one_line_and_an_exit_code(tmp_path, settings, code, expected):
+    (tmp_path / "base.yaml").write_text("")
+    tiny = [*tiny_text_run(tmp_path), *SHORT, "align.neurons.kind=none"]
+    command = [sys.executable, "-m", "fedpft.cli", "run", str(tmp_path / "base.yaml"), *tiny, *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(expected)
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EROFS, 1), (errno.ECONNREFUSED, None)])
+def test_a_full_disk_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys, number, code):
+    def fails(*_):
+        (tmp_path / "out/checkpoints/round-0003").mkdir(parents=True)
+        (tmp_path / "out/checkpoints/round-0003/state.json").write_text("{}")
+        raise OSError(number, os.strerror(number), "rounds.jsonl")
+
+    monkeypatch.setattr("fedpft.pipeline.run", fails)
+    (tmp_path / "base.yaml").write_text(f"output_dir: {tmp_path / 'out'}")
+    monkeypatch.setattr(sys, "argv", ["fedpft", "run", str(tmp_path / "base.yaml")])
+    with pytest.raises(SystemExit if code else OSError) as ended:
+        cli.main()
+    if code:
+        assert ended.value.code == code
+        assert capsys.readouterr().err.endswith(
+            f"{os.strerror(number)}: 'rounds.jsonl'; go on with: fedpft resume {tmp_path / 'out'}\n"
+        )
+
+
+def test_the_check_of_the_fm_changes_no_random_state(tmp_path):
+    from fedpft.inputs import load_fm_and_data
+    from fedpft.trainer import SilentProgress
+
+    config = load_config(None, tiny_text_run(tmp_path))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    load_fm_and_data(config, SilentProgress())
+    assert torch.equal(torch.get_rng_state(), before)
