@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fedpft.data.datamodule import FederatedData, chunk_corpus
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
 from fedpft.methods import METHODS
+from fedpft.methods.base import Proxy
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.pipeline import public_data, tune
@@ -81,10 +82,9 @@ def all_cells(seeds: range) -> Iterator[Cell]:
 
 def measure(config: Config, fm: nn.Module, data: FederatedData, held_out: Batches) -> dict[str, Any]:
     """Build the sub-FM (CPU seconds of one thread), compare it with the FM, tune federatedly, evaluate."""
-    method = METHODS[config.method.name](copy.deepcopy(fm), public_data(data), config, SilentObserver())
-    start = time.process_time()
-    proxy = method.build_proxy()
-    seconds = time.process_time() - start
+    proxy, seconds = build(config, fm, data)
+    if proxy.construction["cached"]:  # left by a run that was stopped: its seconds are those of reading
+        proxy, seconds = build(replace(config, cache=replace(config.cache, enabled=False)), fm, data)
     errors = hidden_errors(fm, proxy.model, held_out)
     outcome = tune(config, copy.deepcopy(fm), data, SequentialPool(), TrackerGroup([]), SilentObserver())
     result = outcome.result
@@ -97,6 +97,13 @@ def measure(config: Config, fm: nn.Module, data: FederatedData, held_out: Batche
         "gradient_cosine_after": after["total"]["gradient_cosine"],
         **{name: result[name] for name in ("untuned_fm", "sub_fm", "fm", "num_params_sub_fm", "compression_ratio")},
     }
+
+
+def build(config: Config, fm: nn.Module, data: FederatedData) -> tuple[Proxy, float]:
+    """Return the proxy and the CPU seconds that it took."""
+    start = time.process_time()
+    method = METHODS[config.method.name](copy.deepcopy(fm), public_data(data), config, SilentObserver())
+    return method.build_proxy(), time.process_time() - start
 
 
 @torch.no_grad()
