@@ -177,14 +177,21 @@ def tune(
 
     evaluation = Evaluation(method, proxy, data, config, observer)
     construction = saved.extra["construction"] if saved else dict(proxy.construction)
+    start = time.perf_counter()  # of the rounds, once they begin
 
     def checkpoint(state: ServerState) -> None:
         server = {name: value for name, value in vars(state).items() if name != "adapter"}
-        extra, tensors = {"construction": construction}, method.saved_proxy
+        extra = {
+            "construction": construction,
+            "fidelity_seconds": evaluation.fidelity_seconds,
+            "rounds_seconds": time.perf_counter() - start,
+        }
+        tensors = method.saved_proxy
         keep(RunCheckpoint(server=server, adapter=state.adapter, proxy=tensors, untuned=untuned, extra=extra))
 
     if saved:
         state, untuned = ServerState(adapter=saved.adapter, **saved.server), saved.untuned
+        evaluation.fidelity_seconds = saved.extra["fidelity_seconds"]
     else:
         state = ServerState(rounds_done=0, adapter=get_adapter(proxy.model))
         untuned = {"round": 0, **evaluation.untuned(state.adapter)}
@@ -193,6 +200,7 @@ def tune(
     observer.run_started(untuned)
     observer.stage(f"send sub-FM and data to {pool.num_actors} actor(s)")
     pool.broadcast(client_package(config, proxy, data))
+    start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
     driver = Driver(
         config=config.federated,
         seed=config.seed,
@@ -206,7 +214,6 @@ def tune(
         observer=observer,
         checkpoint=checkpoint,
     )
-    start = time.perf_counter()
     final = driver.run(state)
     result = {
         "name": config.name,

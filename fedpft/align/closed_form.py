@@ -15,6 +15,7 @@ Sources: least-squares reconstruction of a pruned layer is He et al. 2017 (arXiv
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import lightning as L
 import torch
@@ -27,7 +28,7 @@ from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.models.ffn import FFN, find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.layerwise import LayerCalls, record_calls, trace_ffn
-from fedpft.trainer import StepReport
+from fedpft.trainer import SilentProgress, StepReport
 
 HELD_OUT_PART = 8
 """One batch in this many chooses the ridge; the others fit."""
@@ -97,6 +98,7 @@ def _refit(
     with_norm: bool,
 ) -> AlignmentReport:
     assert len(batches) >= 2, "one to fit and one to choose the ridge"
+    report_step = on_step or SilentProgress().progress
     fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
     fabric.to_device(fm)
     fabric.to_device(sub_fm)
@@ -114,13 +116,15 @@ def _refit(
             if ffn.index in free:
                 before.append(_refit_layer(fm_ffn, ffn, walks, free[ffn.index], with_norm=with_norm))
                 after.append(_held_out_loss(walks))
-                if on_step is not None:
-                    on_step(ffn.index + 1, len(pairs), {"loss": after[-1]})
             else:
                 for walk in walks:
                     walk.fm_hidden = walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden)
                     walk.sub_hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
-    return AlignmentReport(first_loss=sum(before) / len(before), last_loss=sum(after) / len(after))
+            report_step(ffn.index + 1, len(pairs), {})
+    report = AlignmentReport(first_loss=fmean(before), last_loss=fmean(after))
+    for loss in (report.first_loss, report.last_loss):
+        report_step(len(pairs), len(pairs), {"loss": loss})
+    return report
 
 
 def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *, with_norm: bool) -> float:

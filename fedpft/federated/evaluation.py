@@ -39,7 +39,8 @@ class Evaluation:
         shuffled = numpy_rng(config.seed, "fidelity").permutation(len(data.evaluation))
         drawn = shuffled[: self._settings.fidelity_examples]
         self._batch = data.collate(rows(data.evaluation, drawn)) if len(drawn) else None
-        self._fidelity_seconds = 0.0
+        self.fidelity_seconds = 0.0
+        """What the meter took in the whole run."""
 
     def __call__(self, adapter: np.ndarray) -> dict[str, Any]:
         """Evaluate both models with the adapter."""
@@ -70,7 +71,7 @@ class Evaluation:
                 "leakage_gap_before": before["leakage_gap"],
                 "leakage_gap": after["leakage_gap"],
                 "num_examples": len(self._batch["labels"]),
-                "seconds": self._fidelity_seconds,
+                "seconds": self.fidelity_seconds,
             }
         }
 
@@ -87,7 +88,7 @@ class Evaluation:
             on_step=self._progress.progress,
         )
         seconds = time.perf_counter() - start
-        self._fidelity_seconds += seconds
+        self.fidelity_seconds += seconds
         return {
             "leakage_gap": round(accuracies["fm"] - accuracies["sub_fm"], 6),
             "fidelity": fidelity.record(),

@@ -91,6 +91,7 @@ class ProxyTuning:
         for layer, zeros, positions in zip(self._compressed_layers, counts.zeros, counts.positions, strict=True):
             apoz = average_percentage_of_zeros(torch.from_numpy(zeros), int(positions))
             masks[layer] = least_used(apoz, config.align.neurons.update_ratio)
+        before = self._ffn_weights()
         self._progress.stage("align neurons")
         report = NEURON_ALIGNERS[config.align.neurons.kind](
             self.plug_in(adapter),
@@ -108,7 +109,8 @@ class ProxyTuning:
         }
         weights = self._ffn_weights()
         _require_finite({name: torch.from_numpy(value) for name, value in weights.items()}, "align.neurons")
-        return ProxyChange(weights=weights, metrics=metrics)
+        changed = {name: new for name, new in weights.items() if not np.array_equal(new, before[name])}
+        return ProxyChange(weights=changed, metrics=metrics)
 
     def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the FM with the adapter in it."""

@@ -44,7 +44,8 @@ def _origin(content: Mapping[str, Any], now: float) -> tuple[str, str, str]:
     try:
         ingredients = content["ingredients"]
         fm, constructor, layers = (ingredients[section] for section in ("fm", "constructor", "align_layers"))
-        aligned = "not aligned" if layers["kind"] == "none" else f"{layers['kind']}, {layers['num_steps']} steps"
+        steps = f", {layers['num_steps']} steps" if "num_steps" in layers else ""
+        aligned = "not aligned" if layers["kind"] == "none" else layers["kind"] + steps
         made = f"{constructor['retained_ratio']:.3g} by {constructor['scorer']}; {aligned}; seed {ingredients['seed']}"
         return f"{fm['model_type']} {fm['digest'][:SHOWN_DIGITS]}", made, _span(now - content["created"])
     except (KeyError, TypeError, ValueError):

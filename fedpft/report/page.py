@@ -75,7 +75,8 @@ def page(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str
 
 
 def _section(title: str, figure: "Figure", first: bool) -> str:
-    figure = figure.to_html(full_html=False, include_plotlyjs=first, config={"responsive": True, "displaylogo": False})
+    config = {"responsive": True, "displayModeBar": False}  # the bar would lie on legends and titles
+    figure = figure.to_html(full_html=False, include_plotlyjs=first, config=config)
     return f"<h2>{escape(title)}</h2>\n{figure}"
 
 

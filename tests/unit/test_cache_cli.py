@@ -57,6 +57,23 @@ def test_list_shows_every_entry_with_its_origin_size_and_ages(store, place):
     ]
 
 
+@pytest.mark.parametrize(
+    ("layers", "shown"),
+    [
+        ({"kind": "none"}, "not aligned"),
+        ({"kind": "closed_form", "num_examples": 400}, "closed_form"),
+        ({"kind": "closed_form+distill", "num_steps": 100}, "closed_form+distill, 100 steps"),
+    ],
+)
+def test_list_says_how_a_sub_fm_was_aligned(store, layers, shown):
+    file = store.entry_folder(KEYS[0]) / ENTRY_FILE
+    content = json.loads(file.read_text())
+    content["ingredients"]["align_layers"] = layers
+    file.write_text(json.dumps(content))
+    _, lines = fedpft("cache", "list", "--dir", store.folder)
+    assert f"0.25 by weight_norm; {shown}; seed 42" in lines[3]
+
+
 @pytest.mark.parametrize("created", ['"yesterday"', "null", "[1]"])
 def test_an_entry_with_nonsense_in_it_is_listed(store, created):
     file = store.entry_folder(KEYS[0]) / ENTRY_FILE

@@ -1,6 +1,6 @@
 """Alignment benchmark: how faithful a sub-FM is, what that costs, and what it buys. See README.md.
 
-    OMP_NUM_THREADS=1 python -m experiments.benchmarks.alignment.run DATA_DIR [--seeds 1] [--worker 0/2]
+    OMP_NUM_THREADS=1 python -m experiments.benchmarks.alignment.run DATA_DIR [--seeds 1] [--worker 0/2] [--match GLOB]
 
 DATA_DIR holds `sst2/` and `align_text/` as parquet. Finished cells are skipped, so it can be stopped and started at
 will; two workers share the cells. The results lie in `experiments/results/alignment/`, one JSON a cell.
@@ -9,6 +9,7 @@ will; two workers share the cells. The results lie in `experiments/results/align
 import argparse
 import json
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -28,13 +29,15 @@ def main() -> None:
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--worker", default="0/1", help="K/N: take every N-th unfinished cell, from the K-th")
+    parser.add_argument("--match", default="*", help="only the cells with such a name")
     parser.add_argument("--cache", type=Path, default=Path("outputs/alignment_benchmark/cache"))
     options = parser.parse_args()
     worker, num_workers = map(int, options.worker.split("/"))
     torch.set_num_threads(1)  # seconds are CPU seconds of one thread
     console, loaded = Console(), {}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for index, cell in enumerate(all_cells(range(42, 42 + options.seeds))):
+    cells = [cell for cell in all_cells(range(42, 42 + options.seeds)) if fnmatch(cell.name, options.match)]
+    for index, cell in enumerate(cells):
         file = RESULTS / f"{cell.name}.json"
         if index % num_workers != worker or file.exists():
             continue

@@ -168,6 +168,23 @@ def test_the_same_call_twice_gives_the_same_bits():
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+def test_progress_counts_the_layers_and_ends_with_the_losses_before_and_after():
+    steps = []
+    fm, sub_fm = models("bert")
+    config = LayerAlignConfig(**SETTINGS)
+    report = refit_layers(
+        fm, sub_fm, layers=(1, 2), public=public_data("bert"), config=config, server=SERVER, seed=0,
+        on_step=lambda *step: steps.append(step),
+    )  # fmt: skip
+    assert steps == [
+        (1, 3, {}),
+        (2, 3, {}),
+        (3, 3, {}),
+        (3, 3, {"loss": report.first_loss}),
+        (3, 3, {"loss": report.last_loss}),
+    ]
+
+
 def test_no_more_examples_than_asked_are_read():
     read = []
 

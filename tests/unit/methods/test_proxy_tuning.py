@@ -168,8 +168,59 @@ def test_only_least_used_neurons_of_compressed_layers_change_in_the_broadcast(mo
     assert change.metrics.keys() == {"align/loss_before", "align/loss"}
 
 
-def test_a_place_that_takes_the_change_over_has_the_servers_proxy():
-    made = method()
+def test_a_closed_form_change_is_the_chosen_columns_and_the_bias_of_down():
+    made = method(neurons="closed_form")
+    proxy = made.build_proxy()
+    before = copies(proxy.model)
+    change = made.after_round(2, somewhere(proxy), counts())
+    ffns = find_ffns(proxy.model)
+    names = {id(parameter): name for name, parameter in proxy.model.named_parameters()}
+    assert set(change.weights) == {names[id(p)] for layer in (1, 2) for p in ffns[layer].down.parameters()}
+    for layer, chosen in least_used(counts()).items():
+        name = names[id(ffns[layer].down.weight)]
+        touched = (torch.from_numpy(change.weights[name]) != before[name]).any(dim=0)
+        assert set(touched.nonzero().flatten().tolist()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("none", []),
+        ("distill", ["distill"]),
+        ("closed_form", ["closed_form"]),
+        ("closed_form+distill", ["closed_form", "distill"]),
+    ],
+)
+def test_layers_are_aligned_by_the_kinds_named_in_that_order(monkeypatch, kind, expected):
+    calls = []
+
+    def spy(name):
+        def align(fm, sub_fm, **kwargs):
+            calls.append(name)
+            return SimpleNamespace(first_loss=10.0 - len(calls), last_loss=5.0 - len(calls))
+
+        return align
+
+    for name in ("distill", "closed_form"):
+        monkeypatch.setitem(module_under_test.LAYER_ALIGNERS, name, spy(name))
+    construction = method(layers=kind).build_proxy().construction
+    assert calls == expected
+    if expected:
+        assert construction["align_loss_first"] == 9.0
+        assert construction["align_loss_last"] == 5.0 - len(expected)
+
+
+@pytest.mark.parametrize("scorer", ["weight_norm", "activation", "greedy", "random"])
+def test_every_scorer_gives_a_proxy_and_the_same_one_again(scorer):
+    first, second = (method(scorer=scorer, layers="closed_form").build_proxy().model for _ in range(2))
+    assert [ffn.num_neurons for ffn in find_ffns(first)] == [24, 12, 12]
+    weights = dict(second.named_parameters())
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in first.named_parameters())
+
+
+@pytest.mark.parametrize("neurons", ["distill", "closed_form"])
+def test_a_place_that_takes_the_change_over_has_the_servers_proxy(neurons):
+    made = method(neurons=neurons)
     proxy = made.build_proxy()
     place = unpack_model(pack_model(proxy.model))
     adapter = get_adapter(proxy.model)
