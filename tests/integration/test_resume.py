@@ -227,7 +227,7 @@ def test_an_fm_of_the_runs_own_comes_back_bit_for_bit_without_another_pre_traini
     run(configs[0])
     with pytest.raises(Stop):
         run(configs[1], StopBefore(2))
-    monkeypatch.setattr("fedpft.pipeline.pretrain_backbone", None)
+    monkeypatch.setattr("fedpft.inputs.pretrain_backbone", None)
     go_on(configs[1])
     assert outcome(tmp_path / "b") == outcome(tmp_path / "a")
     assert (tmp_path / "b/fm/model.safetensors").read_bytes() == (tmp_path / "a/fm/model.safetensors").read_bytes()

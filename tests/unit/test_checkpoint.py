@@ -2,6 +2,7 @@ import json
 import os
 import resource
 import warnings
+from contextlib import contextmanager
 from dataclasses import fields
 
 import numpy as np
@@ -196,18 +197,20 @@ def test_going_on_replaces_what_could_not_be_read(tmp_path):
     assert names(tmp_path) == ["round-0002", "round-0004"]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
     """Let no file grow beyond 600 bytes: the adapter fits, the state does not."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, limit[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limit[1]))
+    try:
+        yield
+    finally:  # within the test: pytest's own report may go to a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
-def test_a_full_disk_costs_one_warning_and_keeps_the_older_ones(tmp_path, full_disk):
+def test_a_full_disk_costs_one_warning_and_keeps_the_older_ones(tmp_path):
     made = filled(tmp_path, 1)
-    full_disk()
-    with pytest.warns(UserWarning, match="the run goes on") as caught:
+    with full_disk(), pytest.warns(UserWarning, match="the run goes on") as caught:
         made.save(checkpoint(2))
     made.flush()
     assert len(caught) == 1
