@@ -15,7 +15,7 @@ digits: $(INSTALLED)
 	@$(BIN)/fedpft run experiments/configs/digits_vit.yaml
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --durations 12
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
