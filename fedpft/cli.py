@@ -33,7 +33,10 @@ ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. experiments/configs/quickstart.yaml")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings that override the file; SECTION=WORD: SECTION/WORD.yaml beside it."
+    ),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a run that did not get to its end.")]
 Resume = Annotated[

@@ -86,6 +86,12 @@ def test_an_unreadable_file_is_one_line(fails, config):
     assert fails("run", config).startswith(f"error: {config}: not readable as YAML")
 
 
+def test_a_part_that_does_not_exist_is_one_line_with_those_that_do(fails, config, tmp_path):
+    (tmp_path / "fm").mkdir()
+    (tmp_path / "fm" / "roberta.yaml").write_text("fm: {path: a}")
+    assert fails("plan", config, "fm=robert").endswith(f"parts in {tmp_path}/fm: roberta (did you mean roberta?)")
+
+
 def test_an_unknown_task_is_one_line_with_the_nearest_name(fails, config, tmp_path):
     line = fails("plan", config, *tiny_text_run(tmp_path), "task.name=sst3")
     assert line.startswith("error: task.name: found 'sst3', allowed: sst2, ")
