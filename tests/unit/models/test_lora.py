@@ -8,7 +8,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from fedpft.config import ConfigError, LoraConfig
 from fedpft.construct.compress import compress
+from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import (
+    LORA_TARGETS,
     adapter_layout,
     adapter_parameters,
     attach_lora,
@@ -17,6 +19,7 @@ from fedpft.models.lora import (
     num_base_parameters,
     save_adapter,
     set_adapter,
+    split_adapter,
     without_adapter,
 )
 from tests.tiny import FAMILIES, tiny_batch, tiny_fm
@@ -181,3 +184,20 @@ def test_without_its_adapter_a_model_is_the_plain_one_again(model_type):
 def test_the_adapter_takes_over_the_models_mode(training):
     model = attach_lora(tiny_fm("bert").train(training), LoraConfig(rank=2, dropout=0.5), seed=0)
     assert {module.training for module in model.modules()} == {training}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_lora_on_some_layers_is_there_and_only_there(model_type):
+    depth = {"distilbert": "n_layers", "gpt2": "n_layer"}.get(model_type, "num_hidden_layers")
+    fm = tiny_fm(model_type, **{depth: 12})
+    wrapped = attach_lora(fm, RANK_2, seed=0, layers=(1, 10))
+    tensors = [len(split_adapter(adapter_parameters(ffn.layer))[0]) for ffn in find_ffns(wrapped)]
+    assert tensors == [2 * len(LORA_TARGETS[model_type]) if layer in (1, 10) else 0 for layer in range(12)]
+    assert sum(tensors) == len(split_adapter(adapter_parameters(wrapped))[0])
+
+
+def test_a_target_that_is_in_none_of_the_layers_is_an_error():
+    config = LoraConfig(target_modules=("query", "pooler.dense"))
+    attach_lora(AutoModelForSequenceClassification.from_config(tiny_fm("bert").config), config, seed=0)
+    with pytest.raises(ConfigError, match=r"^lora\.target_modules: found 'pooler.dense', which matches no module in a"):
+        attach_lora(tiny_fm("bert"), config, seed=0, layers=(0, 2))
