@@ -170,13 +170,26 @@ def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset]
         splits = {"train": config.train_split or "train", "evaluation": config.eval_split or "validation"}
         splits |= {name: split for name, split in row.other_eval_splits.items() if has_split(path, split)}
         classes = Path(path).expanduser() / "classes.txt"
-        local = {name: load_local(path, split, key) for name, split in splits.items()}
+        local = {name: _load_split(path, split) for name, split in splits.items()}
         return local, _class_names(classes) if classes.is_file() else None
     splits = {"train": config.train_split or row.train_split, "evaluation": config.eval_split or row.eval_split}
     if path != row.path:
         return {name: load_hub(path, None, split, key) for name, split in splits.items()}, None
     splits |= row.other_eval_splits
     return {name: load_hub(path, row.config_name, split, key, row.revision) for name, split in splits.items()}, None
+
+
+def _load_split(path: str, split: str) -> datasets.Dataset:
+    root = Path(path).expanduser()
+    if root.is_file():
+        fail("task.path", path, "a folder with train.* and validation.*: one file would be both")
+    dataset = load_local(path, split, "task.path")
+    # an image's class is the name of its folder, also where that is the split's own
+    labels, folder = dataset.features.get(LABEL), root / split
+    is_class = isinstance(labels, datasets.ClassLabel) and split in labels.names
+    if is_class and folder.is_dir() and not (folder / split).is_dir():
+        fail("task.path", f"images in {folder} itself", f"{split}/CLASS/*.png, or a {split}/metadata.csv with labels")
+    return dataset
 
 
 def _class_names(file: Path) -> tuple[str, ...]:
