@@ -49,7 +49,8 @@ FAMILIES = sorted(TINY_CONFIGS)
 
 def tiny_fm(model_type: str, *, num_labels: int = 3, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Return a random model in eval mode whose every parameter, biases and norms included, is non-trivial."""
-    config = AutoConfig.for_model(model_type, num_labels=num_labels, **(TINY_CONFIGS[model_type] | overrides))
+    fields = TINY_CONFIGS[model_type] | {"problem_type": "single_label_classification"} | overrides
+    config = AutoConfig.for_model(model_type, num_labels=num_labels, **fields)
     auto = AutoModelForImageClassification if model_type == "vit" else AutoModelForSequenceClassification
     with torch.random.fork_rng():
         torch.manual_seed(seed)
