@@ -46,6 +46,8 @@ LEAVES_THE_SUB_FM = {
     "task.path": "OTHER_TASK",
     "task.max_train_examples": 20,
     "task.max_eval_examples": 20,
+    "task.kind": "regression",
+    "task.metrics": ["macro_f1"],
     "method.name": "fedpft",
     "method.adapter_layers": 1,
     "method.kept_layers": 7,
