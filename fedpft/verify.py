@@ -229,7 +229,7 @@ def _trace(
         outcome = tune(config, copy.deepcopy(fm), data, pool, *silent, saved=saved, keep=record)
     finally:
         pool.close()
-    layout = adapter_layout(outcome.tuned_fm)
+    layout = adapter_layout(outcome.sub_fm)
     ends = np.cumsum([int(np.prod(shape)) for _, shape in layout])[:-1]
     names = [name for name, _ in layout]
     named = {i: dict(zip(names, np.split(adapter, ends), strict=True)) for i, adapter in adapters.items()}

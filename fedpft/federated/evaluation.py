@@ -21,8 +21,8 @@ from fedpft.trainer import Progress
 class Evaluation:
     """Adapter -> what an evaluation round adds to its record; changes nothing in the run.
 
-    Always `fm` and `sub_fm`, the primary metric on the main evaluation set (if the proxy is the FM itself, only `fm`); its
-    name and direction, `metric` and `metric_goal`; and `metrics`: for each model all metrics by name, those on other
+    Always `fm` and `sub_fm`, the primary metric on the main evaluation set (only `fm` if the proxy is the FM itself);
+    its name and direction, `metric` and `metric_goal`; `metrics`: for each model all metrics by name, those on other
     evaluation sets as `set/metric`. With the meter (`evaluation.fidelity_examples` above 0) also `leakage_gap`, the
     plugged-in FM's primary metric minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and `time/fidelity_seconds`,
     what the meter took (a part of the round's `time/evaluate_seconds`).
