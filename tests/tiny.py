@@ -182,9 +182,9 @@ def tiny_package(
     )
 
 
-def tiny_text_run(folder: Path) -> list[str]:
+def tiny_text_run(folder: Path, model_type: str = "bert") -> list[str]:
     """Write an FM, a task and a corpus into `folder`; return the `key=value` settings of a run of seconds on them."""
-    tiny_fm("bert").save_pretrained(folder / "fm")
+    tiny_fm(model_type).save_pretrained(folder / "fm")
     tiny_tokenizer().save_pretrained(folder / "fm")
     for name, seed, num_texts in (("task/train", 0, 48), ("task/validation", 1, 40), ("public/train", 2, 60)):
         texts, labels = tiny_texts(num_texts, seed=seed)
