@@ -1,6 +1,8 @@
 """Tiny random models of every family, for tests that take milliseconds."""
 
 import csv
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import datasets
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn.functional import gelu, relu, silu
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -21,6 +24,7 @@ from fedpft.data.collate import TextCollator
 from fedpft.data.partition import Partition
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import LocalSettings
+from fedpft.models.loading import Modality
 from fedpft.models.lora import AdaptedModel, attach_lora
 from fedpft.models.weights import pack_model
 
@@ -31,30 +35,71 @@ _COMMON = {
     "intermediate_size": 24,
     "vocab_size": 40,
 }
+_IMAGE = {k: v for k, v in _COMMON.items() if k != "vocab_size"} | {"image_size": 8, "patch_size": 4}
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "bert": _COMMON | {"max_position_embeddings": 40},
     "roberta": _COMMON | _SPECIAL | {"max_position_embeddings": 40},
+    "electra": _COMMON | {"embedding_size": 24, "max_position_embeddings": 40},
+    "deberta-v2": _COMMON | {
+        "max_position_embeddings": 40, "type_vocab_size": 0, "position_biased_input": False, "relative_attention": True,
+        "position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
+    },
     "distilbert": {
         "dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "vocab_size": 40, "max_position_embeddings": 40,
     },
-    "vit": {k: v for k, v in _COMMON.items() if k != "vocab_size"} | {"image_size": 8, "patch_size": 4},
+    "vit": _IMAGE,
+    "deit": _IMAGE,
     "gpt2": _SPECIAL | {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_inner": 24, "vocab_size": 40, "n_positions": 40},
+    "opt": _SPECIAL | {
+        "hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "ffn_dim": 24,
+        "vocab_size": 40, "max_position_embeddings": 40, "init_std": 0.5,  # every ReLU fires somewhere
+    },
     "llama": _COMMON | _SPECIAL | {"num_key_value_heads": 2},
+    "mistral": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "sliding_window": None},
     "qwen2": _COMMON | _SPECIAL | {"num_key_value_heads": 2},
+    "qwen3": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "head_dim": 8},
+    "gemma": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "head_dim": 8},
 }  # fmt: skip
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 8}
+"""How the 350M model differs from all other OPTs: post-LN, and embeddings narrower than its layers."""
+
+DEBERTA_V2_XLARGE = {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False}
+"""How the v2 models differ from v3: a convolution after the first layer, and positions with their own projections."""
+
 FAMILIES = sorted(TINY_CONFIGS)
+IMAGE_FAMILIES = ["deit", "vit"]
+TEXT_FAMILIES = [family for family in FAMILIES if family not in IMAGE_FAMILIES]
+POST_NORM_FAMILIES = ["bert", "deberta-v2", "distilbert", "electra", "roberta"]
+GATED_FAMILIES = ["gemma", "llama", "mistral", "qwen2", "qwen3"]
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    **dict.fromkeys(["bert", "deberta-v2", "deit", "distilbert", "electra", "roberta", "vit"], gelu),
+    **dict.fromkeys(["gemma", "gpt2"], partial(gelu, approximate="tanh")),
+    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3"], silu),
+    "opt": relu,
+}
+"""The activation function of each family's own models, from PyTorch."""
+
+
+def modality_of(model_type: str) -> Modality:
+    """Return what a family's models take."""
+    return "image" if model_type in IMAGE_FAMILIES else "text"
+
+
+def auto_model(model_type: str) -> Any:
+    """Return the transformers class that opens a family's classifiers."""
+    return AutoModelForImageClassification if model_type in IMAGE_FAMILIES else AutoModelForSequenceClassification
 
 
 def tiny_fm(model_type: str, *, num_labels: int = 3, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Return a random model in eval mode whose every parameter, biases and norms included, is non-trivial."""
     fields = TINY_CONFIGS[model_type] | {"problem_type": "single_label_classification"} | overrides
-    config = AutoConfig.for_model(model_type, num_labels=num_labels, **fields)
-    auto = AutoModelForImageClassification if model_type == "vit" else AutoModelForSequenceClassification
+    config = AutoConfig.for_model(model_type, num_labels=num_labels, architectures=[], **fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = auto.from_config(config)
+        model = auto_model(model_type).from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -64,7 +109,7 @@ def tiny_fm(model_type: str, *, num_labels: int = 3, seed: int = 0, **overrides:
 def tiny_batch(model_type: str, *, batch_size: int = 4, num_tokens: int = 7, seed: int = 1) -> dict[str, torch.Tensor]:
     """Return inputs of `tiny_fm(model_type)`; texts are right-padded to different lengths."""
     generator = torch.Generator().manual_seed(seed)
-    if model_type == "vit":
+    if model_type in IMAGE_FAMILIES:
         return {"pixel_values": torch.randn(batch_size, 3, 8, 8, generator=generator)}
     lengths = torch.randint(3, num_tokens + 1, (batch_size, 1), generator=generator)
     lengths[0] = num_tokens
@@ -137,9 +182,9 @@ def tiny_package(
     )
 
 
-def tiny_text_run(folder: Path) -> list[str]:
+def tiny_text_run(folder: Path, model_type: str = "bert") -> list[str]:
     """Write an FM, a task and a corpus into `folder`; return the `key=value` settings of a run of seconds on them."""
-    tiny_fm("bert").save_pretrained(folder / "fm")
+    tiny_fm(model_type).save_pretrained(folder / "fm")
     tiny_tokenizer().save_pretrained(folder / "fm")
     for name, seed, num_texts in (("task/train", 0, 48), ("task/validation", 1, 40), ("public/train", 2, 60)):
         texts, labels = tiny_texts(num_texts, seed=seed)

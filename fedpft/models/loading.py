@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from fedpft.config import ConfigError, FMConfig
-from fedpft.models.ffn import FFN_LOCATIONS, ffn_location, find_ffns
+from fedpft.models.ffn import ffn_location, find_ffns, known_family
 from fedpft.seeding import derive_seed, isolated_torch_rng
 
 Modality = Literal["text", "image"]
@@ -29,6 +29,11 @@ SCRATCH = "scratch://"
 PACKAGE = "package://"
 FFN_SIZES_FIELD = "ffn_sizes"
 """Field of a non-uniform sub-FM's config.json: neurons of each layer."""
+
+UNDECLARED_FIELDS = {
+    "deberta-v2": ("position_buckets", "norm_rel_ebd", "share_att_key", "conv_kernel_size", "conv_act")
+}
+"""Fields of a family's config.json that its models read, although the config class does not declare them."""
 
 _AUTO_MODELS: Mapping[Modality, Any] = {
     "text": AutoModelForSequenceClassification,
@@ -96,7 +101,7 @@ def load_fm_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
     if config.path.startswith(SCRATCH):
         return _scratch_config(config, num_labels)
     stored = _from_pretrained(AutoConfig, config.path)
-    _check_family(stored.model_type, config.path)
+    known_family(stored.model_type, repr(config.path))
     _check_fields(stored, config.config)
     return _from_pretrained(AutoConfig, config.path, num_labels=num_labels, **config.config)
 
@@ -119,31 +124,19 @@ def load_fm(
 
     """
     auto, fm_config = _AUTO_MODELS[modality], load_fm_config(config, num_labels)
+    fm_config.architectures = []  # the class is the task's; DeiT's files name one with a teacher, which takes no labels
     with isolated_torch_rng(derive_seed(seed, "fm")):
         if config.path.startswith(SCRATCH):
             with _one_line(f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"):
                 fm = auto.from_config(fm_config)
         else:
             fm, report = _from_pretrained(
-                auto,
-                config.path,
-                num_labels=num_labels,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **config.config,
+                auto, config.path, config=fm_config, ignore_mismatched_sizes=True, output_loading_info=True
             )
             _check_weights(fm, report, config)
     if pad_token_id is not None:
         fm.config.pad_token_id = pad_token_id
     return fm.float().eval()
-
-
-def _check_family(model_type: str, path: str) -> None:
-    if model_type not in FFN_LOCATIONS:
-        raise ConfigError(
-            f"fm.path: found {path!r} of model type {model_type!r}, allowed: {', '.join(sorted(FFN_LOCATIONS))} "
-            "(add a row to FFN_LOCATIONS in fedpft/models/ffn.py)"
-        )
 
 
 def record_ffn_sizes(model: PreTrainedModel) -> None:
@@ -229,19 +222,17 @@ def _check_finite(fm: PreTrainedModel, path: str) -> None:
 
 def _scratch_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
     model_type = config.path.removeprefix(SCRATCH)
-    if model_type not in FFN_LOCATIONS:
-        raise ConfigError(
-            f"fm.path: found {config.path!r}, allowed after {SCRATCH}: {', '.join(sorted(FFN_LOCATIONS))}"
-        )
+    known_family(model_type, repr(config.path))
     _check_fields(AutoConfig.for_model(model_type), config.config)
     with _one_line(f"fm.config: found {config.config}, allowed: fields that a {model_type} config can have"):
         return AutoConfig.for_model(model_type, num_labels=num_labels, **config.config)
 
 
 def _check_fields(known: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
+    names = {*known.to_dict(), *UNDECLARED_FIELDS.get(known.model_type, ())}
     for key in overrides:
-        if key not in known.to_dict():
-            close = difflib.get_close_matches(key, known.to_dict(), n=1)
+        if key not in names:
+            close = difflib.get_close_matches(key, sorted(names), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"fm.config.{key}: unknown field of a {known.model_type} config{hint}")
 

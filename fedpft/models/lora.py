@@ -26,14 +26,24 @@ AdaptedModel = PeftModel
 
 AdapterLayout = tuple[tuple[str, tuple[int, ...]], ...]
 
+_BERT = ("query", "key", "value", "attention.output.dense")
+_PROJ = ("q_proj", "k_proj", "v_proj", "o_proj")
+
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
-    "bert": ("query", "key", "value", "attention.output.dense"),
-    "roberta": ("query", "key", "value", "attention.output.dense"),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "electra": _BERT,
+    "deberta-v2": ("query_proj", "key_proj", "value_proj", "attention.output.dense"),
     "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
-    "vit": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "vit": _PROJ,
+    "deit": _PROJ,
     "gpt2": ("c_attn", "attn.c_proj"),
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "llama": _PROJ,
+    "mistral": _PROJ,
+    "qwen2": _PROJ,
+    "qwen3": _PROJ,
+    "gemma": _PROJ,
 }
 """Query, key, value and attention output projections of each family (GPT-2 fuses the first three)."""
 
@@ -52,7 +62,7 @@ def attach_lora(
         layers: numbers of the layers that get LoRA; None: all, and targets outside the layers.
 
     Raises:
-        ConfigError: a target that matches no module, or a family without default targets.
+        ConfigError: a target that matches no module, or an unknown model family.
 
     """
     targets = lora_targets(model, config, layers)
@@ -75,15 +85,13 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig, layers: Sequence[in
     """Return the module name suffixes that get LoRA, each checked in these layers, or without any in the whole model.
 
     Raises:
-        ConfigError: a target that matches no module, or an FFN (whose size differs between FM and sub-FM), or a family
-            without default targets.
+        ConfigError: a target that matches no module, or an FFN (whose size differs between FM and sub-FM), or an
+            unknown model family.
 
     """
     model_type = model.config.model_type
-    targets = config.target_modules or LORA_TARGETS.get(model_type, ())
-    if not targets:
-        raise ConfigError(f"lora.target_modules: found none, and model type {model_type!r} has no row in LORA_TARGETS")
     ffns = find_ffns(model)
+    targets = config.target_modules or LORA_TARGETS[model_type]
     ffn_modules = {id(module) for ffn in ffns for module in (ffn.up, ffn.gate, ffn.down)}
     places, where = ([model], "module") if layers is None else ([ffns[i].layer for i in layers], "module in a layer")
     named = [item for place in places for item in place.named_modules()]

@@ -11,7 +11,7 @@ from fedpft.construct.compress import compress
 from fedpft.fidelity import measure_fidelity
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, POST_NORM_FAMILIES, tiny_batch, tiny_fm
 
 SERVER = ServerConfig(accelerator="cpu")
 RATIO = 0.5
@@ -67,7 +67,7 @@ def test_every_number_is_that_of_a_plain_computation_on_the_whole_batch(family):
     record = measure(fm, sub_fm, batch, batch_size=4).record()
 
     depth = 3
-    last = depth if family in ("bert", "roberta", "distilbert") else depth - 1  # pre-LN: normalised once more
+    last = depth if family in POST_NORM_FAMILIES else depth - 1  # pre-LN: normalised once more
     errors = [float((t - s).norm() / t.norm()) for t, s in zip(fm_hidden, sub_hidden, strict=True)]
     assert record["hidden_error"][:last] == pytest.approx(errors[:last], rel=1e-4)
     cosines = [float(torch.cosine_similarity(t, s, dim=0)) for t, s in zip(fm_gradients, sub_gradients, strict=True)]

@@ -24,7 +24,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import pack_model, replace_weights, unpack_model
 from fedpft.trainer import SilentProgress
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, tiny_batch, tiny_fm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode", "ignore:Converting a tensor")
 RATIO = 0.25
@@ -339,3 +339,20 @@ def test_a_saved_proxy_is_a_copy():
     before = {name: tensor.clone() for name, tensor in saved.items()}
     made.after_round(2, adapter, counts())
     assert all(torch.equal(saved[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "key"), [({"layers": "closed_form+distill"}, "layers"), ({"neurons": "closed_form"}, "neurons")]
+)
+def test_a_model_that_no_closed_form_can_walk_is_refused_before_anything_is_built(kinds, key):
+    fm = tiny_fm("deberta-v2", **DEBERTA_V2_XLARGE)
+    with pytest.raises(
+        ConfigError, match=rf"^align\.{key}\.kind: found closed_form for a DebertaV2Model with encoder\.conv"
+    ):
+        method("deberta-v2", fm=fm, **kinds)
+
+
+def test_a_model_with_a_convolution_between_its_layers_is_distilled():
+    made = method("deberta-v2", fm=tiny_fm("deberta-v2", **DEBERTA_V2_XLARGE), layers="distill")
+    adapter = somewhere(made.build_proxy())
+    assert made.after_round(2, adapter, counts()).weights
