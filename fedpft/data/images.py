@@ -44,6 +44,8 @@ def as_images(
 
 
 def _flaw(image: dict[str, Any]) -> str | None:
+    if image["bytes"] is None and image["path"] is None:
+        return "an image without bytes and path"
     if image["bytes"] is None and "://" in image["path"]:
         return None  # fetched when it is read
     try:

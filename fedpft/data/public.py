@@ -144,8 +144,8 @@ def _open(config: PublicConfig, row: CorpusRow) -> datasets.Dataset | Files:
     config_name = row.config_name if path == row.path else None
     source = (path, config_name, row.split, key, GATED_HINT if row.gated else "")
     found = find_hub(*source)
-    if found is None or found.num_bytes <= MAX_WHOLE_BYTES:
-        return load_hub(*source)
+    if found is None or found.num_bytes <= MAX_WHOLE_BYTES:  # of unknown size: what is in the cache of `datasets` alone
+        return load_hub(*source, keep_in_memory=found is not None)
     if found.builder is None:
         fail(
             key, f"{path}, {found.num_bytes / 1e9:.1f} GB in files like {found.paths[0]}", f"files of one of {FORMATS}"

@@ -131,15 +131,17 @@ def load_local(path: str, split: str, key: str) -> datasets.Dataset:
     return read_whole(find_local(path, split, key), key)
 
 
-def load_hub(path: str, config_name: str | None, split: str, key: str, hint: str = "") -> datasets.Dataset:
-    """Download one split of a hub data set.
+def load_hub(
+    path: str, config_name: str | None, split: str, key: str, hint: str = "", *, keep_in_memory: bool = True
+) -> datasets.Dataset:
+    """Download one split of a hub data set; not kept in memory, its rows are read from disk when they are needed.
 
     Raises:
         ConfigError: hub unreachable, or no such data set, configuration or split; `hint` says what else it may need.
 
     """
     try:
-        return datasets.load_dataset(path, config_name, split=split, keep_in_memory=True)
+        return datasets.load_dataset(path, config_name, split=split, keep_in_memory=keep_in_memory)
     except Exception as error:  # the hub client raises errors of four libraries; the user can act on all alike
         raise _hub_error(path, config_name, split, key, hint, error) from error
 
