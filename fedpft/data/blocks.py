@@ -26,6 +26,8 @@ NUM_PLACES = 256
 """Blocks in a large draw: more mix better, but each may cost a row group."""
 BYTES_READ_AHEAD = 64 << 20
 """Blocks are fetched in batches of about so many bytes, each row group once a batch."""
+HEAD_BYTES = 128 << 20
+"""A block can only be reached through the rows before it in its row group: those beyond so much come last."""
 BYTES_DECODED = 16 << 20
 """Of a row group that is larger, about so much is decoded at a time."""
 FILE_BUFFER_BYTES = 1 << 20
@@ -128,7 +130,7 @@ class ParquetRows:
         """See :class:`RowFiles`. Blocks have a `NUM_PLACES`-th of `num_bytes`, but at least `min_block_bytes`."""
         block_rows = max(1, round(max(num_bytes / NUM_PLACES, min_block_bytes) / self.row_bytes))
         offsets = np.cumsum([0] + [-(-group.num_rows // block_rows) for group in self._groups])
-        order = rng.permutation(offsets[-1])
+        order = self._heads_first(rng.permutation(offsets[-1]), offsets, block_rows)
         expected, most = (1 + int(n / (block_rows * self.row_bytes)) for n in (num_bytes, BYTES_READ_AHEAD))
         start, size = 0, min(expected, most)
         while start < len(order):
@@ -136,6 +138,11 @@ class ParquetRows:
             yield from self._fetch(places, block_rows, list(columns))
             start += size
             size = min(1 + expected // 8, most)  # more than expected: a few at a time
+
+    def _heads_first(self, numbers: np.ndarray, offsets: np.ndarray, block_rows: int) -> np.ndarray:
+        start = (numbers - offsets[np.searchsorted(offsets, numbers, side="right") - 1]) * block_rows
+        near = start * self.row_bytes < HEAD_BYTES
+        return np.concatenate([numbers[near], numbers[~near]])
 
     def _place(self, number: int, offsets: np.ndarray, block_rows: int) -> _Place:
         """Return the block with a number among all blocks; `offsets`: numbers of each row group's first."""
@@ -176,7 +183,8 @@ class ParquetRows:
         """Open a file; what goes wrong while it is read is a ConfigError that names it."""
         try:
             filesystem, inner = fsspec.core.url_to_fs(path)
-            with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=FILE_BUFFER_BYTES) as source:
+            options = {"buffer_size": FILE_BUFFER_BYTES, "pre_buffer": False}  # never a whole row group in memory
+            with pq.ParquetFile(inner, filesystem=filesystem, **options) as source:
                 yield source
         except Exception as error:  # a file system's or Arrow's own
             fail(self._key, f"{path} ({one_line(error)})", "readable parquet files")

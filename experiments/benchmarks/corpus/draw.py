@@ -69,7 +69,7 @@ def measure(folder: Path, num_chunks: int, whole: bool = False) -> dict[str, flo
     """Draw chunks of 128 tokens; the process must be fresh, as its peak memory counts."""
     tokenizer = load_processor(FM, "text")
     tokenizer("warm up")
-    before, start, read = _peak_megabytes(), time.perf_counter(), _bytes_read()
+    before, start, cpu, read = _peak_megabytes(), time.perf_counter(), time.process_time(), _bytes_read()
     if whole:
         public.MAX_WHOLE_BYTES = sys.maxsize
     config = PublicConfig(name="custom", path=str(folder), text_column="text", max_examples=num_chunks)
@@ -77,6 +77,7 @@ def measure(folder: Path, num_chunks: int, whole: bool = False) -> dict[str, flo
     return {
         "num_chunks": len(chunks),
         "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
         "peak_memory_megabytes": round(_peak_megabytes() - before),
         "megabytes_read": round((_bytes_read() - read) / 1e6),
     }

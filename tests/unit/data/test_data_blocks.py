@@ -127,6 +127,15 @@ def test_rows_after_the_last_wanted_one_are_not_decoded(tmp_path, decoded, monke
     assert sum(count for *_, count in decoded) <= block.first_row + 20 < 1500
 
 
+def test_of_large_row_groups_the_heads_are_drawn_first(tmp_path, monkeypatch):
+    rows = ParquetRows(write_shards(tmp_path, [1000, 1000], row_group_size=1000), KEY)
+    monkeypatch.setattr(blocks, "HEAD_BYTES", 200 * rows.row_bytes)
+    found = drawn(rows, min_block_bytes=20 * rows.row_bytes)
+    assert sorted(chain.from_iterable(found)) == list(range(2000))
+    assert {block[0] % 1000 for block in found[:20]} == set(range(0, 200, 20))
+    assert {block[0] // 1000 for block in found[:20]} == {0, 1}
+
+
 def refusal(action):
     with pytest.raises(ConfigError) as error:
         action()
