@@ -80,17 +80,22 @@ class PublicConfig:
     """Unlabelled public data on which the server aligns the sub-FM with the FM."""
 
     name: str = "wikitext"
-    """A row of `fedpft.data.public.CORPORA`, or `custom` (then `path` and a column describe it)."""
+    """A row of `fedpft.data.public.CORPORA`, or `custom` (then `path` and a column describe it); several texts
+    joined by `+` are mixed in equal parts."""
     path: str | None = None
-    """Hub id, folder or file instead of the row's own."""
+    """Hub id, folder or file instead of the row's own; for several names as many, joined by `+`."""
     text_column: str | None = None
     image_column: str | None = None
     chunk_length: int = 128
     """Text: tokens per chunk, special tokens included."""
     max_examples: int | None = None
-    """Chunks or images used; None: all."""
+    """Chunks or images used, drawn by the seed; None: all, of a corpus that can be read whole."""
 
     def __post_init__(self) -> None:
         require(self.chunk_length >= 8, "public.chunk_length", self.chunk_length, "an integer >= 8")
         ok = self.max_examples is None or self.max_examples > 0
         require(ok, "public.max_examples", self.max_examples, "null or an integer > 0")
+        num_names = self.name.count("+") + 1
+        if num_names > 1 and self.path is not None:
+            allowed = f"{num_names} paths joined by +, as in public.name"
+            require(self.path.count("+") + 1 == num_names, "public.path", self.path, allowed)

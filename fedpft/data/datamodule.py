@@ -16,6 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from fedpft.config import Config, FederatedConfig, TaskKind
 from fedpft.data.collate import Collator, ImageCollator, TextCollator, rows
 from fedpft.data.columns import IMAGE, LABEL, TEXT, TEXT_PAIR, require_column
+from fedpft.data.corpus import Corpus, text_blocks
 from fedpft.data.partition import Partition, make_partition
 from fedpft.data.sources import fail, subset
 from fedpft.data.tasks import Modality, TaskData
@@ -24,8 +25,6 @@ from fedpft.seeding import numpy_rng
 __all__ = ["Collator", "FederatedData", "ImageCollator", "TextCollator", "build_data", "partition_task", "rows"]
 
 TOKENISE_BATCH = 1000
-# Rows that stay neighbours when only part of a corpus is read: enough for continuous text, few enough to mix.
-BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class FederatedData:
 
 def build_data(
     task: TaskData,
-    corpus: datasets.Dataset,
+    corpus: Corpus,
     processor: PreTrainedTokenizerBase | BaseImageProcessor,
     config: Config,
 ) -> FederatedData:
@@ -73,6 +72,7 @@ def build_data(
         collate = TextCollator(processor)
     else:
         splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
+        assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
         limit, public = config.public.max_examples, corpus
         if limit is not None and limit < len(corpus):
             public = subset(corpus, numpy_rng(config.seed, "public").permutation(len(corpus))[:limit])
@@ -144,7 +144,7 @@ def tokenise(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_
 
 
 def chunk_corpus(
-    corpus: datasets.Dataset,
+    corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
     chunk_length: int,
     max_chunks: int | None,
@@ -154,7 +154,7 @@ def chunk_corpus(
 
     Returns:
         `input_ids`: `chunk_length` int32 tokens each, special tokens included. With `max_chunks`, blocks of rows are
-        read in random order until there are enough, so that a large corpus is not tokenised for a few chunks.
+        read in random order until there are enough: neither time nor memory grows with the corpus.
 
     Raises:
         ConfigError: not even one chunk.
@@ -162,14 +162,10 @@ def chunk_corpus(
     """
     prefix, suffix = special_tokens(tokenizer)
     body = chunk_length - len(prefix) - len(suffix)
-    starts = np.arange(0, len(corpus), BLOCK_ROWS)
-    if max_chunks is not None:
-        starts = rng.permutation(starts)
     wanted = np.inf if max_chunks is None else max_chunks * body
     pieces: list[np.ndarray] = []
     total = 0
-    for start in starts:
-        texts = corpus[int(start) : int(start) + BLOCK_ROWS][TEXT]
+    for texts in text_blocks(corpus, wanted, rng):
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         pieces += [np.asarray(ids, dtype=np.int32) for ids in encoded]
         total += sum(map(len, encoded))

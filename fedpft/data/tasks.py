@@ -176,7 +176,9 @@ def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset]
     if path != row.path:
         return {name: load_hub(path, None, split, key) for name, split in splits.items()}, None
     splits |= row.other_eval_splits
-    return {name: load_hub(path, row.config_name, split, key, row.revision) for name, split in splits.items()}, None
+    return {
+        name: load_hub(path, row.config_name, split, key, revision=row.revision) for name, split in splits.items()
+    }, None
 
 
 def _load_split(path: str, split: str) -> datasets.Dataset:

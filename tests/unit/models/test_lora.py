@@ -196,6 +196,6 @@ def test_lora_on_some_layers_is_there_and_only_there(model_type):
 
 def test_a_target_that_is_in_none_of_the_layers_is_an_error():
     config = LoraConfig(target_modules=("query", "pooler.dense"))
-    attach_lora(AutoModelForSequenceClassification.from_config(tiny_fm("bert").config), config, seed=0)
+    attach_lora(tiny_fm("bert"), config, seed=0)
     with pytest.raises(ConfigError, match=r"^lora\.target_modules: found 'pooler.dense', which matches no module in a"):
         attach_lora(tiny_fm("bert"), config, seed=0, layers=(0, 2))
