@@ -7,15 +7,17 @@ import numpy as np
 
 from fedpft.config import Config, doubtful_settings, dump_config
 from fedpft.federated.pool import SequentialPool
+from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.inputs import load_fm_and_data
 from fedpft.methods import METHODS
 from fedpft.models.costs import costs
+from fedpft.models.lora import get_adapter
 from fedpft.pipeline import planned_cohort, public_data
 from fedpft.trainer import SilentProgress
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """Return what a run would do, without training: partition, parameters, bytes, actors.
+    """Return what a run would do, without training: partition, parameters, bytes, a local step's cost, actors.
 
     Raises:
         ConfigError: a setting with which `run` could not build its proxy or place its actors.
@@ -28,6 +30,9 @@ def plan(config: Config) -> dict[str, Any]:
     fm, data = load_fm_and_data(untrained, SilentProgress())
     method = METHODS[config.method.name](fm, public_data(data), untrained, SilentProgress())
     proxy = method.build_proxy()
+    batch = typical_batch(data, config.federated.batch_size)
+    with_fm = method.plug_in(get_adapter(proxy.model))
+    steps = [step_costs(model, batch, any_length=False) for model in (with_fm, proxy.model)]
     histogram = data.partition.label_histogram(np.asarray(data.train["label"]), len(data.label_names))
     return {
         "config_yaml": dump_config(config),
@@ -35,6 +40,7 @@ def plan(config: Config) -> dict[str, Any]:
         "label_histogram": histogram.tolist(),
         "label_names": list(data.label_names),
         **costs(fm, proxy.model),
+        **compare_steps(batch, *steps),
         "actors": pool_actors,
         "pool": config.pool.kind,
         "warnings": doubtful_settings(config),

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
+from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
 from fedpft.report.wording import duration, percent, round_line
 
@@ -251,7 +252,7 @@ def _facts_table(title: str | None = None) -> Table:
 
 
 def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
-    """Add the rows that plan and result share: parameters, and bytes on the wire for one client in one round."""
+    """Add the rows that plan and result share: parameters, and a client's bytes, compute and memory."""
     smaller = f"{values['num_params_fm'] / values['num_params_sub_fm']:.2f} x smaller"
     if "compression_ratio" in values:
         smaller += f", its transformer layers {values['compression_ratio']:.2f} x"
@@ -261,3 +262,5 @@ def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
     for direction in ("up", "down"):
         size = format_bytes(values[f"bytes_{direction}_per_client_round"])
         table.add_row(f"traffic {direction}", size, "per client and round")
+    for row in compute_rows(values):
+        table.add_row(*row)
