@@ -31,8 +31,7 @@ def plan(config: Config) -> dict[str, Any]:
     method = METHODS[config.method.name](fm, public_data(data), untrained, SilentProgress())
     proxy = method.build_proxy()
     batch = typical_batch(data, config.federated.batch_size)
-    with_fm = method.plug_in(get_adapter(proxy.model))
-    steps = [step_costs(model, batch, any_length=False) for model in (with_fm, proxy.model)]
+    step = step_costs(proxy.model, batch, any_length=False)
     histogram = data.partition.label_histogram(np.asarray(data.train["label"]), len(data.label_names))
     return {
         "config_yaml": dump_config(config),
@@ -40,7 +39,7 @@ def plan(config: Config) -> dict[str, Any]:
         "label_histogram": histogram.tolist(),
         "label_names": list(data.label_names),
         **costs(fm, proxy.model),
-        **compare_steps(batch, *steps),
+        **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step),
         "actors": pool_actors,
         "pool": config.pool.kind,
         "warnings": doubtful_settings(config),

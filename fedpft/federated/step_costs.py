@@ -126,19 +126,27 @@ def typical_batch(data: FederatedData, batch_size: int) -> Mapping[str, Tensor]:
     return data.collate(rows(data.train, range(chosen * batch_size, end)))
 
 
-def compare_steps(batch: Mapping[str, Tensor], fm: StepCosts | None, sub_fm: StepCosts | None) -> dict[str, Any]:
-    """Return what a step on the batch costs with the FM and with the sub-FM, for `result.json`; empty if unknown."""
-    if fm is None or sub_fm is None:
+def compare_steps(batch: Mapping[str, Tensor], fm: nn.Module, costs: StepCosts | None) -> dict[str, Any]:
+    """Return what a step on the batch costs with the FM and with the sub-FM, for `result.json`; empty if unknown.
+
+    Args:
+        batch: a labelled one.
+        fm: with the adapter.
+        costs: the sub-FM's.
+
+    """
+    fm_costs = step_costs(fm, batch, any_length=False) if costs else None
+    if costs is None or fm_costs is None:
         return {}
     length = num_tokens(batch)
     return {
         "local_step": {
             "examples": len(batch["labels"]),
             **({"tokens": length} if length else {}),
-            "flops_fm": fm.flops(batch),
-            "flops_sub_fm": sub_fm.flops(batch),
-            "memory_bytes_fm": fm.memory_bytes(batch),
-            "memory_bytes_sub_fm": sub_fm.memory_bytes(batch),
+            "flops_fm": fm_costs.flops(batch),
+            "flops_sub_fm": costs.flops(batch),
+            "memory_bytes_fm": fm_costs.memory_bytes(batch),
+            "memory_bytes_sub_fm": costs.memory_bytes(batch),
         }
     }
 

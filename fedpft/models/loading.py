@@ -30,10 +30,11 @@ PACKAGE = "package://"
 FFN_SIZES_FIELD = "ffn_sizes"
 """Field of a non-uniform sub-FM's config.json: neurons of each layer."""
 
-_AUTO_MODELS: Mapping[Modality, Any] = {
+AUTO_MODELS: Mapping[Modality, Any] = {
     "text": AutoModelForSequenceClassification,
     "image": AutoModelForImageClassification,
 }
+"""Modality -> what opens a model with the head of its task."""
 
 
 def resolve_path(path: str) -> str:
@@ -118,7 +119,7 @@ def load_fm(
             another shape or not finite, or an architecture that cannot be built.
 
     """
-    auto, fm_config = _AUTO_MODELS[modality], load_fm_config(config, num_labels)
+    auto, fm_config = AUTO_MODELS[modality], load_fm_config(config, num_labels)
     with isolated_torch_rng(derive_seed(seed, "fm")):
         if config.path.startswith(SCRATCH):
             with _one_line(f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"):
@@ -168,7 +169,7 @@ def load_sub_fm(folder: str | Path, *, modality: Modality) -> PreTrainedModel:
         modality: which kind of head it has.
 
     """
-    auto = _AUTO_MODELS[modality]
+    auto = AUTO_MODELS[modality]
     sizes = json.loads((Path(folder) / "config.json").read_text()).get(FFN_SIZES_FIELD)
     if sizes is None:
         return auto.from_pretrained(folder).eval()
