@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpft.output import ROUNDS_FILE
+from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import heat_map
 from fedpft.report.screen import ACCURACIES
 
@@ -31,6 +32,7 @@ dd {{ font-size: 1.8rem; margin: 0; }}
 <h1>{title}</h1>
 <p>{subtitle}</p>
 <dl>{numbers}</dl>
+<p>{costs}</p>
 {sections}
 </body>
 </html>
@@ -70,6 +72,7 @@ def page(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str
         title=escape(result["name"]),
         subtitle=escape(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {metric}:"),
         numbers="".join(numbers),
+        costs=escape("; ".join(f"{title} {value} ({note})" for title, value, note in compute_rows(result))),
         sections="\n".join(_section(*item, first=index == 0) for index, item in enumerate(figures.items())),
     )
 
