@@ -39,6 +39,11 @@ Overrides = Annotated[
     ),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a run that did not get to its end.")]
+FinishedRun = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a finished run.")]
+Out = Annotated[Path | None, typer.Option("--out", help="New or empty folder; default: RUN_DIR/export.")]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="Fold LoRA into the FM; else it lies beside the untuned FM, in adapter/.")
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir, if there is one.")
 ]
@@ -90,6 +95,20 @@ def verify(config_path: ConfigPath, overrides: Overrides = None, address: Addres
     differences = {check.name: str(check.difference) if check.difference else None for check in checks}
     print_checks(console, differences, likely_causes(config, checks))
     raise typer.Exit(int(any(check.difference for check in checks)))
+
+
+@app.command()
+def export(run_dir: FinishedRun, out: Out = None, merge: Merge = False) -> None:
+    """Write a run's plugged-in FM in Hugging Face layout, with its tokenizer or image processor and a model card."""
+    from fedpft.report.screen import Screen
+
+    console = Console()
+    with Screen(console) as screen:
+        screen.stage("load libraries")
+        from fedpft.export import export as export_run
+
+        folder = export_run(run_dir, out, merge=merge, progress=screen)
+    console.print(f"exported to {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 @cache_app.command("list")

@@ -3,7 +3,7 @@
 All that :func:`load_data` refuses is refused before an actor starts, what :func:`load_fm` refuses before training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,8 @@ def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: P
 
     """
     progress.stage("load FM")
-    source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
-    fm = loading.load_fm(
-        source, modality=data.modality, num_labels=len(data.label_names), seed=config.seed,
-        pad_token_id=data.collate.settings().get("pad_token_id"),
-    )  # fmt: skip
-    fm.config.id2label = dict(enumerate(data.label_names))
-    fm.config.label2id = {name: label for label, name in enumerate(data.label_names)}
-    fm.config.problem_type = PROBLEM_TYPES[data.kind]  # else the first labelled batch decides
+    pad_token_id = data.collate.settings().get("pad_token_id")
+    fm = load_untuned_fm(config, data.kind, data.modality, data.label_names, pad_token_id, saved_fm)
     _try_an_example(fm, data, config.fm.path)
     if config.fm.pretrain.num_epochs and not saved_fm:
         progress.stage("pre-train FM on public data")
@@ -79,6 +73,25 @@ def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: P
             fm, data.public, data.collate, config=config.fm.pretrain, server=config.server,
             seed=derive_seed(config.seed, "pretrain"), on_step=progress.progress,
         )  # fmt: skip
+    return fm
+
+
+def load_untuned_fm(
+    config: Config,
+    kind: TaskKind,
+    modality: loading.Modality,
+    label_names: Sequence[str],
+    pad_token_id: int | None,
+    saved_fm: Path | None = None,
+) -> PreTrainedModel:
+    """Load the FM without the data, but for the names of its labels; see :func:`load_fm`."""
+    source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
+    fm = loading.load_fm(
+        source, modality=modality, num_labels=len(label_names), seed=config.seed, pad_token_id=pad_token_id
+    )
+    fm.config.id2label = dict(enumerate(label_names))
+    fm.config.label2id = {name: label for label, name in enumerate(label_names)}
+    fm.config.problem_type = PROBLEM_TYPES[kind]  # else the first labelled batch decides
     return fm
 
 

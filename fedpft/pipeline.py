@@ -29,6 +29,8 @@ from fedpft.federated.evaluation import Evaluation
 from fedpft.federated.observer import RunObserver, SilentObserver
 from fedpft.federated.package import client_package, local_settings
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
+from fedpft.federated.spending import run_spent
+from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.inputs import load_data, load_fm
 from fedpft.methods import METHODS
 from fedpft.metrics import METRICS
@@ -201,8 +203,12 @@ def tune(
         tracker.log_round(untuned)
         checkpoint(state)
     observer.run_started(untuned)
+    observer.stage("count FLOPs")
+    batch = typical_batch(data, config.federated.batch_size)
+    step = step_costs(proxy.model, batch)
+    compared = compare_steps(batch, method.plug_in(state.adapter), step)
     observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
-    pool.broadcast(client_package(config, proxy, data))
+    pool.broadcast(client_package(config, proxy, data, step))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
     driver = Driver(
         config=config.federated,
@@ -233,6 +239,10 @@ def tune(
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
         **costs(fm, proxy.model),
+        **compared,
+        **run_spent(final.spent),
+        "kind": data.kind,
+        "modality": data.modality,
         "label_names": list(data.label_names),
         "num_eval_examples": len(data.evaluation),
         "actors": pool.num_actors,

@@ -8,9 +8,11 @@ import numpy as np
 from fedpft.config import Config, doubtful_settings, dump_config, reported_name
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.pool import SequentialPool
+from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.inputs import load_fm_and_data
 from fedpft.methods import METHODS
 from fedpft.models.costs import costs
+from fedpft.models.lora import get_adapter
 from fedpft.pipeline import planned_cohort, public_data
 from fedpft.trainer import SilentProgress
 
@@ -19,7 +21,7 @@ NUM_INTERVALS = 5
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """Return what a run would do, without training: partition, parameters, bytes, actors.
+    """Return what a run would do, without training: partition, parameters, bytes, a local step's cost, actors.
 
     Raises:
         ConfigError: a setting with which `run` could not build its proxy or place its actors.
@@ -34,6 +36,8 @@ def plan(config: Config) -> dict[str, Any]:
     proxy = method.build_proxy()
     labels, label_names = label_groups(data)
     histogram = data.partition.label_histogram(labels, len(label_names))
+    batch = typical_batch(data, config.federated.batch_size)
+    step = step_costs(proxy.model, batch, any_length=False)
     return {
         "config_yaml": dump_config(config),
         "method": reported_name(config.method, config.align),
@@ -41,6 +45,7 @@ def plan(config: Config) -> dict[str, Any]:
         "label_histogram": histogram.tolist(),
         "label_names": label_names,
         **costs(fm, proxy.model),
+        **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step),
         "actors": pool_actors,
         "pool": config.pool.kind,
         "warnings": doubtful_settings(config),

@@ -36,6 +36,7 @@ from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.sampling import Attendance, draw_attendance, round_lr
+from fedpft.federated.spending import add_round, clients_spent
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
 from fedpft.metrics import Goal, is_better
@@ -62,6 +63,8 @@ class ServerState:
     """Rounds in a row, up to the last one done, that did not count."""
     best: Mapping[str, Any] = field(default_factory=dict)
     """`round` and primary metric by model of the evaluation with the best plugged-in FM, the earliest of equals."""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """What all rounds so far cost; see `spending.add_round`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,7 @@ class Driver:
         # 7. track
         record |= self.watchdog.measure(self.pool.memory())
         record |= {"time/fit_seconds": fit_seconds, "seconds": time.perf_counter() - start}
+        state = replace(state, spent=add_round(state.spent, record))
         self.tracker.log_round(record)
         if updates:
             self.tracker.log_clients(round_index, [_client_row(update) for update in in_client_order(updates)])
@@ -213,6 +217,7 @@ class Driver:
             "comm/bytes_up": sum(update.num_bytes for update in updates),
             "comm/bytes_down": len(attendance.cohort) * (plan.adapter.nbytes + state.pending_bytes),
             "proxy_version": state.proxy_version,
+            **clients_spent(in_client_order(updates)),
             **{key: value for key, value in unusual.items() if value},
             **({"counted": False} if len(updates) < self.config.min_clients else {}),
         }

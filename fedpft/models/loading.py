@@ -35,10 +35,11 @@ UNDECLARED_FIELDS = {
 }
 """Fields of a family's config.json that its models read, although the config class does not declare them."""
 
-_AUTO_MODELS: Mapping[Modality, Any] = {
+AUTO_MODELS: Mapping[Modality, Any] = {
     "text": AutoModelForSequenceClassification,
     "image": AutoModelForImageClassification,
 }
+"""Modality -> what opens a model with the head of its task."""
 
 
 def resolve_path(path: str) -> str:
@@ -123,7 +124,7 @@ def load_fm(
             another shape or not finite, or an architecture that cannot be built.
 
     """
-    auto, fm_config = _AUTO_MODELS[modality], load_fm_config(config, num_labels)
+    auto, fm_config = AUTO_MODELS[modality], load_fm_config(config, num_labels)
     fm_config.architectures = []  # the class is the task's; DeiT's files name one with a teacher, which takes no labels
     with isolated_torch_rng(derive_seed(seed, "fm")):
         if config.path.startswith(SCRATCH):
@@ -161,7 +162,7 @@ def load_sub_fm(folder: str | Path, *, modality: Modality) -> PreTrainedModel:
         modality: which kind of head it has.
 
     """
-    auto = _AUTO_MODELS[modality]
+    auto = AUTO_MODELS[modality]
     sizes = json.loads((Path(folder) / "config.json").read_text()).get(FFN_SIZES_FIELD)
     if sizes is None:
         return auto.from_pretrained(folder).eval()

@@ -5,14 +5,16 @@ layout, because compression keeps every module's name and the shapes of everythi
 layers has one of its own (`fedpft.plugin.adapter_order`).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -166,8 +168,43 @@ def num_base_parameters(model: nn.Module) -> int:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter in PEFT's own format; opens with `PeftModel.from_pretrained` on the FM or the sub-FM."""
+    """Write the adapter in PEFT's own format; opens with `PeftModel.from_pretrained` on the FM or the sub-FM.
+
+    Beside it lies the model's config, for the number of labels and their names.
+    """
     model.save_pretrained(str(folder))
+    model.config.save_pretrained(folder)  # of the FM; PEFT's own is `peft_config`
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Attach an adapter that :func:`save_adapter` wrote, tensor by tensor; in eval mode.
+
+    Raises:
+        ConfigError: it cannot be read, or is not one for this model.
+
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of tensors that do not fit: they are an error below
+            adapted = PeftModel.from_pretrained(model, str(folder))
+        stored = load_peft_weights(str(folder), device="cpu")
+    except Exception as error:  # peft, safetensors, json and the system each have their own
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"adapter: found {str(folder)!r}, allowed: one for this FM; {reason}") from error
+    wanted = get_peft_model_state_dict(adapted)
+    different = sorted(
+        {name for name in wanted.keys() | stored.keys() if name not in wanted or name not in stored}
+        | {name for name in wanted.keys() & stored.keys() if not torch.equal(wanted[name].cpu(), stored[name])}
+    )
+    if different:
+        found = f"{str(folder)!r}, in which {different[0]} is not the FM's ({len(different)} tensors so)"
+        raise ConfigError(f"adapter: found {found}, allowed: one for this FM")
+    return adapted.eval()
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Fold LoRA into the weights for good and return the plain transformers model, with the tuned head."""
+    merged: Any = model.merge_and_unload()
+    return merged
 
 
 def without_adapter(model: PeftModel) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpft.metrics import metric_row
 from fedpft.output import ROUNDS_FILE
+from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import heat_map
 from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
 
@@ -35,6 +36,7 @@ th, td {{ text-align: right; padding: 0.1rem 1.5rem 0.1rem 0; }} tr > :first-chi
 <p>{subtitle}</p>
 <dl>{numbers}</dl>
 {table}
+<p>{costs}</p>
 {sections}
 </body>
 </html>
@@ -79,6 +81,7 @@ def page(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str
         subtitle=escape(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {title}:"),
         numbers="".join(numbers),
         table=_metric_table(result["metrics"], shown),
+        costs=escape("; ".join(f"{title} {value} ({note})" for title, value, note in compute_rows(result))),
         sections="\n".join(_section(*item, first=index == 0) for index, item in enumerate(figures.items())),
     )
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
+from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
 from fedpft.report.scores import CURVES, round_scores, score_rows, shown_models
 from fedpft.report.wording import duration, round_line
@@ -175,7 +176,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 
     Keys of `plan` shown: config_yaml, label_histogram (clients x labels), label_names, num_params_fm,
     num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
-    bytes_up_per_client_round, bytes_down_per_client_round, actors, pool, warnings; by method.
+    bytes_up_per_client_round, bytes_down_per_client_round, local_step, actors, pool, warnings; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
     console.print(
@@ -250,7 +251,7 @@ def _facts_table(title: str | None = None) -> Table:
 
 
 def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
-    """Add the rows that plan and result share: parameters, and bytes on the wire for one client in one round."""
+    """Add the rows that plan and result share: parameters, and a client's bytes, compute and memory."""
     models = shown_models(CURVES, values["method"])
     for kind, title, unit, name in _COUNTS:
         counts = {model: values[f"num_{kind}_{model}"] for model in models}
@@ -261,3 +262,5 @@ def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
     for direction in ("up", "down"):
         size = format_bytes(values[f"bytes_{direction}_per_client_round"])
         table.add_row(f"traffic {direction}", size, "per client and round")
+    for row in compute_rows(values):
+        table.add_row(*row)

@@ -151,6 +151,26 @@ def test_result_has_the_promised_keys_and_true_numbers(finished):
     assert result["num_params_fm"] - result["num_params_sub_fm"] == layers * 12 * (16 + 1 + 16)
 
 
+def test_the_result_has_what_the_rounds_cost_together(finished):
+    result, rounds = finished.result, finished.rounds
+    sums = {
+        "client_flops_total": "clients/flops",
+        "bytes_up_total": "comm/bytes_up",
+        "bytes_down_total": "comm/bytes_down",
+        "align_seconds": "time/align_seconds",
+    }
+    for key, source in sums.items():
+        assert result[key] == sum(record.get(source, 0) for record in rounds) > 0
+    assert result["client_fits"] == 12
+    assert result["client_flops_per_round"] == round(result["client_flops_total"] / 12)
+    assert result["client_memory_bytes"] == max(record["clients/memory_bytes_max"] for record in rounds)
+    step = result["local_step"]
+    assert step["flops_fm"] > step["flops_sub_fm"] > 0
+    assert all(0 < record["clients/flops_mean"] <= record["clients/flops_max"] for record in rounds)
+    assert "MFLOP (per client and round" in (finished.out / "report.html").read_text()
+    assert plan(finished.config)["local_step"] == step, "known before the run"
+
+
 def test_the_tuning_did_something(finished):
     losses = [record["train_loss"] for record in finished.rounds]
     assert losses[-1] < losses[0]
