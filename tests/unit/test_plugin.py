@@ -82,7 +82,7 @@ def test_every_tensor_arrives_at_the_layer_that_it_belongs_to(model_type, num_la
     )
     tuned = np.random.default_rng(0).permutation(len(get_adapter(proxy))).astype(np.float32)  # all entries differ
     set_adapter(proxy, tuned)
-    plug_in(fm, tuned[adapter_order(fm, proxy, layer_map.pairs)])
+    plug_in(fm, tuned, adapter_order(fm, proxy, layer_map.pairs))
     fm_ffns, proxy_ffns = find_ffns(fm), find_ffns(proxy)
     for fm_layer, layer in layer_map.pairs:
         there, here = (adapter_parameters(ffns[i].layer) for ffns, i in ((fm_ffns, fm_layer), (proxy_ffns, layer)))
@@ -116,3 +116,10 @@ def test_layouts_that_do_not_correspond_are_noticed():
         adapter_order(fm, proxy, [(0, 0), (5, 2)])  # the proxy has its adapter in 0 and 3
     with pytest.raises(AssertionError, match="adapter layouts differ"):
         adapter_order(adapted(tiny_fm("bert")), adapted(tiny_fm("bert"), rank=3), [(0, 0), (1, 1), (2, 2)])
+
+
+@pytest.mark.parametrize("change", [lambda v: v[1:], lambda v: np.append(v, np.float32(0))])
+def test_an_adapter_of_another_length_than_the_order_is_refused(change):
+    fm, proxy, layer_map = layer_drop_pair("bert", 6, adapter_layers=1, kept_layers=4)
+    with pytest.raises(ValueError, match="adapter: found shape"):
+        plug_in(fm, change(get_adapter(proxy)), adapter_order(fm, proxy, layer_map.pairs))

@@ -278,3 +278,16 @@ def test_public_data_of_unknown_content_cannot_be_cached_where_it_is_read():
     assert of() is None
     assert of(scorer="activation", layers={"kind": "none"}) is None
     assert of(layers={"kind": "none"}) is not None
+
+
+def test_of_fedot_the_kept_layers_and_the_distillation_count_and_no_setting_of_a_sub_fm():
+    def drop(layers=(), public="a", **settings):
+        fedot = {"name": "fedot", "adapter_layers": 1, "kept_layers": 3} | settings
+        return of(public, layers={"kind": "distill"} | dict(layers), **fedot)
+
+    base = drop()
+    assert base["constructor"] == {"kept_layers": [0, 1, 2], "emulator": [1]}
+    assert base == drop(scorer="greedy", retained_ratio=0.5) == drop({"product_weight": 0.5, "refit": "bias"})
+    changed = [drop(kept_layers=2), drop({"num_steps": 7}), drop({"lr": 0.1}), drop({"kind": "none"}), drop(public="b")]
+    assert base not in changed
+    assert drop({"kind": "none"}) == drop({"kind": "none"}, public="b", scorer="greedy"), "no public data is read"
