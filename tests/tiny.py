@@ -24,6 +24,7 @@ from fedpft.data.collate import TextCollator
 from fedpft.data.partition import Partition
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import LocalSettings
+from fedpft.models.ffn import FFN_LOCATIONS
 from fedpft.models.loading import Modality
 from fedpft.models.lora import AdaptedModel, attach_lora
 from fedpft.models.weights import pack_model
@@ -69,6 +70,9 @@ DEBERTA_V2_XLARGE = {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key":
 """How the v2 models differ from v3: a convolution after the first layer, and positions with their own projections."""
 
 FAMILIES = sorted(TINY_CONFIGS)
+ONE_FAMILY_PER_ROW = sorted({FFN_LOCATIONS[family]: family for family in reversed(FFN_LOCATIONS)}.values())
+"""For slow tests of what depends on a family through its FFNs alone."""
+
 IMAGE_FAMILIES = ["deit", "vit"]
 TEXT_FAMILIES = [family for family in FAMILIES if family not in IMAGE_FAMILIES]
 POST_NORM_FAMILIES = ["bert", "deberta-v2", "distilbert", "electra", "roberta"]

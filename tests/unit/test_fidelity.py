@@ -11,7 +11,7 @@ from fedpft.construct.compress import compress
 from fedpft.fidelity import measure_fidelity
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
-from tests.tiny import FAMILIES, POST_NORM_FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, POST_NORM_FAMILIES, tiny_batch, tiny_fm
 
 SERVER = ServerConfig(accelerator="cpu")
 RATIO = 0.5
@@ -86,6 +86,7 @@ def test_every_number_is_that_of_a_plain_computation_on_the_whole_batch(family):
     assert all(error > 1e-3 for error in record["hidden_error"]), "the sub-FM does differ"
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_of_one_output_is_compared_by_the_gradients_of_its_squared_error(family):
     fm, sub_fm = models(family, num_labels=1, problem_type="regression")
@@ -104,6 +105,9 @@ def test_a_model_of_one_output_is_compared_by_the_gradients_of_its_squared_error
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+=======
+@pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
+>>>>>>> a6cf129993ce832d32b2dc4d67839cee85c9bb9f
 def test_a_sub_fm_that_kept_every_neuron_is_the_fm(family):
     record = measure(*models(family, retained_ratio=1.0), labelled(family)).record()
     assert record["hidden_error"] == pytest.approx([0, 0, 0], abs=1e-6)
