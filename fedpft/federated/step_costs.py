@@ -6,7 +6,7 @@ numbers wherever the clients run. Shapes: `B` batch, `T` tokens.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ from fedpft.data.collate import rows
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.models.weights import skeleton_of
+
+_MaskShape = Callable[[int, int], tuple[int, ...] | None]
+_MASK_SHAPES: tuple[_MaskShape, ...] = (lambda B, T: (B, 1, T, T), lambda B, T: (B, T), lambda B, T: None)
+"""Of attention masks: the first with which a family reads no value is taken; most look into those of (B, T)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +89,15 @@ def step_costs(model: nn.Module, batch: Mapping[str, Tensor], *, any_length: boo
     length = num_tokens(batch)
     unit = max(1, length // 3) if length and any_length else 0
     lengths = [unit, 2 * unit, 3 * unit] if unit else [length]
-    try:
-        counts = tuple(count_step(module, _meta_batch(batch, length)) for length in lengths)
-    except (RuntimeError, NotImplementedError) as error:  # torch's, when a value is read or an operator has no shapes
-        reason = str(error).splitlines()[0]
+    errors: list[Exception] = []
+    for mask_shape in _MASK_SHAPES:
+        try:
+            counts = tuple(count_step(module, _meta_batch(batch, length, mask_shape)) for length in lengths)
+            break
+        except (RuntimeError, NotImplementedError, ValueError) as error:  # a value is read, an operator has no shapes
+            errors.append(error)
+    else:
+        reason = str(errors[0]).splitlines()[0]
         warnings.warn(f"FLOPs and memory of clients cannot be counted for this model: {reason}", stacklevel=2)
         return None
     weights = sum(tensor.nbytes for tensor in (*skeleton.parameters(), *skeleton.buffers()))
@@ -156,16 +165,17 @@ def num_tokens(batch: Mapping[str, Tensor]) -> int:
     return batch["input_ids"].shape[1] if "input_ids" in batch else 0
 
 
-def _meta_batch(batch: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+def _meta_batch(batch: Mapping[str, Tensor], length: int, mask_shape: _MaskShape) -> dict[str, Tensor]:
     """Return tensors without values of the batch's shapes, texts of `length` tokens instead of their own."""
     made = {}
     for name, tensor in batch.items():
         shape = list(tensor.shape)
         if length and len(shape) == 2:
             shape[1] = length
-        if name == "attention_mask":  # (B, T) masks are read by value, (B, 1, T, T) ones are taken as they are
-            shape = [shape[0], 1, length, length]
-        made[name] = torch.empty(shape, dtype=torch.bool if name == "attention_mask" else tensor.dtype, device="meta")
+        if name != "attention_mask":
+            made[name] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        elif (mask := mask_shape(shape[0], length)) is not None:
+            made[name] = torch.empty(mask, dtype=torch.bool, device="meta")
     return made
 
 

@@ -145,7 +145,7 @@ def test_what_is_no_finished_run_is_refused(fails, copy_of_run, tmp_path):
     (copy_of_run / "result.json").write_text("{")
     assert "is not JSON" in fails(copy_of_run)
     (copy_of_run / "result.json").write_text("{}")
-    assert "result.json without modality and label_names" in fails(copy_of_run)
+    assert "result.json without kind and modality and label_names" in fails(copy_of_run)
 
 
 def test_nothing_is_overwritten(fails, copy_of_run, tmp_path):

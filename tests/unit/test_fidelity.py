@@ -86,8 +86,7 @@ def test_every_number_is_that_of_a_plain_computation_on_the_whole_batch(family):
     assert all(error > 1e-3 for error in record["hidden_error"]), "the sub-FM does differ"
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
 def test_a_model_of_one_output_is_compared_by_the_gradients_of_its_squared_error(family):
     fm, sub_fm = models(family, num_labels=1, problem_type="regression")
     batch = tiny_batch(family, batch_size=6) | {"labels": torch.linspace(0, 5, 6)}
@@ -104,10 +103,7 @@ def test_a_model_of_one_output_is_compared_by_the_gradients_of_its_squared_error
     assert total["gradient_norm_ratio"] == pytest.approx(float(gradients[1].norm() / gradients[0].norm()), rel=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-=======
 @pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
->>>>>>> a6cf129993ce832d32b2dc4d67839cee85c9bb9f
 def test_a_sub_fm_that_kept_every_neuron_is_the_fm(family):
     record = measure(*models(family, retained_ratio=1.0), labelled(family)).record()
     assert record["hidden_error"] == pytest.approx([0, 0, 0], abs=1e-6)

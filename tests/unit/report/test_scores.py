@@ -28,10 +28,10 @@ def test_a_rounds_line_has_both_models_in_the_metrics_unit_or_nothing():
 def test_the_final_table_has_a_row_a_model_and_one_for_each_further_metric():
     values = {"untuned_fm": 0.1, "sub_fm": 0.6, "fm": 0.5}
     metrics = {key: {"pearson": v, "mse": 2 * v, "mismatched/pearson": v - 0.3} for key, v in values.items()}
-    assert list(score_rows(values | {"metric": "pearson", "metrics": metrics})) == [
+    assert list(score_rows(values | {"method": "fedpft", "metric": "pearson", "metrics": metrics})) == [
         ("Pearson r, untuned FM", "0.100", ""),
         ("Pearson r, sub-FM", "0.600", "+0.500"),
         ("Pearson r, plugged-in FM", "0.500", "+0.400"),
-        ("MSE", "1.000", "sub-FM 1.200, untuned 0.200"),
-        ("mismatched Pearson r", "0.200", "sub-FM 0.300, untuned -0.200"),
+        ("MSE", "1.000", "sub-FM 1.200, untuned FM 0.200"),
+        ("mismatched Pearson r", "0.200", "sub-FM 0.300, untuned FM -0.200"),
     ]
