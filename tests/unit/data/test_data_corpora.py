@@ -167,7 +167,7 @@ def test_an_empty_large_corpus_is_refused(tmp_path, monkeypatch, suffix):
         datasets.Dataset.from_dict({"text": ["w1"], "n": [1]}).select([]).to_parquet(file)
     else:
         file.write_text("")
-    assert refusal(lambda: chunks(custom(str(file)))).startswith("public.")
+    assert refusal(lambda: load_corpus(custom(str(file)), 0)).startswith("public.path: found ")
 
 
 def test_mixtures_take_equal_parts_and_go_on_when_one_ends():
