@@ -107,7 +107,7 @@ class ParquetRows:
         """Read the footers.
 
         Raises:
-            ConfigError: a file that is no parquet, or lacks a column of the first one.
+            ConfigError: a file that is no parquet, or lacks a column of the first one; no rows in any.
 
         """
         self._paths, self._key = paths, key
@@ -120,8 +120,10 @@ class ParquetRows:
                 fail(key, f"no column {min(missing)} in {path}", f"the columns of {paths[0]}")
         self._groups = [group for file, footer in enumerate(footers) for group in _row_groups(file, footer)]
         num_bytes = sum(footer.row_group(i).total_byte_size for footer in footers for i in range(footer.num_row_groups))
-        self.num_rows = sum(group.num_rows for group in self._groups)
-        self.row_bytes = max(1.0, num_bytes / max(1, self.num_rows))
+        num_rows = sum(group.num_rows for group in self._groups)
+        if num_rows == 0:
+            fail(key, f"no rows in {', '.join(paths[:3])}", "at least 1")
+        self.row_bytes = max(1.0, num_bytes / num_rows)
         """Mean size of a row, decompressed."""
 
     def blocks(

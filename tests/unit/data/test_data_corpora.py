@@ -1,8 +1,6 @@
 """Public corpora: what fits is read whole, what does not is drawn from its files; both the same for the same seed."""
 
 import dataclasses
-import io
-import json
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +8,14 @@ from types import SimpleNamespace
 import datasets
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from fedpft.config import ConfigError, PublicConfig, load_config
 from fedpft.data import public, sources
-from fedpft.data.collate import TextCollator, rows
+from fedpft.data.collate import TextCollator
 from fedpft.data.corpus import BLOCK_ROWS, Mixture, StreamedText, text_blocks
 from fedpft.data.datamodule import chunk_corpus
-from fedpft.data.digest import dataset_digest, public_identity
+from fedpft.data.digest import public_identity
 from fedpft.data.public import CORPORA, load_corpus
 from fedpft.inputs import load_data
 from fedpft.seeding import numpy_rng
@@ -167,7 +162,7 @@ def test_an_empty_large_corpus_is_refused(tmp_path, monkeypatch, suffix):
         datasets.Dataset.from_dict({"text": ["w1"], "n": [1]}).select([]).to_parquet(file)
     else:
         file.write_text("")
-    assert refusal(lambda: chunks(custom(str(file)))).startswith("public.")
+    assert refusal(lambda: load_corpus(custom(str(file)), 0)).startswith("public.path: found ")
 
 
 def test_mixtures_take_equal_parts_and_go_on_when_one_ends():
@@ -191,14 +186,11 @@ def test_a_mixture_of_corpora_is_named_with_plus(tmp_path, large):
     assert (first == 6).mean() == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_mixture_needs_a_path_for_each_name_and_texts(tmp_path):
+def test_a_mixture_needs_known_names_and_a_path_for_each():
     with pytest.raises(ConfigError, match=r"public\.path: found 'a', allowed: 2 paths joined by \+"):
         PublicConfig(name="wikipedia+bookcorpus", path="a")
     with pytest.raises(ConfigError, match=r"public\.name: .*did you mean bookcorpus\?"):
         load_corpus(PublicConfig(name="python_reference+bookcorpora"), 0)
-    write_images(tmp_path)
-    config = PublicConfig(name="custom+custom", path=f"{tmp_path}+{tmp_path}", image_column="image")
-    assert refusal(lambda: load_corpus(config, 0)) == "public.name: found 'custom+custom', allowed: a mixture of texts"
 
 
 def hub(monkeypatch, paths):
@@ -252,78 +244,6 @@ def test_a_gated_corpus_says_what_it_takes(monkeypatch):
     assert "HF_TOKEN" not in refusal(lambda: load_corpus(PublicConfig(name="wikipedia"), 0))
 
 
-def png(grey: int, mode: str = "L") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, (4, 4), grey).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_images(folder, num_images=40):
-    for index in range(num_images):
-        file = folder / "train" / ["cat", "dog", "a-b", "a"][index % 4] / f"{index}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(png(index))
-
-
-def test_images_drawn_from_a_large_folder_are_those_drawn_from_memory(tmp_path, monkeypatch):
-    write_images(tmp_path)
-    config = PublicConfig(name="custom", path=str(tmp_path), image_column="image", max_examples=7)
-    whole = load_corpus(config, 3)
-    monkeypatch.setattr(public, "MAX_WHOLE_BYTES", 0)
-    drawn = load_corpus(config, 3)
-    expected = whole.select(numpy_rng(3, "public").permutation(40)[:7])
-    assert dataset_digest(drawn, ["image", "label"]) == dataset_digest(expected, ["image", "label"])
-
-
-def image_shards(folder, images):
-    """Write two shards of 10 rows a row group: every other image, label 0 or 1 of 3."""
-    folder.mkdir()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"])})
-    for shard in range(2):
-        columns = {
-            "image": [{"bytes": image, "path": None} for image in images[shard::2]],
-            "label": [index % 3 % 2 for index in range(len(images))][shard::2],
-        }
-        table = pa.Table.from_pydict(columns, schema=features.arrow_schema)
-        pq.write_table(table, folder / f"train-{shard:05d}-of-00002.parquet", row_group_size=10)
-    return str(folder)
-
-
-def test_images_are_drawn_from_parquet_shards_with_their_labels(tmp_path, large):
-    path = image_shards(tmp_path / "i", [png(i) for i in range(60)])
-    config = PublicConfig(name="imagenet-1k", path=path, max_examples=25)
-    first, again, other = (load_corpus(config, seed) for seed in (0, 0, 1))
-    greys = [row["image"].convert("RGB").getpixel((0, 0))[0] for row in rows(first, range(25))]
-    assert len(set(greys)) == 25
-    assert first["label"][:] == [grey % 3 % 2 for grey in greys]
-    digests = [dataset_digest(dataset, ["image"]) for dataset in (first, again, other)]
-    assert digests[0] == digests[1]
-    assert len(load_corpus(dataclasses.replace(config, max_examples=1000), 0)) == 60
-    assert len(other) == 25
-
-
-@pytest.mark.parametrize(
-    ("broken", "expected"),
-    [(b"no image", "no image that Pillow knows"), (png(1)[:20], "an image"), (None, "an image without bytes")],
-)
-def test_a_broken_image_of_a_stream_is_named_by_file_and_row(tmp_path, large, broken, expected):
-    images = [png(i) for i in range(60)]
-    images[15] = broken
-    path = image_shards(tmp_path / "i", images)
-    config = PublicConfig(name="imagenet-1k", path=path, max_examples=60)
-    message = refusal(lambda: load_corpus(config, 0))
-    assert message.startswith(f"public.image_column: found '{expected}")
-    assert f"in {path}/train-00001-of-00002.parquet, row 7 of column image'" in message
-
-
-def test_images_in_a_format_without_random_access_are_refused(tmp_path, large):
-    (tmp_path / "train.jsonl").write_text(json.dumps({"image": "a.png"}) + "\n")
-    config = PublicConfig(name="custom", path=str(tmp_path), image_column="image", max_examples=1)
-    assert refusal(lambda: load_corpus(config, 0)) == (
-        "public.path: found 'images in json files', allowed: parquet files or an image folder"
-    )
-
-
 def test_every_corpus_has_a_source_and_one_kind_of_column():
     for name, row in CORPORA.items():
         assert bool(row.path) != bool(row.loader), name
@@ -343,12 +263,3 @@ def test_real_text_is_drawn_from_shards(tmp_path, large):
     taken = [text for texts in islice(corpus.blocks(2000, np.random.default_rng(0)), 5) for text in texts]
     assert set(taken) <= set(source["text"][:])
     assert len(taken) > 100
-
-
-@real
-def test_real_images_some_of_them_grey_become_rgb(large):
-    config = PublicConfig(name="custom", path=str(REAL_DATA / "tiny_imagenet"), image_column="image", max_examples=200)
-    drawn = load_corpus(config, 0)
-    pictures = [row["image"] for row in rows(drawn, range(200))]
-    assert {picture.mode for picture in pictures} == {"RGB", "L"}
-    assert len(set(drawn["label"][:])) > 50
