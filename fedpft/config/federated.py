@@ -110,7 +110,7 @@ class PoolConfig:
     threads_per_client: int = 1
     """Torch threads while a client trains; part of the numerics, so equal for every pool."""
     address: str | None = None
-    """Ray cluster: null starts one on this machine, `auto` joins the running one, or `ray://host:port`."""
+    """Ray cluster: null starts one on this machine; `auto`, or the head's `host:port`, joins the one it is in."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Lightning precision of local training (no float16: its gradient scaler would carry over between clients)."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -131,5 +131,8 @@ class PoolConfig:
         whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
         require(whole, "pool.gpus_per_actor", self.gpus_per_actor, "a fraction up to 1, or a whole number")
         require_positive("pool", self, "cpus_per_actor", "threads_per_client", "start_timeout_seconds")
+        inside = self.address is None or "://" not in self.address
+        allowed = "null, auto or host:port; from outside a cluster: fedpft submit CONFIG --address http://HEAD:8265"
+        require(inside, "pool.address", self.address, allowed)
         require_non_negative("pool", self, "max_retries")
         require_positive_or_none("pool", self, "client_timeout_seconds", "max_actor_memory_gigabytes")
