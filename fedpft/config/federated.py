@@ -104,7 +104,7 @@ class PoolConfig:
     kind: Literal["ray", "sequential"] = "ray"
     """`ray`: actors; `sequential`: in the driver's process, one by one; the same result on the same kind of device."""
     actors: Union[int, str] = "auto"  # noqa: UP007 - OmegaConf reads this form
-    """`auto`: as many as fit; `per_client`: one for each sampled client; or a number."""
+    """`auto`: as many as fit into what is free; `per_client`: one for each sampled client; or a number."""
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     threads_per_client: int = 1
@@ -120,7 +120,8 @@ class PoolConfig:
     client_timeout_seconds: float | None = None
     """A client that trains for longer counts as failed (`ray` only); null: no limit."""
     start_timeout_seconds: float = 300.0
-    """Limit for an actor to start, or to take over proxy and data; the pool then goes on with fewer actors."""
+    """Limit for an actor to start, or to take over proxy and data; the pool then goes on with fewer actors. Also for
+    the wait until others on the cluster have left room for the actors; the run then ends."""
     max_actor_memory_gigabytes: float | None = None
     """Replace an actor by a fresh one when its resident memory is above this (10^9 bytes) after a client."""
 
