@@ -17,9 +17,11 @@ from fedpft.federated.client import ClientPackage
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.pool import one_line
-from fedpft.simulation.cluster import cluster_nodes, connect, num_actors, object_store_bytes
+from fedpft.simulation.cluster import cluster_nodes, connect, dashboard_url, num_actors, object_store_bytes
 from fedpft.simulation.crew import Actor, Crew, Job
+from fedpft.simulation.metrics import RayMetrics
 from fedpft.simulation.reservation import reserve
+from fedpft.tracking import Tracker
 
 _PEAK_TIMEOUT_SECONDS = 10
 
@@ -61,6 +63,15 @@ class RayClientPool:
     def num_actors(self) -> int:
         """How many actors there are, those just starting included."""
         return len(self._crew.actors)
+
+    @property
+    def dashboard(self) -> str | None:
+        """The URL of the cluster's dashboard, as the nodes see it."""
+        return dashboard_url()
+
+    def trackers(self, run: str) -> list[Tracker]:
+        """Return what tells the cluster of the run's numbers, if others started it: one of our own has no metrics."""
+        return [] if self._config.address is None else [RayMetrics(run, lambda: self.num_actors)]
 
     def broadcast(self, package: ClientPackage) -> None:
         """Give every actor proxy and data; wait until they have them."""
