@@ -120,6 +120,18 @@ def test_manifests_refer_to_volumes_claims_and_labels_that_exist(name):
         assert [mount["name"] for mount in mounts] == ["shared"]
 
 
+def test_the_wall_lets_the_submitter_of_the_job_in():
+    _, wall = manifests("storage.yaml")
+    (job,) = manifests("rayjob.yaml")
+    ours, others = wall["spec"]["ingress"]
+    admitted = [peer["podSelector"]["matchLabels"] for peer in ours["from"]]
+    assert admitted == [
+        wall["spec"]["podSelector"]["matchLabels"],
+        {"batch.kubernetes.io/job-name": job["metadata"]["name"]},
+    ]
+    assert others["ports"] == [{"port": 8265}], "the operator sees the dashboard only"
+
+
 def test_both_manifests_make_the_same_cluster():
     assert cluster_spec("raycluster.yaml") == cluster_spec("rayjob.yaml")
 
@@ -146,6 +158,32 @@ def test_the_job_s_entrypoint_is_a_command_that_fedpft_takes_and_its_config_is_i
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_bash(script):
     subprocess.run(["bash", "-n", script], check=True, timeout=10)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "token"), ("token", "token"), ("disabled", "disabled")])
+def test_on_premise_head_and_workers_agree_on_the_token_and_find_their_python_by_name(tmp_path, given, expected):
+    programs = {
+        "ray": """[[ $1 != get-auth-token ]] || { [[ $# -gt 1 ]] || echo secret; exit; }
+            echo "$HOME $1 $RAY_AUTH_MODE $(command -v python)" >>$LOG""",
+        "ssh": """mkdir -p $LOG.$5; HOME=$LOG.$5 PATH=/usr/bin:/bin exec bash -c "$6" """,
+        "python": "",
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "log"
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_MODE"} | {
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "LOG": str(log), "HOME": "head", "RAY_BIN": str(tmp_path / "ray"),
+    }  # fmt: skip
+    environment |= {"RAY_AUTH_MODE": given} if given else {}
+    command = ["bash", SCRIPTS[0], "start", "10.0.0.11", "worker"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    python = tmp_path / "python"
+    assert log.read_text().splitlines() == [f"{home} start {expected} {python}" for home in ("head", f"{log}.worker")]
+    secret = tmp_path / "log.worker/.ray/auth_token"
+    assert secret.exists() == (expected == "token")
+    assert not secret.exists() or (secret.read_text(), secret.stat().st_mode & 0o777) == ("secret\n", 0o600)
 
 
 FAKES = {
