@@ -93,6 +93,8 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config)
     try:
+        if pool.dashboard:
+            observer.note(f"dashboard  {pool.dashboard}")
         own_fm = output_dir / "fm" if config.fm.pretrain.num_epochs else None  # nobody else has this FM
         fm = load_fm(config, data, observer, own_fm if saved else None)
         past: list[dict[str, Any]] = []
@@ -102,7 +104,8 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             past = cut_rounds(output_dir, saved.rounds_done)
         (output_dir / "config.yaml").write_text(dump_config(config))
         run_id = saved.run_id if saved else secrets.token_hex(4)
-        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal)
+        more = pool.trackers(f"{config.name}-{run_id}")
+        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)
         curves = Curves(observer, tracker, saved.align_steps if saved else 0, past)
         checkpoints = Checkpoints(output_dir / FOLDER, config.checkpoint.interval)
 

@@ -272,11 +272,13 @@ class TrackerGroup:
             tracker.fail()
 
 
-def make_trackers(config: Config, output_dir: Path, run_id: str | None = None, goal: Goal = "max") -> Tracker:
-    """Return the trackers that `config.tracking` asks for, as one; W&B first, it may refuse.
+def make_trackers(
+    config: Config, output_dir: Path, run_id: str | None = None, goal: Goal = "max", more: Sequence[Tracker] = ()
+) -> Tracker:
+    """Return the trackers that `config.tracking` asks for, and `more`, as one; W&B first, it may refuse.
 
     A W&B run of this id is continued if there is one; without an id it is a new one. `goal`: which way the task's
     primary metric is better.
     """
     online = [] if config.tracking.wandb == "disabled" else [WandbTracker(config, output_dir, run_id, goal)]
-    return TrackerGroup([JsonlTracker(output_dir), *online])
+    return TrackerGroup([JsonlTracker(output_dir), *online, *more])

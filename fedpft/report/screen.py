@@ -79,6 +79,10 @@ class Screen:
         if self._stage is not None:
             self._stage.update(done, total, metrics.get("loss"))
 
+    def note(self, line: str) -> None:
+        """Print the line."""
+        self._line(escape(line))
+
     def run_started(self, record: Mapping[str, Any]) -> None:
         """Show nothing of it: the final table has it."""
 

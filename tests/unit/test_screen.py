@@ -38,6 +38,13 @@ def written(console: Console) -> str:
     return console.file.getvalue()
 
 
+def test_a_note_is_a_line_at_once_whatever_it_contains():
+    console = make_console(terminal=False)
+    with Screen(console) as screen:
+        screen.note("dashboard  http://[::1]:8265 [red]")
+        assert written(console) == "dashboard  http://[::1]:8265 [red]\n"
+
+
 def watch_a_run(console: Console, num_rounds: int = 2, client_ids: tuple[int, ...] = (3, 7)) -> None:
     with Screen(console) as screen:
         screen.stage("tune")  # over at once: leaves no line
