@@ -93,6 +93,23 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_causal_tokenizer(*, has_bos: bool = True) -> PreTrainedTokenizerFast:
+    """Return a decoder's tokenizer of 36 words: texts begin with `<s>` (1) if it has one, `</s>` (2) pads as well."""
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "<other>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if has_bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
+    )
+
+
 def tiny_texts(num_texts: int, *, seed: int = 0) -> tuple[list[str], list[int]]:
     """Return texts of 3 to 9 words and their labels: most words of a text come from its label's half of `WORDS`."""
     rng = np.random.default_rng(seed)

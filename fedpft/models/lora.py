@@ -1,5 +1,7 @@
 """The adapter: LoRA weights plus the task head, the only thing that clients train (the only importer of peft).
 
+A language model has no task head: its adapter is LoRA alone.
+
 An adapter travels as one flat float32 vector in the order of :func:`adapter_layout`. The FM and a sub-FM have the same
 layout, because compression keeps every module's name and the shapes of everything that LoRA touches.
 """
@@ -53,6 +55,7 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMo
         lora_dropout=config.dropout,
         target_modules=list(targets),
         modules_to_save=head_modules(model),
+        task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     training = model.training
@@ -86,11 +89,15 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """Return the names of the task head's top-level modules: everything outside the backbone that has parameters."""
+    """Return the names of the task head's top-level modules: everything outside the backbone that has parameters.
+
+    A language model's head is the FM's own, often its embeddings once more, and no part of the adapter.
+    """
+    frozen = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_children()
-        if name != model.base_model_prefix and next(module.parameters(), None) is not None
+        if name != model.base_model_prefix and module is not frozen and next(module.parameters(), None) is not None
     ]
 
 
