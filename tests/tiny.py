@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -47,10 +48,15 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
 FAMILIES = sorted(TINY_CONFIGS)
 
 
-def tiny_fm(model_type: str, *, num_labels: int = 3, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """Return a random model in eval mode whose every parameter, biases and norms included, is non-trivial."""
+def tiny_fm(
+    model_type: str, *, num_labels: int = 3, seed: int = 0, auto: Any = None, **overrides: Any
+) -> PreTrainedModel:
+    """Return a random model in eval mode whose every parameter, biases and norms included, is non-trivial.
+
+    `auto` is the class that gives it its head; None: a classifier's.
+    """
     config = AutoConfig.for_model(model_type, num_labels=num_labels, **(TINY_CONFIGS[model_type] | overrides))
-    auto = AutoModelForImageClassification if model_type == "vit" else AutoModelForSequenceClassification
+    auto = auto or (AutoModelForImageClassification if model_type == "vit" else AutoModelForSequenceClassification)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = auto.from_config(config)
@@ -58,6 +64,12 @@ def tiny_fm(model_type: str, *, num_labels: int = 3, seed: int = 0, **overrides:
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def tiny_lm(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """Return a random decoder with its language model's head; LLaMA's two heads share one key and value."""
+    shared = {"num_key_value_heads": 1} if model_type == "llama" else {}
+    return tiny_fm(model_type, seed=seed, auto=AutoModelForCausalLM, **(shared | overrides))
 
 
 def tiny_batch(model_type: str, *, batch_size: int = 4, num_tokens: int = 7, seed: int = 1) -> dict[str, torch.Tensor]:
