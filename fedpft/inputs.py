@@ -3,13 +3,15 @@
 All that :func:`load_data` refuses is refused before an actor starts, what :func:`load_fm` refuses before training.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedpft.config import Config, ConfigError
+from fedpft.config import Config, ConfigError, TaskKind
 from fedpft.data.collate import rows
 from fedpft.data.datamodule import FederatedData, build_data
 from fedpft.data.public import load_corpus
@@ -19,6 +21,9 @@ from fedpft.models.limits import check_texts_fit
 from fedpft.models.pretrain import pretrain_backbone
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
+
+PROBLEM_TYPES: Mapping[TaskKind, Any] = {"classification": "single_label_classification", "regression": "regression"}
+"""What transformers calls them; by this a model chooses its loss."""
 
 
 def load_fm_and_data(
@@ -66,6 +71,7 @@ def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: P
     )  # fmt: skip
     fm.config.id2label = dict(enumerate(data.label_names))
     fm.config.label2id = {name: label for label, name in enumerate(data.label_names)}
+    fm.config.problem_type = PROBLEM_TYPES[data.kind]  # else the first labelled batch decides
     _try_an_example(fm, data, config.fm.path)
     if config.fm.pretrain.num_epochs and not saved_fm:
         progress.stage("pre-train FM on public data")

@@ -24,7 +24,6 @@ from fedpft.checkpoint import FOLDER, Checkpoints, RunCheckpoint
 from fedpft.config import Config, dump_config
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
-from fedpft.evaluate import METRIC
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.evaluation import Evaluation
 from fedpft.federated.observer import RunObserver, SilentObserver
@@ -32,6 +31,7 @@ from fedpft.federated.package import client_package, local_settings
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
 from fedpft.inputs import load_data, load_fm
 from fedpft.methods import METHODS
+from fedpft.metrics import METRICS
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, get_adapter, save_adapter, without_adapter
 from fedpft.output import (
@@ -99,7 +99,7 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             past = cut_rounds(output_dir, saved.rounds_done)
         (output_dir / "config.yaml").write_text(dump_config(config))
         run_id = saved.run_id if saved else secrets.token_hex(4)
-        tracker = make_trackers(config, output_dir, run_id)
+        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal)
         curves = Curves(observer, tracker, saved.align_steps if saved else 0, past)
         checkpoints = Checkpoints(output_dir / FOLDER, config.checkpoint.interval)
 
@@ -210,6 +210,7 @@ def tune(
         pool=pool,
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
+        goal=METRICS[data.metrics[0]].goal,
         tracker=tracker,
         observer=observer,
         checkpoint=checkpoint,
@@ -219,9 +220,9 @@ def tune(
         "name": config.name,
         "seed": config.seed,
         "method": config.method.name,
-        "metric": METRIC,
         "untuned_fm": untuned["fm"],
-        **{name: final.last_evaluation[name] for name in ("fm", "sub_fm")},
+        **{name: final.last_evaluation[name] for name in ("fm", "sub_fm", "metric", "metric_goal")},
+        "metrics": {"untuned_fm": untuned["metrics"]["fm"], **final.last_evaluation["metrics"]},
         **evaluation.summary(untuned, final.last_evaluation),
         "best": dict(final.best),
         "rounds": final.rounds_done,

@@ -55,7 +55,8 @@ def tiny_fm(
 
     `auto` is the class that gives it its head; None: a classifier's.
     """
-    config = AutoConfig.for_model(model_type, num_labels=num_labels, **(TINY_CONFIGS[model_type] | overrides))
+    fields = TINY_CONFIGS[model_type] | {"problem_type": "single_label_classification"} | overrides
+    config = AutoConfig.for_model(model_type, num_labels=num_labels, **fields)
     auto = auto or (AutoModelForImageClassification if model_type == "vit" else AutoModelForSequenceClassification)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,9 +1,12 @@
 """Settings of the FM and of the data: what the server and the clients own."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fedpft.config.checks import require, require_non_negative, require_positive
+
+TaskKind = Literal["classification", "regression", "causal_lm"]
+"""What labels are: one of some classes, a number, or the text's own next tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class TaskConfig:
 
     name: str = "sst2"
     """A row of `fedpft.data.tasks.TASKS`, or `custom` (then `path`, the columns and `label_column` describe it)."""
+    kind: TaskKind | None = None
+    """null: the table row's; `classification` for a custom task."""
     path: str | None = None
     """Hub id, or a folder with `train.*` and `validation.*` files (parquet, csv, json) or an image folder."""
     text_columns: tuple[str, ...] = ()
@@ -50,6 +55,8 @@ class TaskConfig:
     label_column: str | None = None
     train_split: str | None = None
     eval_split: str | None = None
+    metrics: tuple[str, ...] = ()
+    """Names in `fedpft.metrics.METRICS`, the primary one first; empty: the table row's, or those usual for the kind."""
     max_train_examples: int | None = None
     """Use a random subset of the training data; None: all."""
     max_eval_examples: int | None = None

@@ -6,13 +6,14 @@
 Images stay encoded, text stays unpadded; the collator does the rest batch by batch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from fedpft.config import Config, FederatedConfig
+from fedpft.config import Config, FederatedConfig, TaskKind
 from fedpft.data.collate import Collator, ImageCollator, TextCollator, rows
 from fedpft.data.columns import IMAGE, LABEL, TEXT, TEXT_PAIR, require_column
 from fedpft.data.partition import Partition, make_partition
@@ -39,6 +40,11 @@ class FederatedData:
     collate: Collator
     label_names: tuple[str, ...]
     modality: Modality
+    kind: TaskKind = "classification"
+    metrics: tuple[str, ...] = ("accuracy",)
+    """The primary one first."""
+    other_evaluations: Mapping[str, datasets.Dataset] = field(default_factory=dict)
+    """Further evaluation sets by name."""
 
 
 def build_data(
@@ -55,32 +61,48 @@ def build_data(
 
     """
     _require_same_modality(task, corpus, processor)
-    if len(task.label_names) < 2:
+    if task.kind == "classification" and len(task.label_names) < 2:
         fail("task.label_column", f"{len(task.label_names)} label in the training data", "at least 2")
     partition = partition_task(task, config.federated, config.seed)
     collate: Collator
+    splits = [task.train, task.evaluation, *task.other_evaluations.values()]
     if isinstance(processor, PreTrainedTokenizerBase):
-        train, evaluation = (tokenise(d, processor, config.fm.max_length) for d in (task.train, task.evaluation))
+        splits = [tokenise(split, processor, config.fm.max_length) for split in splits]
         rng = numpy_rng(config.seed, "public")
         public = chunk_corpus(corpus, processor, config.public.chunk_length, config.public.max_examples, rng)
         collate = TextCollator(processor)
     else:
-        train, evaluation = (d.select_columns([IMAGE, LABEL]) for d in (task.train, task.evaluation))
+        splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
         limit, public = config.public.max_examples, corpus
         if limit is not None and limit < len(corpus):
             public = subset(corpus, numpy_rng(config.seed, "public").permutation(len(corpus))[:limit])
         collate = ImageCollator(processor)
-    return FederatedData(train, evaluation, public, partition, collate, task.label_names, task.modality)
+    train, evaluation, *others = splits
+    return FederatedData(
+        train=train,
+        evaluation=evaluation,
+        public=public,
+        partition=partition,
+        collate=collate,
+        label_names=task.label_names,
+        modality=task.modality,
+        kind=task.kind,
+        metrics=task.metrics,
+        other_evaluations=dict(zip(task.other_evaluations, others, strict=True)),
+    )
 
 
 def partition_task(task: TaskData, config: FederatedConfig, seed: int) -> Partition:
     """Deal the task's training examples to the clients as the config says.
 
     Raises:
-        ConfigError: as :func:`fedpft.data.partition.make_partition`; or no such owner column.
+        ConfigError: as :func:`fedpft.data.partition.make_partition`; no such owner column; or a partition by
+            labels of a task without classes.
 
     """
     settings, owners = config.partition, None
+    if task.kind != "classification" and settings.kind not in ("iid", "natural"):
+        fail("federated.partition.kind", settings.kind, f"iid, natural, because task.kind is {task.kind}")
     if settings.kind == "natural":
         assert settings.column is not None
         require_column(task.train, settings.column, "federated.partition.column")

@@ -65,15 +65,21 @@ def load_local(path: str, split: str, key: str) -> datasets.Dataset:
     return _read(BUILDERS[readable[0].suffix], str(readable[0].resolve()), key)
 
 
-def load_hub(path: str, config_name: str | None, split: str, key: str) -> datasets.Dataset:
-    """Download one split of a hub data set.
+def has_split(path: str, split: str) -> bool:
+    """Whether a local folder has files or images for a split."""
+    root = Path(path).expanduser()
+    return (root / split).is_dir() or any(root.glob(f"{split}.*"))
+
+
+def load_hub(path: str, config_name: str | None, split: str, key: str, revision: str | None = None) -> datasets.Dataset:
+    """Download one split of a hub data set; without a revision the newest.
 
     Raises:
         ConfigError: hub unreachable, or no such data set, configuration or split.
 
     """
     try:
-        return datasets.load_dataset(path, config_name, split=split, keep_in_memory=True)
+        return datasets.load_dataset(path, config_name, split=split, revision=revision, keep_in_memory=True)
     except Exception as error:  # the hub client raises errors of four libraries; the user can act on all alike
         reason = " ".join(str(error).split())[:200]
         found = f"hub data set {path} {config_name or ''}".rstrip() + f", split {split} ({reason})"

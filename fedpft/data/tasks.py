@@ -1,28 +1,30 @@
 """The table of tasks, and any task as (train, evaluation) with the same column names."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 
-from fedpft.config import TaskConfig
+from fedpft.config import TaskConfig, TaskKind
 from fedpft.data.columns import (
     IMAGE,
     LABEL,
     TEXT,
     TEXT_PAIR,
     normalise_labels,
+    normalise_numbers,
     rename_inputs,
     require_column,
     require_text,
 )
 from fedpft.data.digits import digits_task
 from fedpft.data.images import as_images
-from fedpft.data.sources import fail, find_row, is_local, load_hub, load_local, subset
+from fedpft.data.sources import fail, find_row, has_split, is_local, load_hub, load_local, subset
 from fedpft.data.stdlib_docs import stdlib_docs_task
+from fedpft.metrics import DEFAULT_METRICS, METRICS
 from fedpft.seeding import numpy_rng
 
 Modality = Literal["text", "image"]
@@ -38,33 +40,50 @@ class TaskRow:
 
     path: str = ""
     config_name: str | None = None
+    revision: str | None = None
+    """Of the hub's repository; `refs/convert/parquet` is the hub's own copy of what only a script can read."""
     text_columns: tuple[str, ...] = ()
     image_column: str | None = None
     label_column: str = "label"
     train_split: str = "train"
     eval_split: str = "validation"
+    other_eval_splits: Mapping[str, str] = field(default_factory=dict)
+    """Name of a further evaluation set -> its split."""
+    kind: TaskKind = "classification"
+    metrics: tuple[str, ...] = ("accuracy",)
+    """Names in `fedpft.metrics.METRICS`, the primary one first."""
     loader: EmbeddedTask | None = None
 
 
-def _glue(config_name: str, *text_columns: str, eval_split: str = "validation") -> TaskRow:
-    return TaskRow(path="nyu-mll/glue", config_name=config_name, text_columns=text_columns, eval_split=eval_split)
+def _glue(config_name: str, *text_columns: str, **others: Any) -> TaskRow:
+    """Return a row of GLUE; its test splits have no labels (all are -1) and are never read."""
+    return TaskRow(path="nyu-mll/glue", config_name=config_name, text_columns=text_columns, **others)
 
 
 TASKS: dict[str, TaskRow] = {
     "sst2": _glue("sst2", "sentence"),
-    "cola": _glue("cola", "sentence"),
+    "cola": _glue("cola", "sentence", metrics=("matthews", "accuracy")),
     "qnli": _glue("qnli", "question", "sentence"),
-    "qqp": _glue("qqp", "question1", "question2"),
-    "mnli": _glue("mnli", "premise", "hypothesis", eval_split="validation_matched"),
-    "mrpc": _glue("mrpc", "sentence1", "sentence2"),
+    "qqp": _glue("qqp", "question1", "question2", metrics=("accuracy", "f1")),
+    "mnli": _glue(
+        "mnli", "premise", "hypothesis", eval_split="validation_matched",
+        other_eval_splits={"mismatched": "validation_mismatched"},
+    ),
+    "mrpc": _glue("mrpc", "sentence1", "sentence2", metrics=("accuracy", "f1")),
     "rte": _glue("rte", "sentence1", "sentence2"),
+    "stsb": _glue("stsb", "sentence1", "sentence2", kind="regression", metrics=("pearson", "spearman")),
     "ag_news": TaskRow(path="fancyzhx/ag_news", text_columns=("text",), eval_split="test"),
+    "trec": TaskRow(
+        path="CogComp/trec", revision="refs/convert/parquet", text_columns=("text",), label_column="coarse_label",
+        eval_split="test",
+    ),
+    "20_newsgroups": TaskRow(path="SetFit/20_newsgroups", text_columns=("text",), eval_split="test"),
     "cifar10": TaskRow(path="uoft-cs/cifar10", image_column="img", eval_split="test"),
     "cifar100": TaskRow(path="uoft-cs/cifar100", image_column="img", label_column="fine_label", eval_split="test"),
     "flowers102": TaskRow(path="dpdl-benchmark/oxford_flowers102", image_column="image", eval_split="test"),
     "stdlib_docs": TaskRow(text_columns=("text",), loader=stdlib_docs_task),
     "digits": TaskRow(image_column="image", loader=digits_task),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,58 +94,89 @@ class TaskData:
     evaluation: datasets.Dataset
     modality: Modality
     label_names: tuple[str, ...]
-    """Name of label i at position i."""
+    """Name of output i of the model at position i: of each class, or of the number that regression predicts."""
+    kind: TaskKind = "classification"
+    metrics: tuple[str, ...] = ("accuracy",)
+    """What models are evaluated by, the primary one first."""
+    other_evaluations: Mapping[str, datasets.Dataset] = field(default_factory=dict)
+    """Further evaluation sets by name; their metrics are called `name/metric`."""
 
 
 def load_task(config: TaskConfig, seed: int) -> TaskData:
     """Read a task: the table row, changed by what the config says; `seed` draws the subsets, if any.
 
     Raises:
-        ConfigError: unknown name, unreadable source, missing columns, nulls, bad labels, an empty split.
+        ConfigError: unknown name, unreadable source, missing columns, nulls, bad labels, an empty split, or a metric
+            that the task cannot have.
 
     """
     row = TaskRow() if config.name == "custom" else find_row(config.name, TASKS, "task.name")
-    train, evaluation, names = _read(config, row)
-    for split, dataset in (("training", train), ("evaluation", evaluation)):
+    kind = config.kind or row.kind
+    if kind == "causal_lm":
+        fail("task.kind", kind, "classification, regression")
+    splits, names = _read(config, row)
+    for split, dataset in splits.items():
         if len(dataset) == 0:
             fail("task.path", f"0 {split} examples", "at least 1")
-    text_columns, image_column = _input_columns(config, row, train)
-    label_column = config.label_column or _first_present(train, row.label_column, LABEL)
-    for split_rows in (train, evaluation):  # before anything is renamed: errors list the columns as the user knows them
-        require_column(split_rows, label_column, "task.label_column")
+    text_columns, image_column = _input_columns(config, row, splits["train"])
+    label_column = config.label_column or _first_present(splits["train"], row.label_column, LABEL)
+    for dataset in splits.values():  # before anything is renamed: errors list the columns as the user knows them
+        require_column(dataset, label_column, "task.label_column")
         for column in text_columns:
-            require_text(split_rows, column, "task.text_columns")
+            require_text(dataset, column, "task.text_columns")
         if image_column is not None:
-            require_column(split_rows, image_column, "task.image_column")
-    splits, label_names = normalise_labels([train, evaluation], label_column, names, "task.label_column")
-    if image_column is not None:
-        splits = [
-            rename_inputs(as_images(s, image_column, "task.image_column"), [image_column], [IMAGE]) for s in splits
-        ]
+            require_column(dataset, image_column, "task.image_column")
+    if kind == "regression":
+        labelled, label_names = normalise_numbers([*splits.values()], label_column, "task.label_column")
     else:
-        splits = [rename_inputs(s, text_columns, (TEXT, TEXT_PAIR)[: len(text_columns)]) for s in splits]
+        labelled, label_names = normalise_labels([*splits.values()], label_column, names, "task.label_column")
+    if image_column is not None:
+        labelled = [as_images(split, image_column, "task.image_column") for split in labelled]
+    columns, targets = ([image_column], [IMAGE]) if image_column else (text_columns, (TEXT, TEXT_PAIR))
+    sets = {}
+    for name, dataset in zip(splits, labelled, strict=True):
+        limit = config.max_train_examples if name == "train" else config.max_eval_examples
+        renamed = rename_inputs(dataset, columns, targets[: len(columns)])
+        sets[name] = _seeded_subset(renamed, limit, seed, f"task.{name}")
     return TaskData(
-        train=_seeded_subset(splits[0], config.max_train_examples, seed, "task.train"),
-        evaluation=_seeded_subset(splits[1], config.max_eval_examples, seed, "task.evaluation"),
+        train=sets.pop("train"),
+        evaluation=sets.pop("evaluation"),
+        other_evaluations=sets,
         modality="text" if image_column is None else "image",
         label_names=label_names,
+        kind=kind,
+        metrics=_metrics(config, row, kind, len(label_names)),
     )
 
 
-def _read(config: TaskConfig, row: TaskRow) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...] | None]:
+def _metrics(config: TaskConfig, row: TaskRow, kind: TaskKind, num_classes: int) -> tuple[str, ...]:
+    """Return the config's metrics, else the row's, else those usual for the kind; each is defined for the task."""
+    own = row.metrics if kind == row.kind else DEFAULT_METRICS[kind]
+    task = f"{num_classes} classes" if kind == "classification" else kind
+    possible = [name for name, m in METRICS.items() if m.kind == kind and m.num_classes in (None, num_classes)]
+    for name in (chosen := config.metrics or own):
+        if name not in possible:
+            fail("task.metrics", name, f"for {task}: {', '.join(possible)}")
+    return chosen
+
+
+def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset], tuple[str, ...] | None]:
+    """Return `train`, `evaluation` and further evaluation sets by name, and the class names if a file has them."""
     if row.loader is not None and config.path is None:
-        return row.loader()
-    path = config.path or row.path
-    if not is_local(path):
-        config_name = row.config_name if path == row.path else None
-        splits = (config.train_split or row.train_split, config.eval_split or row.eval_split)
-        train, evaluation = (load_hub(path, config_name, split, "task.path") for split in splits)
-        return train, evaluation, None
-    # Local folders follow one convention, whatever the hub calls its splits.
-    splits = (config.train_split or "train", config.eval_split or "validation")
-    train, evaluation = (load_local(path, split, "task.path") for split in splits)
-    classes = Path(path).expanduser() / "classes.txt"
-    return train, evaluation, _class_names(classes) if classes.is_file() else None
+        train, evaluation, names = row.loader()
+        return {"train": train, "evaluation": evaluation}, names
+    path, key = config.path or row.path, "task.path"
+    if is_local(path):  # folders follow one convention, whatever the hub calls its splits
+        splits = {"train": config.train_split or "train", "evaluation": config.eval_split or "validation"}
+        splits |= {name: split for name, split in row.other_eval_splits.items() if has_split(path, split)}
+        classes = Path(path).expanduser() / "classes.txt"
+        local = {name: load_local(path, split, key) for name, split in splits.items()}
+        return local, _class_names(classes) if classes.is_file() else None
+    splits = {"train": config.train_split or row.train_split, "evaluation": config.eval_split or row.eval_split}
+    if path != row.path:
+        return {name: load_hub(path, None, split, key) for name, split in splits.items()}, None
+    splits |= row.other_eval_splits
+    return {name: load_hub(path, row.config_name, split, key, row.revision) for name, split in splits.items()}, None
 
 
 def _class_names(file: Path) -> tuple[str, ...]:

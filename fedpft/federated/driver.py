@@ -38,6 +38,7 @@ from fedpft.federated.pool import ClientPool
 from fedpft.federated.sampling import Attendance, draw_attendance, round_lr
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
+from fedpft.metrics import Goal, is_better
 from fedpft.tracking import Tracker
 
 MAX_UNCOUNTED_ROUNDS = 3
@@ -60,7 +61,7 @@ class ServerState:
     uncounted_rounds: int = 0
     """Rounds in a row, up to the last one done, that did not count."""
     best: Mapping[str, Any] = field(default_factory=dict)
-    """`round` and metrics by model of the evaluation in which the plugged-in FM was best, the earliest of equals."""
+    """`round` and primary metric by model of the evaluation with the best plugged-in FM, the earliest of equals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,8 @@ class Driver:
     evaluate: Callable[[np.ndarray], Mapping[str, Any]]
     """Adapter -> what goes into the record, as JSON: `{"fm": 0.8, "sub_fm": 0.7}`, perhaps more."""
     evaluation_interval: int
+    goal: Goal = "max"
+    """Which way `fm` is better."""
     tracker: Tracker
     observer: RunObserver
     watchdog: MemoryWatchdog = field(default_factory=MemoryWatchdog)
@@ -127,7 +130,7 @@ class Driver:
         # 6. evaluate
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
             evaluation_start = time.perf_counter()
-            state = _with_evaluation(state, self.evaluate(state.adapter))
+            state = _with_evaluation(state, self.evaluate(state.adapter), self.goal)
             record.update(state.last_evaluation)
             record["time/evaluate_seconds"] = time.perf_counter() - evaluation_start
         # 7. track
@@ -222,10 +225,10 @@ class Driver:
         return f"{state.uncounted_rounds} rounds in a row did not count: {why}"
 
 
-def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any]) -> ServerState:
-    is_best = not state.best or evaluation["fm"] > state.best["fm"]
-    accuracies = {name: evaluation[name] for name in ("fm", "sub_fm") if name in evaluation}
-    best = {"round": state.rounds_done, **accuracies} if is_best else state.best
+def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any], goal: Goal) -> ServerState:
+    is_best = not state.best or is_better(evaluation["fm"], state.best["fm"], goal)
+    values = {name: evaluation[name] for name in ("fm", "sub_fm") if name in evaluation}
+    best = {"round": state.rounds_done, **values} if is_best else state.best
     return replace(state, last_evaluation=evaluation, best=best)
 
 

@@ -61,6 +61,7 @@ def pretrain_backbone(
     with isolated_torch_rng(seed):
         pretraining_config = copy.deepcopy(fm.config)
         pretraining_config.num_labels = max(public["label"]) + 1
+        pretraining_config.problem_type = "single_label_classification"
         model = type(fm)(pretraining_config)
         setattr(model, fm.base_model_prefix, fm.base_model)
         loader = DataLoader(public, batch_size=config.batch_size, shuffle=True, collate_fn=collate)

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.fidelity import cosine_line, fidelity_rows
-from fedpft.report.wording import duration, percent, round_line
+from fedpft.report.scores import round_scores, score_rows
+from fedpft.report.wording import duration, round_line
 
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
     from fedpft.federated.messages import ClientFailure, ClientUpdate
@@ -25,7 +26,6 @@ _MAX_CLIENT_ROWS = 20
 _SHADES = "·░▒▓█"
 _SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
 _LABEL_WIDTH = 7
-ACCURACIES = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
 _SIZES = {"num_params_fm": "FM", "num_params_sub_fm": "sub-FM", "num_params_adapter": "adapter"}
 
 
@@ -53,7 +53,7 @@ class Screen:
         self._stage: _Stage | None = None
         self._rounds: _Stage | None = None
         self._clients: TaskID | None = None
-        self._accuracy = ""
+        self._scores = ""
         self._reasons: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -111,11 +111,11 @@ class Screen:
         self._progress.remove_task(self._clients)
         self._clients = None
         rounds, index = self._rounds, record["round"]
-        accuracy = [f"fm {percent(record['fm'])}", f"sub-fm {percent(record['sub_fm'])}"] if "fm" in record else []
-        self._accuracy = "  ".join(accuracy) or self._accuracy
-        rounds.update(index, rounds.total, record["train_loss"], self._accuracy)
+        scores = round_scores(record)
+        self._scores = "  ".join(scores) or self._scores
+        rounds.update(index, rounds.total, record["train_loss"], self._scores)
         if not self._live:
-            self._line(round_line(record, rounds.total, accuracy))
+            self._line(round_line(record, rounds.total, scores))
         if index == rounds.total:
             self._leave_line(rounds)
             self._rounds = None
@@ -193,10 +193,8 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
     """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
     facts = _facts_table(f"{result['name']}: {result['method']}, {result['rounds']} rounds, seed {result['seed']}")
-    for key, title in ACCURACIES.items():
-        gain = 100 * (result[key] - result["untuned_fm"])
-        note = "" if key == "untuned_fm" else f"{gain:+.1f} points"
-        facts.add_row(f"{result['metric']}, {title}", percent(result[key]), note)
+    for row in score_rows(result):
+        facts.add_row(*row)
     facts.add_section()
     for row in fidelity_rows(result):
         facts.add_row(*row)

@@ -23,7 +23,9 @@ PLAN = SIZES | {
     "warnings": ["method.scorer has no effect [yet]"],
 }
 RESULT = SIZES | {"name": "demo", "seed": 42, "method": "fedpft", "metric": "accuracy", "rounds": 8, "versions": {}}
-RESULT |= {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823, "wall_seconds": 141.2}
+ACCURACIES = {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823}
+RESULT |= ACCURACIES | {"wall_seconds": 141.2, "metrics": {key: {"accuracy": v} for key, v in ACCURACIES.items()}}
+EVALUATED = {"fm": 0.712, "sub_fm": 0.64, "metric": "accuracy"}
 
 
 def make_console(terminal: bool) -> Console:
@@ -51,7 +53,7 @@ def watch_a_run(console: Console, num_rounds: int = 2, client_ids: tuple[int, ..
             screen.stage("align neurons")
             screen.progress(1, 1, {"loss": 0.5})
             record = {"round": index, "clients": list(client_ids), "train_loss": 0.912, "lr": 6.2e-4, "seconds": 14.1}
-            screen.round_finished(record | ({"fm": 0.712, "sub_fm": 0.64} if index == num_rounds else {}))
+            screen.round_finished(record | (EVALUATED if index == num_rounds else {}))
 
 
 def test_plain_lines():
