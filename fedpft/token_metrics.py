@@ -27,6 +27,11 @@ def predictions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits[:, :-1][chosen].float(), after[chosen]
 
 
+def num_targets(labels: Tensor) -> int:
+    """Return over how many terms a model's loss of a batch is the mean: examples (B,), or target tokens (B, T)."""
+    return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != IGNORED).sum())
+
+
 class TokenLoss(Metric):
     """Mean cross entropy in nats a target token."""
 

@@ -186,6 +186,32 @@ def tiny_text_run(folder: Path) -> list[str]:
     ]
 
 
+def tiny_causal_run(folder: Path, model_type: str = "llama", **task: str) -> list[str]:
+    """Write a decoder, instruction data and a corpus into `folder`; return the settings of a run of seconds on them.
+
+    The answer to a question is its words in reverse; each row has a `topic`, one of two.
+    """
+    tiny_lm(model_type).save_pretrained(folder / "fm")
+    tiny_causal_tokenizer().save_pretrained(folder / "fm")
+    for name, seed, num_texts in (("task/train", 0, 48), ("task/validation", 1, 40), ("public/train", 2, 60)):
+        texts, topics = tiny_texts(num_texts, seed=seed)
+        file = folder / f"{name}.csv"
+        file.parent.mkdir(exist_ok=True)
+        answers = [" ".join(reversed(text.split())) for text in texts]
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows([("text", "answer", "topic"), *zip(texts, answers, topics, strict=True)])
+    described = {"prompt_column": "text", "response_column": "answer"} | task
+    columns = ", ".join(f"{key}: {value}" for key, value in described.items())
+    return [
+        f"fm.path={folder / 'fm'}",
+        "fm.max_length=32",
+        f"task={{name: custom, kind: causal_lm, path: {folder / 'task'}, {columns}}}",
+        f"public={{name: custom, path: {folder / 'public'}, text_column: text, chunk_length: 10}}",
+        f"output_dir={folder / 'out'}",
+        *TINY_RUN,
+    ]
+
+
 def tiny_vision_run(folder: Path) -> list[str]:
     """Return the settings of a run of seconds with a ViT from scratch on handwritten digits (needs scikit-learn)."""
     architecture = "{hidden_size: 16, num_hidden_layers: 3, num_attention_heads: 2, intermediate_size: 24, " + (

@@ -6,15 +6,58 @@ The first `prompt_length` tokens are no targets. Text without prompts is learned
 """
 
 import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from fedpft.data.columns import PROMPT, PROMPT_LENGTH, RESPONSE, require_text
-from fedpft.data.prompts import KEY, PromptTemplate
+from fedpft.config import TaskConfig, TaskKind
+from fedpft.data.columns import PROMPT, PROMPT_LENGTH, RESPONSE, normalise_labels, require_text
+from fedpft.data.prompts import KEY, PromptTemplate, bare_template
 from fedpft.data.sources import fail, subset
 
+if TYPE_CHECKING:  # the table is made with this module's help
+    from fedpft.data.tasks import TaskRow
+
+KEYS = ("prompt_column", "response_column", "prompt_template", "chat_template")
+"""Of `TaskConfig`, for `causal_lm` alone."""
+
 TOKENISE_BATCH = 1000
+
+
+def check_keys(config: TaskConfig, kind: TaskKind) -> None:
+    """Raise a ConfigError for columns that are for tasks of another kind."""
+    wrong = ("text_columns", "image_column") if kind == "causal_lm" else KEYS
+    instead = f", but {', '.join(KEYS)}" if kind == "causal_lm" else ""
+    for name in wrong:
+        if value := getattr(config, name):
+            fail(f"task.{name}", value, f"no such key for a task of kind {kind}{instead}")
+
+
+def read_instructions(
+    splits: Mapping[str, datasets.Dataset], label_names: tuple[str, ...] | None, config: TaskConfig, row: "TaskRow"
+) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
+    """Return the splits with `prompt` and `response`, `train` also with `label` if there is a label column.
+
+    Args:
+        splits: as they were read.
+        label_names: from `classes.txt`, if there is one.
+        config: the `task` section.
+        row: the task's.
+
+    Raises:
+        ConfigError: a column that is missing or cannot serve, or a template that is none.
+
+    """
+    template, column = find_template(config, row.prompt_template), config.response_column or row.response_column
+    if column is None:
+        fail("task.response_column", None, "a column of texts, because task.kind is causal_lm")
+    label_column, read = config.label_column or row.label_column, dict(splits)
+    names: tuple[str, ...] = ()
+    if label_column is not None:  # categories to deal out by: no model predicts them, evaluated examples need none
+        (read["train"],), names = normalise_labels([read["train"]], label_column, label_names, "task.label_column")
+    return {split: as_instructions(dataset, template, column) for split, dataset in read.items()}, names
 
 
 def as_instructions(
@@ -36,6 +79,35 @@ def as_instructions(
         prompts = [template.fill(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
     taken = [name for name in (PROMPT, RESPONSE) if name in dataset.column_names]
     return dataset.remove_columns(taken).add_column(PROMPT, prompts).add_column(RESPONSE, responses)
+
+
+def find_template(config: TaskConfig, own: str | None) -> PromptTemplate | None:
+    """Return the template of the config, or the table row's `own`, or None: text without prompts.
+
+    What goes into a chat template has no words of its own but those that the config gives it.
+
+    Raises:
+        ConfigError: no template, one without the prompt column, or a chat template with nothing to ask.
+
+    """
+    column, chosen = config.prompt_column, config.prompt_template
+    if chosen is None and column is not None:
+        chosen = f"{{{column}}}" if config.chat_template else f"{{{column}}}\n"
+    elif chosen is None and own is not None:
+        chosen = bare_template(own) if config.chat_template else own
+    if chosen is None:
+        if config.chat_template:
+            fail("task.chat_template", True, "false, because there is neither task.prompt_column nor prompt_template")
+        return None
+    template = PromptTemplate(chosen)
+    if column is not None and column not in template.columns:
+        fail(KEY, chosen, f"a text with {{{column}}}, the task.prompt_column")
+    return template
+
+
+def without_prompts(tokenised: datasets.Dataset) -> datasets.Dataset:
+    """Return tokenised texts as examples of which every token is a target."""
+    return tokenised.add_column(PROMPT_LENGTH, [0] * len(tokenised))
 
 
 def tokenise_instructions(

@@ -61,6 +61,11 @@ def resolve_path(path: str) -> str:
     return str(resolved)
 
 
+def is_from_scratch(config: FMConfig) -> bool:
+    """Whether the FM is an architecture without weights and files of its own."""
+    return config.path.startswith(SCRATCH)
+
+
 def load_processor(config: FMConfig, modality: Modality) -> Any:
     """Return the tokenizer (text) or image processor (image) that belongs to the FM.
 
@@ -68,7 +73,7 @@ def load_processor(config: FMConfig, modality: Modality) -> Any:
         ConfigError: nothing to load at `fm.path`, or a tokenizer without words.
 
     """
-    if config.path.startswith(SCRATCH):
+    if is_from_scratch(config):
         return _scratch_processor(config, modality)
     auto = AutoTokenizer if modality == "text" else AutoImageProcessor
     processor = _from_pretrained(auto, config.path)
@@ -96,14 +101,14 @@ def load_fm_config(config: FMConfig, num_labels: int, kind: TaskKind = "classifi
             encoders, or fields that it lacks.
 
     """
-    if config.path.startswith(SCRATCH):
+    if is_from_scratch(config):
         return _scratch_config(config, num_labels, kind)
     stored = _from_pretrained(AutoConfig, config.path)
     check_family(stored.model_type, config.path)
     if kind == "causal_lm":
         check_decoder(stored.model_type, config.path)
     check_fields(stored, config.config)
-    return _from_pretrained(AutoConfig, config.path, num_labels=num_labels, **config.config)
+    return _from_pretrained(AutoConfig, config.path, **_head_fields(num_labels, kind), **config.config)
 
 
 def load_fm(
@@ -134,14 +139,14 @@ def load_fm(
     """
     auto, fm_config = _auto_model(modality, kind), load_fm_config(config, num_labels, kind)
     with isolated_torch_rng(derive_seed(seed, "fm")):
-        if config.path.startswith(SCRATCH):
+        if is_from_scratch(config):
             with _one_line(f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"):
                 fm = auto.from_config(fm_config)
         else:
             fm, report = _from_pretrained(
                 auto,
                 config.path,
-                num_labels=num_labels,
+                **_head_fields(num_labels, kind),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **config.config,
@@ -154,6 +159,10 @@ def load_fm(
 
 def _auto_model(modality: Modality, kind: TaskKind) -> Any:
     return AutoModelForCausalLM if kind == "causal_lm" else _CLASSIFIERS[modality]
+
+
+def _head_fields(num_labels: int, kind: TaskKind) -> dict[str, int]:
+    return {} if kind == "causal_lm" else {"num_labels": num_labels}
 
 
 def record_ffn_sizes(model: PreTrainedModel) -> None:
@@ -228,7 +237,7 @@ def _scratch_config(config: FMConfig, num_labels: int, kind: TaskKind = "classif
         check_decoder(model_type, config.path)
     check_fields(AutoConfig.for_model(model_type), config.config)
     with _one_line(f"fm.config: found {config.config}, allowed: fields that a {model_type} config can have"):
-        return AutoConfig.for_model(model_type, num_labels=num_labels, **config.config)
+        return AutoConfig.for_model(model_type, **_head_fields(num_labels, kind), **config.config)
 
 
 def _scratch_processor(config: FMConfig, modality: Modality) -> Any:
