@@ -103,7 +103,8 @@ def normalise_numbers(
         values = split.data.column(column)
         if not _are_numbers(values):
             fail(key, f"column {column} of type {values.type}", "numbers, because task.kind is regression")
-        numbers = values.to_numpy().astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            numbers = values.to_numpy().astype(np.float32)
         if len(odd := np.flatnonzero(~np.isfinite(numbers))):
             fail(key, f"{values[int(odd[0])].as_py()} in row {odd[0]} of column {column}", "finite numbers")
         labelled.append(_with_labels(split, column, numbers))

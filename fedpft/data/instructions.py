@@ -7,7 +7,6 @@ The first `prompt_length` tokens are no targets. Text without prompts is learned
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -16,9 +15,7 @@ from fedpft.config import TaskConfig, TaskKind
 from fedpft.data.columns import PROMPT, PROMPT_LENGTH, RESPONSE, normalise_labels, require_text
 from fedpft.data.prompts import KEY, PromptTemplate, bare_template
 from fedpft.data.sources import fail, subset
-
-if TYPE_CHECKING:  # the table is made with this module's help
-    from fedpft.data.tasks import TaskRow
+from fedpft.data.task_table import TaskRow
 
 KEYS = ("prompt_column", "response_column", "prompt_template", "chat_template")
 """Of `TaskConfig`, for `causal_lm` alone."""
@@ -36,7 +33,7 @@ def check_keys(config: TaskConfig, kind: TaskKind) -> None:
 
 
 def read_instructions(
-    splits: Mapping[str, datasets.Dataset], label_names: tuple[str, ...] | None, config: TaskConfig, row: "TaskRow"
+    splits: Mapping[str, datasets.Dataset], label_names: tuple[str, ...] | None, config: TaskConfig, row: TaskRow
 ) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
     """Return the splits with `prompt` and `response`, `train` also with `label` if there is a label column.
 

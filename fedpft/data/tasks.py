@@ -1,10 +1,10 @@
-"""The table of tasks, and any task as (train, evaluation) with the same column names."""
+"""Any task as (train, evaluation) with the same column names."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 
@@ -20,95 +20,19 @@ from fedpft.data.columns import (
     require_column,
     require_text,
 )
-from fedpft.data.digits import digits_task
 from fedpft.data.images import as_images
 from fedpft.data.instructions import check_keys, read_instructions
-from fedpft.data.prompts import alpaca_template
 from fedpft.data.sources import fail, find_row, has_split, hold_out, is_local, load_hub, load_local, subset
-from fedpft.data.stdlib_docs import stdlib_docs_task
+from fedpft.data.task_table import TASKS, TaskRow
 from fedpft.metrics import DEFAULT_METRICS, METRICS
 from fedpft.seeding import numpy_rng
 
 Modality = Literal["text", "image"]
-EmbeddedTask = Callable[[], tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]]
 
 DEFAULT_EVAL_RATIO = 0.1
 
 # What text columns are called in local folders when the row's own names are not there.
 COMMON_TEXT_COLUMNS = (("text",), ("sentence",), ("text", "text_pair"), ("sentence1", "sentence2"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskRow:
-    """What must be known of a task to read it: a hub data set, or a `loader` for rows that come with this package."""
-
-    path: str = ""
-    config_name: str | None = None
-    revision: str | None = None
-    """Of the hub's repository; `refs/convert/parquet` is the hub's own copy of what only a script can read."""
-    text_columns: tuple[str, ...] = ()
-    image_column: str | None = None
-    label_column: str | None = None
-    """None: `label`, or none at all of a `causal_lm` task."""
-    prompt_template: str | None = None
-    response_column: str | None = None
-    """`causal_lm`: see `TaskConfig`."""
-    train_split: str = "train"
-    eval_split: str | None = "validation"
-    """None: part of the training data is held out."""
-    other_eval_splits: Mapping[str, str] = field(default_factory=dict)
-    """Name of a further evaluation set -> its split."""
-    kind: TaskKind = "classification"
-    metrics: tuple[str, ...] = ("accuracy",)
-    """Names in `fedpft.metrics.METRICS`, the primary one first."""
-    loader: EmbeddedTask | None = None
-
-
-def _glue(config_name: str, *text_columns: str, **others: Any) -> TaskRow:
-    """Return a row of GLUE; its test splits have no labels (all are -1) and are never read."""
-    return TaskRow(path="nyu-mll/glue", config_name=config_name, text_columns=text_columns, **others)
-
-
-def _instructions(path: str, **others: Any) -> TaskRow:
-    return TaskRow(path=path, kind="causal_lm", metrics=DEFAULT_METRICS["causal_lm"], **others)
-
-
-TASKS: dict[str, TaskRow] = {
-    "sst2": _glue("sst2", "sentence"),
-    "cola": _glue("cola", "sentence", metrics=("matthews", "accuracy")),
-    "qnli": _glue("qnli", "question", "sentence"),
-    "qqp": _glue("qqp", "question1", "question2", metrics=("accuracy", "f1")),
-    "mnli": _glue(
-        "mnli", "premise", "hypothesis", eval_split="validation_matched",
-        other_eval_splits={"mismatched": "validation_mismatched"},
-    ),
-    "mrpc": _glue("mrpc", "sentence1", "sentence2", metrics=("accuracy", "f1")),
-    "rte": _glue("rte", "sentence1", "sentence2"),
-    "stsb": _glue("stsb", "sentence1", "sentence2", kind="regression", metrics=("pearson", "spearman")),
-    "ag_news": TaskRow(path="fancyzhx/ag_news", text_columns=("text",), eval_split="test"),
-    "trec": TaskRow(
-        path="CogComp/trec", revision="refs/convert/parquet", text_columns=("text",), label_column="coarse_label",
-        eval_split="test",
-    ),
-    "20_newsgroups": TaskRow(path="SetFit/20_newsgroups", text_columns=("text",), eval_split="test"),
-    "cifar10": TaskRow(path="uoft-cs/cifar10", image_column="img", eval_split="test"),
-    "cifar100": TaskRow(path="uoft-cs/cifar100", image_column="img", label_column="fine_label", eval_split="test"),
-    "flowers102": TaskRow(path="dpdl-benchmark/oxford_flowers102", image_column="image", eval_split="test"),
-    "dolly": _instructions(
-        "databricks/databricks-dolly-15k", prompt_template=alpaca_template("instruction", "context"),
-        response_column="response", label_column="category", eval_split=None,
-    ),
-    "alpaca": _instructions(
-        "tatsu-lab/alpaca", prompt_template=alpaca_template("instruction", "input"), response_column="output",
-        eval_split=None,
-    ),
-    "gsm8k": _instructions(
-        "openai/gsm8k", config_name="main", prompt_template="Question: {question}\nAnswer:\n",
-        response_column="answer", eval_split="test",
-    ),
-    "stdlib_docs": TaskRow(text_columns=("text",), loader=stdlib_docs_task),
-    "digits": TaskRow(image_column="image", loader=digits_task),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -218,10 +142,12 @@ def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset]
     if is_local(path):  # folders follow one convention, whatever the hub calls its splits
         splits = {"train": config.train_split or "train"}
         if not held_out:
+            if Path(path).expanduser().is_file():
+                fail(key, path, "a folder with train.* and validation.*, or task.eval_ratio: one file would be both")
             splits["evaluation"] = config.eval_split or "validation"
         splits |= {name: split for name, split in row.other_eval_splits.items() if has_split(path, split)}
         classes = Path(path).expanduser() / "classes.txt"
-        local = {name: load_local(path, split, key) for name, split in splits.items()}
+        local = {name: _load_split(path, split) for name, split in splits.items()}
         return local, _class_names(classes) if classes.is_file() else None
     splits = {"train": config.train_split or row.train_split}
     if not held_out:
@@ -236,6 +162,17 @@ def _eval_ratio(config: TaskConfig, row: TaskRow) -> float:
     """Return the fraction of the training data to evaluate on; 0 where there is an evaluation split."""
     split = config.eval_split or row.eval_split
     return config.eval_ratio or (0.0 if split else DEFAULT_EVAL_RATIO)
+
+
+def _load_split(path: str, split: str) -> datasets.Dataset:
+    root = Path(path).expanduser()
+    dataset = load_local(path, split, "task.path")
+    # an image's class is the name of its folder, also where that is the split's own
+    labels, folder = dataset.features.get(LABEL), root / split
+    is_class = isinstance(labels, datasets.ClassLabel) and split in labels.names
+    if is_class and folder.is_dir() and not (folder / split).is_dir():
+        fail("task.path", f"images in {folder} itself", f"{split}/CLASS/*.png, or a {split}/metadata.csv with labels")
+    return dataset
 
 
 def _class_names(file: Path) -> tuple[str, ...]:

@@ -87,6 +87,23 @@ def test_every_number_is_that_of_a_plain_computation_on_the_whole_batch(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_one_output_is_compared_by_the_gradients_of_its_squared_error(family):
+    fm, sub_fm = models(family, num_labels=1, problem_type="regression")
+    batch = tiny_batch(family, batch_size=6) | {"labels": torch.linspace(0, 5, 6)}
+    gradients = []
+    for model in (fm, sub_fm):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        loss = (model(**inputs).logits[:, 0] - batch["labels"]).square().mean()
+        lora = [p for ffn in find_ffns(model) for n, p in sorted(ffn.layer.named_parameters()) if "lora_" in n]
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, lora)]))
+    total = measure(fm, sub_fm, batch, batch_size=4).record()["total"]
+    expected = torch.cosine_similarity(*gradients, dim=0)
+    assert abs(float(expected)) < 0.9999
+    assert total["gradient_cosine"] == pytest.approx(float(expected), rel=1e-4)
+    assert total["gradient_norm_ratio"] == pytest.approx(float(gradients[1].norm() / gradients[0].norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_sub_fm_that_kept_every_neuron_is_the_fm(family):
     record = measure(*models(family, retained_ratio=1.0), labelled(family)).record()
     assert record["hidden_error"] == pytest.approx([0, 0, 0], abs=1e-6)
