@@ -23,6 +23,7 @@ from fedpft.data.partition import Partition
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import LocalSettings
 from fedpft.models.lora import AdaptedModel, attach_lora
+from fedpft.models.tokenizer import train_tokenizer
 from fedpft.models.weights import pack_model
 
 _COMMON = {
@@ -191,8 +192,9 @@ def tiny_causal_run(folder: Path, model_type: str = "llama", **task: str) -> lis
 
     The answer to a question is its words in reverse; each row has a `topic`, one of two.
     """
-    tiny_lm(model_type).save_pretrained(folder / "fm")
-    tiny_causal_tokenizer().save_pretrained(folder / "fm")
+    tiny_lm(model_type, vocab_size=300).save_pretrained(folder / "fm")
+    # of bytes: transformers reads what lies beside a Qwen as one of its own kind, which knows no words
+    train_tokenizer(tiny_texts(60)[0], 300).save_pretrained(folder / "fm")
     for name, seed, num_texts in (("task/train", 0, 48), ("task/validation", 1, 40), ("public/train", 2, 60)):
         texts, topics = tiny_texts(num_texts, seed=seed)
         file = folder / f"{name}.csv"
@@ -204,7 +206,7 @@ def tiny_causal_run(folder: Path, model_type: str = "llama", **task: str) -> lis
     columns = ", ".join(f"{key}: {value}" for key, value in described.items())
     return [
         f"fm.path={folder / 'fm'}",
-        "fm.max_length=32",
+        "fm.max_length=40",
         f"task={{name: custom, kind: causal_lm, path: {folder / 'task'}, {columns}}}",
         f"public={{name: custom, path: {folder / 'public'}, text_column: text, chunk_length: 10}}",
         f"output_dir={folder / 'out'}",

@@ -44,7 +44,7 @@ class TaskConfig:
     """The labelled data that the clients own, and the evaluation set."""
 
     name: str = "sst2"
-    """A row of `fedpft.data.task_table.TASKS`, or `custom` (then `path`, the columns and `label_column` describe it)."""
+    """A row of `TASKS` in fedpft/data/task_table.py, or `custom` (then `path` and the columns describe it)."""
     kind: TaskKind | None = None
     """null: the table row's; `classification` for a custom task."""
     path: str | None = None
