@@ -12,7 +12,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from fedpft.config import TaskConfig, TaskKind
-from fedpft.data.columns import PROMPT, PROMPT_LENGTH, RESPONSE, normalise_labels, require_text
+from fedpft.data.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, normalise_labels, require_text
 from fedpft.data.prompts import KEY, PromptTemplate, bare_template
 from fedpft.data.sources import fail, subset
 from fedpft.data.task_table import TaskRow
@@ -53,7 +53,8 @@ def read_instructions(
     label_column, read = config.label_column or row.label_column, dict(splits)
     names: tuple[str, ...] = ()
     if label_column is not None:  # categories to deal out by: no model predicts them, evaluated examples need none
-        (read["train"],), names = normalise_labels([read["train"]], label_column, label_names, "task.label_column")
+        (labelled,), names = normalise_labels([read["train"]], label_column, label_names, "task.label_column")
+        read["train"] = _replace(read["train"], LABEL, labelled[LABEL][:])
     return {split: as_instructions(dataset, template, column) for split, dataset in read.items()}, names
 
 
@@ -74,8 +75,11 @@ def as_instructions(
             require_text(dataset, column, KEY)
         values = {column: dataset[column][:] for column in template.columns}
         prompts = [template.fill(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
-    taken = [name for name in (PROMPT, RESPONSE) if name in dataset.column_names]
-    return dataset.remove_columns(taken).add_column(PROMPT, prompts).add_column(RESPONSE, responses)
+    return _replace(_replace(dataset, PROMPT, prompts), RESPONSE, responses)
+
+
+def _replace(dataset: datasets.Dataset, column: str, values: list) -> datasets.Dataset:
+    return dataset.remove_columns([name for name in dataset.column_names if name == column]).add_column(column, values)
 
 
 def find_template(config: TaskConfig, own: str | None) -> PromptTemplate | None:

@@ -10,6 +10,7 @@ from fedpft.config import TaskKind
 from fedpft.data.digits import digits_task
 from fedpft.data.prompts import alpaca_template
 from fedpft.data.stdlib_docs import stdlib_docs_task
+from fedpft.data.stdlib_summaries import stdlib_summaries_task
 from fedpft.metrics import DEFAULT_METRICS
 
 EmbeddedTask = Callable[[], tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]]
@@ -46,7 +47,7 @@ def _glue(config_name: str, *text_columns: str, **others: Any) -> TaskRow:
     return TaskRow(path="nyu-mll/glue", config_name=config_name, text_columns=text_columns, **others)
 
 
-def _instructions(path: str, **others: Any) -> TaskRow:
+def _instructions(path: str = "", **others: Any) -> TaskRow:
     return TaskRow(path=path, kind="causal_lm", metrics=DEFAULT_METRICS["causal_lm"], **others)
 
 
@@ -82,6 +83,10 @@ TASKS: dict[str, TaskRow] = {
     "gsm8k": _instructions(
         "openai/gsm8k", config_name="main", prompt_template="Question: {question}\nAnswer:\n",
         response_column="answer", eval_split="test",
+    ),
+    "stdlib_summaries": _instructions(
+        loader=stdlib_summaries_task, prompt_template="What does {function}({arguments}) do?\n",
+        response_column="summary", label_column="package",
     ),
     "stdlib_docs": TaskRow(text_columns=("text",), loader=stdlib_docs_task),
     "digits": TaskRow(image_column="image", loader=digits_task),

@@ -188,6 +188,10 @@ class TestPartition:
         batch = data.collate([data.train[i] for i in range(3)])
         assert batch["labels"].shape == batch["input_ids"].shape
 
+    def test_a_label_column_may_also_name_the_owners(self, tmp_path):
+        data = build(load(folder(tmp_path), label_column="topic"), kind="natural", column="topic")
+        assert label_groups(data)[0][data.partition.shard(2)].tolist() == [2, 2, 2, 2]
+
     def test_evaluated_rows_may_have_new_categories(self, tmp_path):
         validation = {key: values[:2] for key, values in ROWS.items()} | {"topic": ["new", "a"]}
         task = load(folder(tmp_path, train=ROWS, validation=validation), label_column="topic")
