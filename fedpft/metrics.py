@@ -75,25 +75,25 @@ METRICS: dict[str, MetricRow] = {
         make=lambda n: _torchmetrics().classification.MulticlassF1Score(n, average="macro"),
     ),
     "matthews": MetricRow(
-        title="Matthews correlation", kind="classification",
+        title="Matthews corr.", kind="classification",
         # of two classes, torchmetrics extrapolates where a prediction is constant; GLUE has 0 there, and so has
         # the formula for more classes, which one that never occurs does not change
         make=lambda n: _of_classes(_torchmetrics().classification.MulticlassMatthewsCorrCoef(max(n, 3))),
     ),
     "pearson": MetricRow(
-        title="Pearson correlation", kind="regression", undefined=0.0,
+        title="Pearson r", kind="regression", undefined=0.0,
         make=lambda n: _of_numbers(_torchmetrics().PearsonCorrCoef()),
     ),
     "spearman": MetricRow(
-        title="Spearman correlation", kind="regression", undefined=0.0,
+        title="Spearman rho", kind="regression", undefined=0.0,
         make=lambda n: _of_numbers(_torchmetrics().SpearmanCorrCoef()),
     ),
     "mse": MetricRow(
-        title="mean squared error", kind="regression", goal="min",
+        title="MSE", kind="regression", goal="min",
         make=lambda n: _of_numbers(_torchmetrics().MeanSquaredError()),
     ),
     "mae": MetricRow(
-        title="mean absolute error", kind="regression", goal="min",
+        title="MAE", kind="regression", goal="min",
         make=lambda n: _of_numbers(_torchmetrics().MeanAbsoluteError()),
     ),
     "loss": MetricRow(

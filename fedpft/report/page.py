@@ -26,6 +26,7 @@ body {{ font: 16px/1.4 system-ui, sans-serif; color: #222; max-width: 56rem; mar
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 0; }}
 dl {{ display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; }}
 dd {{ font-size: 1.8rem; margin: 0; }}
+table {{ display: block; overflow-x: auto; }}
 th, td {{ text-align: right; padding: 0.1rem 1.5rem 0.1rem 0; }} tr > :first-child {{ text-align: left; }}
 </style>
 </head>

@@ -31,7 +31,10 @@ def round_scores(record: Mapping[str, Any]) -> list[str]:
 
 
 def score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield title, value and note of each metric's row in the final table: a row a model for the primary one."""
+    """Yield title, value and note of each row in the final table: one a model for the primary metric.
+
+    Any other metric has one row, the plugged-in FM's, with the other models in its note.
+    """
     metric = result["metric"]
     for key, model in MODELS.items():
         note = "" if key == "untuned_fm" else metric_change(result[key] - result["untuned_fm"], metric)
@@ -39,4 +42,4 @@ def score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name in result["metrics"]["fm"]:
         if name != metric:
             untuned, sub_fm, fm = (metric_value(result["metrics"][key][name], name) for key in MODELS)
-            yield f"{metric_title(name)}, {MODELS['fm']}", fm, f"sub-FM {sub_fm}, untuned FM {untuned}"
+            yield metric_title(name), fm, f"sub-FM {sub_fm}, untuned {untuned}"

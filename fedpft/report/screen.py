@@ -242,8 +242,8 @@ def partition_picture(histogram: Sequence[Sequence[int]], label_names: Sequence[
 
 def _facts_table(title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
     table.add_column()
     return table
 

@@ -41,12 +41,12 @@ def test_further_metrics_have_a_table_each_in_its_own_unit():
     metrics = {key: {"accuracy": value, "matthews": value - 0.5} for key, value in ACCURACIES.items()}
     html = page(RESULT | {"metrics": metrics}, ROUNDS)
     assert "<td>accuracy</td><td>10.3 %</td><td>74.1 %</td><td>82.3 %</td>" in html
-    assert "<td>Matthews correlation</td><td>-0.397</td><td>0.241</td><td>0.323</td>" in html
+    assert "<td>Matthews corr.</td><td>-0.397</td><td>0.241</td><td>0.323</td>" in html
 
 
 def test_a_metric_that_is_no_fraction_is_not_shown_as_per_cent():
     html = page(RESULT | {"metric": "pearson"}, ROUNDS)
-    assert "<h2>Pearson correlation of the FM and of the sub-FM</h2>" in html
+    assert "<h2>Pearson r of the FM and of the sub-FM</h2>" in html
     assert "<dd>0.823</dd>" in html
     drawn = html[html.rindex("<h1>") :]
     assert ".0%" not in drawn

@@ -9,9 +9,9 @@ from fedpft.report.scores import metric_change, metric_title, metric_value, roun
         ("accuracy", "accuracy", "71.2 %", "+71.2 points"),
         ("mismatched/accuracy", "mismatched accuracy", "71.2 %", "+71.2 points"),
         ("f1", "F1", "71.2 %", "+71.2 points"),
-        ("matthews", "Matthews correlation", "0.712", "+0.712"),
-        ("pearson", "Pearson correlation", "0.712", "+0.712"),
-        ("mse", "mean squared error", "0.712", "+0.712"),
+        ("matthews", "Matthews corr.", "0.712", "+0.712"),
+        ("pearson", "Pearson r", "0.712", "+0.712"),
+        ("mse", "MSE", "0.712", "+0.712"),
     ],
 )
 def test_only_fractions_are_per_cent(name, title, value, change):
@@ -29,9 +29,9 @@ def test_the_final_table_has_a_row_a_model_and_one_for_each_further_metric():
     values = {"untuned_fm": 0.1, "sub_fm": 0.6, "fm": 0.5}
     metrics = {key: {"pearson": v, "mse": 2 * v, "mismatched/pearson": v - 0.3} for key, v in values.items()}
     assert list(score_rows(values | {"metric": "pearson", "metrics": metrics})) == [
-        ("Pearson correlation, untuned FM", "0.100", ""),
-        ("Pearson correlation, sub-FM", "0.600", "+0.500"),
-        ("Pearson correlation, plugged-in FM", "0.500", "+0.400"),
-        ("mean squared error, plugged-in FM", "1.000", "sub-FM 1.200, untuned FM 0.200"),
-        ("mismatched Pearson correlation, plugged-in FM", "0.200", "sub-FM 0.300, untuned FM -0.200"),
+        ("Pearson r, untuned FM", "0.100", ""),
+        ("Pearson r, sub-FM", "0.600", "+0.500"),
+        ("Pearson r, plugged-in FM", "0.500", "+0.400"),
+        ("MSE", "1.000", "sub-FM 1.200, untuned 0.200"),
+        ("mismatched Pearson r", "0.200", "sub-FM 0.300, untuned -0.200"),
     ]
