@@ -47,6 +47,8 @@ class FederatedData:
     """The primary one first."""
     other_evaluations: Mapping[str, datasets.Dataset] = field(default_factory=dict)
     """Further evaluation sets by name."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The FM's; None: a model of images."""
 
 
 def build_data(
@@ -98,6 +100,7 @@ def build_data(
         kind=task.kind,
         metrics=task.metrics,
         other_evaluations=dict(zip(task.other_evaluations, others, strict=True)),
+        tokenizer=processor if isinstance(processor, PreTrainedTokenizerBase) else None,
     )
 
 

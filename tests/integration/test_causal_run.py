@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedpft.checkpoint import Checkpoints
 from fedpft.config import ConfigError, load_config
@@ -116,3 +116,23 @@ def test_an_encoder_is_refused_in_one_line_before_its_weights_are_read(tmp_path)
         run(load_config(None, settings))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_language_model_from_scratch_is_made_tuned_and_left_with_its_tokenizer(tmp_path):
+    architecture = (
+        "{vocab_size: 300, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, "
+        "intermediate_size: 24, max_position_embeddings: 64}"
+    )
+    settings = [
+        *tiny_causal_run(tmp_path), "fm.path=scratch://llama", f"fm.config={architecture}",
+        "fm.pretrain={num_epochs: 3, lr: 1e-2, batch_size: 8}", "align.layers.kind=none", "federated.rounds=2",
+    ]  # fmt: skip
+    result = run(load_config(None, settings)).result
+    assert result["fm"] < result["untuned_fm"] < 5.7, "ln 300 without pre-training"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/fm")
+    fm = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out/fm"), str(tmp_path / "out/adapter")
+    )
+    batch = tokenizer("w1 w2\n", return_tensors="pt")
+    assert tokenizer.decode(batch["input_ids"][0]) == "w1 w2\n"
+    assert fm(**batch).logits.shape[-1] == 300
