@@ -7,12 +7,13 @@ OUT/  config.json, model.safetensors, tokenizer or image processor, README.md: t
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.inputs import load_untuned_fm
-from fedpft.models.loading import AUTO_MODELS, load_processor
+from fedpft.models.loading import auto_model, load_processor
 from fedpft.models.lora import load_adapter, merge_adapter, save_adapter
 from fedpft.report.card import model_card
 from fedpft.trainer import Progress, SilentProgress
@@ -43,8 +44,11 @@ def export(run_dir: Path, out: Path | None = None, *, merge: bool = False, progr
     target = (out or run_dir / DEFAULT_NAME).resolve()
     with _staging_folder(target) as folder:
         progress.stage("load FM")
-        processor = load_processor(config.fm, result["modality"])
         saved_fm = run_dir / "fm" if config.fm.pretrain.num_epochs else None
+        own_files = saved_fm if result["kind"] == "causal_lm" else None  # with the tokenizer that the run made
+        processor = load_processor(
+            replace(config.fm, path=str(own_files)) if own_files else config.fm, result["modality"]
+        )
         pad_token_id = getattr(processor, "pad_token_id", None)
         fm = load_untuned_fm(config, result["kind"], result["modality"], result["label_names"], pad_token_id, saved_fm)
         new = Path(folder, target.name)
@@ -60,7 +64,7 @@ def export(run_dir: Path, out: Path | None = None, *, merge: bool = False, progr
             save_adapter(tuned_fm, new / "adapter")
             (new / "adapter" / "README.md").unlink(missing_ok=True)  # a form of PEFT's, to be filled in
         processor.save_pretrained(new)
-        auto_class = AUTO_MODELS[result["modality"]].__name__
+        auto_class = auto_model(result["modality"], result["kind"]).__name__
         model_card(result, config, auto_class, merged=merge).save(new / "README.md")
         new.replace(target)  # an empty folder is replaced, one with content is not
     return target

@@ -41,6 +41,12 @@ def _torchmetrics() -> Any:
     return torchmetrics
 
 
+def _token_metrics() -> Any:
+    from fedpft import token_metrics  # with the first evaluation
+
+    return token_metrics
+
+
 def _of_classes(metric: "Metric") -> "Metric":
     """Return a metric of predicted classes as one of logits, (B, classes)."""
     return _torchmetrics().wrappers.LambdaInputTransformer(metric, transform_pred=lambda logits: logits.argmax(-1))
@@ -89,6 +95,15 @@ METRICS: dict[str, MetricRow] = {
     "mae": MetricRow(
         title="MAE", kind="regression", goal="min",
         make=lambda n: _of_numbers(_torchmetrics().MeanAbsoluteError()),
+    ),
+    "loss": MetricRow(
+        title="loss", kind="causal_lm", goal="min", make=lambda n: _token_metrics().TokenLoss(),
+    ),
+    "perplexity": MetricRow(
+        title="perplexity", kind="causal_lm", goal="min", make=lambda n: _token_metrics().Perplexity(),
+    ),
+    "token_accuracy": MetricRow(
+        title="token accuracy", kind="causal_lm", is_fraction=True, make=lambda n: _token_metrics().TokenAccuracy(),
     ),
 }  # fmt: skip
 """By the name that `task.metrics`, `rounds.jsonl` and `result.json` use; `f1` is that of class 1."""

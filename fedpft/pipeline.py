@@ -125,6 +125,8 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
         try:
             if own_fm and saved is None:
                 fm.save_pretrained(own_fm)
+                if data.tokenizer is not None:
+                    data.tokenizer.save_pretrained(own_fm)
             outcome = tune(config, fm, data, pool, tracker, curves, saved=saved, keep=keep)
             checkpoints.flush()
             observer.stage("write results")

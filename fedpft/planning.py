@@ -55,10 +55,13 @@ def plan(config: Config) -> dict[str, Any]:
 def label_groups(data: FederatedData) -> tuple[np.ndarray, list[str]]:
     """Return the (E,) group of each training example and the groups' names, by which the plan shows a partition.
 
-    Groups are the classes; of numbers, equal intervals between the smallest and the largest.
+    Groups are the classes; of numbers, equal intervals between the smallest and the largest; of texts without a label
+    column, a single one.
     """
+    if "label" not in data.train.column_names:
+        return np.zeros(len(data.train), dtype=np.int64), ["all"]
     labels = np.asarray(data.train["label"][:])
-    if data.kind == "classification":
+    if data.kind != "regression":
         return labels, list(data.label_names)
     edges = np.histogram_bin_edges(labels, bins=NUM_INTERVALS)
     names = [f"to {edge:.3g}" for edge in edges[1:]]

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import gelu, relu, silu
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -27,6 +28,7 @@ from fedpft.federated.messages import LocalSettings
 from fedpft.models.ffn import FFN_LOCATIONS
 from fedpft.models.loading import Modality
 from fedpft.models.lora import AdaptedModel, attach_lora
+from fedpft.models.tokenizer import train_tokenizer
 from fedpft.models.weights import pack_model
 
 _COMMON = {
@@ -97,17 +99,28 @@ def auto_model(model_type: str) -> Any:
     return AutoModelForImageClassification if model_type in IMAGE_FAMILIES else AutoModelForSequenceClassification
 
 
-def tiny_fm(model_type: str, *, num_labels: int = 3, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """Return a random model in eval mode whose every parameter, biases and norms included, is non-trivial."""
+def tiny_fm(
+    model_type: str, *, num_labels: int = 3, seed: int = 0, auto: Any = None, **overrides: Any
+) -> PreTrainedModel:
+    """Return a random model in eval mode whose every parameter, biases and norms included, is non-trivial.
+
+    `auto` is the class that gives it its head; None: a classifier's.
+    """
     fields = TINY_CONFIGS[model_type] | {"problem_type": "single_label_classification"} | overrides
     config = AutoConfig.for_model(model_type, num_labels=num_labels, architectures=[], **fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = auto_model(model_type).from_config(config)
+        model = (auto or auto_model(model_type)).from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def tiny_lm(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """Return a random decoder with its language model's head; LLaMA's two heads share one key and value."""
+    shared = {"num_key_value_heads": 1} if model_type == "llama" else {}
+    return tiny_fm(model_type, seed=seed, auto=AutoModelForCausalLM, **(shared | overrides))
 
 
 def tiny_batch(model_type: str, *, batch_size: int = 4, num_tokens: int = 7, seed: int = 1) -> dict[str, torch.Tensor]:
@@ -140,6 +153,23 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+    )
+
+
+def tiny_causal_tokenizer(*, has_bos: bool = True) -> PreTrainedTokenizerFast:
+    """Return a decoder's tokenizer of 36 words: texts begin with `<s>` (1) if it has one, `</s>` (2) pads as well."""
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "<other>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if has_bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
     )
 
 
@@ -200,6 +230,33 @@ def tiny_text_run(folder: Path, model_type: str = "bert") -> list[str]:
         f"fm.path={folder / 'fm'}",
         "fm.max_length=32",
         f"task={{name: custom, path: {folder / 'task'}, text_columns: [text], label_column: label}}",
+        f"public={{name: custom, path: {folder / 'public'}, text_column: text, chunk_length: 10}}",
+        f"output_dir={folder / 'out'}",
+        *TINY_RUN,
+    ]
+
+
+def tiny_causal_run(folder: Path, model_type: str = "llama", **task: str) -> list[str]:
+    """Write a decoder, instruction data and a corpus into `folder`; return the settings of a run of seconds on them.
+
+    The answer to a question is its words in reverse; each row has a `topic`, one of two.
+    """
+    tiny_lm(model_type, vocab_size=300).save_pretrained(folder / "fm")
+    # of bytes: transformers reads what lies beside a Qwen as one of its own kind, which knows no words
+    train_tokenizer(tiny_texts(60)[0], 300).save_pretrained(folder / "fm")
+    for name, seed, num_texts in (("task/train", 0, 48), ("task/validation", 1, 40), ("public/train", 2, 60)):
+        texts, topics = tiny_texts(num_texts, seed=seed)
+        file = folder / f"{name}.csv"
+        file.parent.mkdir(exist_ok=True)
+        answers = [" ".join(reversed(text.split())) for text in texts]
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows([("text", "answer", "topic"), *zip(texts, answers, topics, strict=True)])
+    described = {"prompt_column": "text", "response_column": "answer"} | task
+    columns = ", ".join(f"{key}: {value}" for key, value in described.items())
+    return [
+        f"fm.path={folder / 'fm'}",
+        "fm.max_length=40",
+        f"task={{name: custom, kind: causal_lm, path: {folder / 'task'}, {columns}}}",
         f"public={{name: custom, path: {folder / 'public'}, text_column: text, chunk_length: 10}}",
         f"output_dir={folder / 'out'}",
         *TINY_RUN,

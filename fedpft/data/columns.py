@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from fedpft.data.sources import fail
 
 TEXT, TEXT_PAIR, IMAGE, LABEL = "text", "text_pair", "image", "label"
+PROMPT, RESPONSE, PROMPT_LENGTH = "prompt", "response", "prompt_length"
+"""Of instruction data, see `fedpft.data.instructions`."""
 
 MAX_NUMBERED_LABELS = 100_000
 """Integers from here on are ids of something, not classes; numbered classes get a head and a name each."""

@@ -82,6 +82,20 @@ def text_blocks(corpus: Corpus, num_tokens: float, rng: np.random.Generator) -> 
         yield corpus[int(start) : int(start) + BLOCK_ROWS][TEXT]
 
 
+def sample_texts(corpus: Corpus, num_tokens: int, rng: np.random.Generator) -> list[str]:
+    """Return texts of about so many tokens, in blocks that `rng` draws; a corpus in memory whole, in its order."""
+    if isinstance(corpus, datasets.Dataset):
+        return corpus[TEXT][:]
+    texts: list[str] = []
+    num_characters = 0
+    for block in text_blocks(corpus, num_tokens, rng):
+        texts += block
+        num_characters += sum(map(len, block))
+        if num_characters >= num_tokens * BYTES_PER_TOKEN:
+            break
+    return texts
+
+
 def draw_images(
     rows: ParquetRows, column: str, num_images: int, rng: np.random.Generator, key: str
 ) -> datasets.Dataset:

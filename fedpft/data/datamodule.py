@@ -7,16 +7,17 @@ Images stay encoded, text stays unpadded; the collator does the rest batch by ba
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from fedpft.config import Config, FederatedConfig, TaskKind
-from fedpft.data.collate import Collator, ImageCollator, TextCollator, rows
-from fedpft.data.columns import IMAGE, LABEL, TEXT, TEXT_PAIR, require_column
+from fedpft.data.collate import CausalCollator, Collator, ImageCollator, TextCollator, rows
+from fedpft.data.columns import IMAGE, LABEL, PROMPT_LENGTH, TEXT, TEXT_PAIR, require_column
 from fedpft.data.corpus import Corpus, text_blocks
+from fedpft.data.instructions import tokenise_instructions
 from fedpft.data.partition import Partition, make_partition
 from fedpft.data.sources import fail, subset
 from fedpft.data.tasks import Modality, TaskData
@@ -25,6 +26,7 @@ from fedpft.seeding import numpy_rng
 __all__ = ["Collator", "FederatedData", "ImageCollator", "TextCollator", "build_data", "partition_task", "rows"]
 
 TOKENISE_BATCH = 1000
+CAUSAL_COLUMNS = ("input_ids", PROMPT_LENGTH, LABEL)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class FederatedData:
     """The primary one first."""
     other_evaluations: Mapping[str, datasets.Dataset] = field(default_factory=dict)
     """Further evaluation sets by name."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The FM's; None: a model of images."""
 
 
 def build_data(
@@ -62,14 +66,21 @@ def build_data(
     _require_same_modality(task, corpus, processor)
     if task.kind == "classification" and len(task.label_names) < 2:
         fail("task.label_column", f"{len(task.label_names)} label in the training data", "at least 2")
+    if task.kind == "causal_lm":
+        assert isinstance(processor, PreTrainedTokenizerBase), "of one modality"
+        task = _tokenised(task, processor, config)  # some examples have no room for a response: nobody owns them
     partition = partition_task(task, config.federated, config.seed)
     collate: Collator
     splits = [task.train, task.evaluation, *task.other_evaluations.values()]
     if isinstance(processor, PreTrainedTokenizerBase):
-        splits = [tokenise(split, processor, config.fm.max_length) for split in splits]
+        if task.kind == "causal_lm":
+            splits = [s.select_columns([n for n in CAUSAL_COLUMNS if n in s.column_names]) for s in splits]
+            collate = CausalCollator(processor.pad_token_id)
+        else:
+            splits = [tokenise(split, processor, config.fm.max_length) for split in splits]
+            collate = TextCollator(processor)
         rng = numpy_rng(config.seed, "public")
         public = chunk_corpus(corpus, processor, config.public.chunk_length, config.public.max_examples, rng)
-        collate = TextCollator(processor)
     else:
         splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
         assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
@@ -89,6 +100,23 @@ def build_data(
         kind=task.kind,
         metrics=task.metrics,
         other_evaluations=dict(zip(task.other_evaluations, others, strict=True)),
+        tokenizer=processor if isinstance(processor, PreTrainedTokenizerBase) else None,
+    )
+
+
+def _tokenised(task: TaskData, tokenizer: PreTrainedTokenizerBase, config: Config) -> TaskData:
+    """Return instruction data in tokens, other columns as they are."""
+    prefix, _ = special_tokens(tokenizer)
+
+    def encode(split: str, dataset: datasets.Dataset) -> datasets.Dataset:
+        chat, length = config.task.chat_template, config.fm.max_length
+        return tokenise_instructions(dataset, tokenizer, length, prefix=prefix, chat=chat, split=split)
+
+    return replace(
+        task,
+        train=encode("training", task.train),
+        evaluation=encode("evaluation", task.evaluation),
+        other_evaluations={name: encode(name, dataset) for name, dataset in task.other_evaluations.items()},
     )
 
 
@@ -101,14 +129,16 @@ def partition_task(task: TaskData, config: FederatedConfig, seed: int) -> Partit
 
     """
     settings, owners = config.partition, None
-    if task.kind != "classification" and settings.kind not in ("iid", "natural"):
-        fail("federated.partition.kind", settings.kind, f"iid, natural, because task.kind is {task.kind}")
+    has_classes = task.kind != "regression" and LABEL in task.train.column_names
+    if not has_classes and settings.kind not in ("iid", "natural"):
+        hint = ", or a task.label_column of categories" if task.kind == "causal_lm" else ""
+        fail("federated.partition.kind", settings.kind, f"iid, natural, because task.kind is {task.kind}{hint}")
     if settings.kind == "natural":
         assert settings.column is not None
         require_column(task.train, settings.column, "federated.partition.column")
         owners = np.asarray(task.train[settings.column][:])
     return make_partition(
-        np.asarray(task.train[LABEL][:]),
+        np.asarray(task.train[LABEL][:]) if has_classes else np.zeros(len(task.train), dtype=np.int64),
         config.num_clients,
         numpy_rng(seed, "partition"),
         kind=settings.kind,

@@ -1,10 +1,10 @@
-"""The table of tasks, and any task as (train, evaluation) with the same column names."""
+"""Any task as (train, evaluation) with the same column names."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 
@@ -20,81 +20,34 @@ from fedpft.data.columns import (
     require_column,
     require_text,
 )
-from fedpft.data.digits import digits_task
 from fedpft.data.images import as_images
-from fedpft.data.sources import fail, find_row, has_split, is_local, load_hub, load_local, subset
-from fedpft.data.stdlib_docs import stdlib_docs_task
+from fedpft.data.instructions import check_keys, read_instructions
+from fedpft.data.sources import fail, find_row, has_split, hold_out, is_local, load_hub, load_local, subset
+from fedpft.data.task_table import TASKS, TaskRow
 from fedpft.metrics import DEFAULT_METRICS, METRICS
 from fedpft.seeding import numpy_rng
 
 Modality = Literal["text", "image"]
-EmbeddedTask = Callable[[], tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]]
+
+DEFAULT_EVAL_RATIO = 0.1
 
 # What text columns are called in local folders when the row's own names are not there.
 COMMON_TEXT_COLUMNS = (("text",), ("sentence",), ("text", "text_pair"), ("sentence1", "sentence2"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskRow:
-    """What must be known of a task to read it: a hub data set, or a `loader` for rows that come with this package."""
-
-    path: str = ""
-    config_name: str | None = None
-    revision: str | None = None
-    """Of the hub's repository; `refs/convert/parquet` is the hub's own copy of what only a script can read."""
-    text_columns: tuple[str, ...] = ()
-    image_column: str | None = None
-    label_column: str = "label"
-    train_split: str = "train"
-    eval_split: str = "validation"
-    other_eval_splits: Mapping[str, str] = field(default_factory=dict)
-    """Name of a further evaluation set -> its split."""
-    kind: TaskKind = "classification"
-    metrics: tuple[str, ...] = ("accuracy",)
-    """Names in `fedpft.metrics.METRICS`, the primary one first."""
-    loader: EmbeddedTask | None = None
-
-
-def _glue(config_name: str, *text_columns: str, **others: Any) -> TaskRow:
-    """Return a row of GLUE; its test splits have no labels (all are -1) and are never read."""
-    return TaskRow(path="nyu-mll/glue", config_name=config_name, text_columns=text_columns, **others)
-
-
-TASKS: dict[str, TaskRow] = {
-    "sst2": _glue("sst2", "sentence"),
-    "cola": _glue("cola", "sentence", metrics=("matthews", "accuracy")),
-    "qnli": _glue("qnli", "question", "sentence"),
-    "qqp": _glue("qqp", "question1", "question2", metrics=("accuracy", "f1")),
-    "mnli": _glue(
-        "mnli", "premise", "hypothesis", eval_split="validation_matched",
-        other_eval_splits={"mismatched": "validation_mismatched"},
-    ),
-    "mrpc": _glue("mrpc", "sentence1", "sentence2", metrics=("accuracy", "f1")),
-    "rte": _glue("rte", "sentence1", "sentence2"),
-    "stsb": _glue("stsb", "sentence1", "sentence2", kind="regression", metrics=("pearson", "spearman")),
-    "ag_news": TaskRow(path="fancyzhx/ag_news", text_columns=("text",), eval_split="test"),
-    "trec": TaskRow(
-        path="CogComp/trec", revision="refs/convert/parquet", text_columns=("text",), label_column="coarse_label",
-        eval_split="test",
-    ),
-    "20_newsgroups": TaskRow(path="SetFit/20_newsgroups", text_columns=("text",), eval_split="test"),
-    "cifar10": TaskRow(path="uoft-cs/cifar10", image_column="img", eval_split="test"),
-    "cifar100": TaskRow(path="uoft-cs/cifar100", image_column="img", label_column="fine_label", eval_split="test"),
-    "flowers102": TaskRow(path="dpdl-benchmark/oxford_flowers102", image_column="image", eval_split="test"),
-    "stdlib_docs": TaskRow(text_columns=("text",), loader=stdlib_docs_task),
-    "digits": TaskRow(image_column="image", loader=digits_task),
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class TaskData:
-    """A task with normalised columns: `text` (, `text_pair`) or `image`, `label`; other columns keep their names."""
+    """A task with normalised columns; other columns keep their names.
+
+    `text` (, `text_pair`) or `image`, and `label`; of `causal_lm`, `prompt` and `response`, and perhaps `label` (in
+    `train` alone).
+    """
 
     train: datasets.Dataset
     evaluation: datasets.Dataset
     modality: Modality
     label_names: tuple[str, ...]
-    """Name of output i of the model at position i: of each class, or of the number that regression predicts."""
+    """Name of label i at position i: of each class, or of the number that regression predicts; maybe none."""
     kind: TaskKind = "classification"
     metrics: tuple[str, ...] = ("accuracy",)
     """What models are evaluated by, the primary one first."""
@@ -112,14 +65,43 @@ def load_task(config: TaskConfig, seed: int) -> TaskData:
     """
     row = TaskRow() if config.name == "custom" else find_row(config.name, TASKS, "task.name")
     kind = config.kind or row.kind
-    if kind == "causal_lm":
-        fail("task.kind", kind, "classification, regression")
+    check_keys(config, kind)
     splits, names = _read(config, row)
+    if ratio := _eval_ratio(config, row):
+        splits["train"], splits["evaluation"] = hold_out(splits["train"], ratio, "task.eval_ratio")
     for split, dataset in splits.items():
         if len(dataset) == 0:
             fail("task.path", f"0 {split} examples", "at least 1")
+    modality: Modality = "text"
+    if kind == "causal_lm":
+        ready, label_names = read_instructions(splits, names, config, row)
+    else:
+        ready, label_names, modality = _read_labelled(splits, names, config, row, kind)
+    sets = {}
+    for name, dataset in ready.items():
+        limit = config.max_train_examples if name == "train" else config.max_eval_examples
+        sets[name] = _seeded_subset(dataset, limit, seed, f"task.{name}")
+    return TaskData(
+        train=sets.pop("train"),
+        evaluation=sets.pop("evaluation"),
+        other_evaluations=sets,
+        modality=modality,
+        label_names=label_names,
+        kind=kind,
+        metrics=_metrics(config, row, kind, len(label_names)),
+    )
+
+
+def _read_labelled(
+    splits: Mapping[str, datasets.Dataset],
+    names: tuple[str, ...] | None,
+    config: TaskConfig,
+    row: TaskRow,
+    kind: TaskKind,
+) -> tuple[dict[str, datasets.Dataset], tuple[str, ...], Modality]:
+    """Return the splits with `text` (, `text_pair`) or `image`, and `label`."""
     text_columns, image_column = _input_columns(config, row, splits["train"])
-    label_column = config.label_column or _first_present(splits["train"], row.label_column, LABEL)
+    label_column = config.label_column or _first_present(splits["train"], row.label_column or LABEL, LABEL)
     for dataset in splits.values():  # before anything is renamed: errors list the columns as the user knows them
         require_column(dataset, label_column, "task.label_column")
         for column in text_columns:
@@ -133,20 +115,8 @@ def load_task(config: TaskConfig, seed: int) -> TaskData:
     if image_column is not None:
         labelled = [as_images(split, image_column, "task.image_column") for split in labelled]
     columns, targets = ([image_column], [IMAGE]) if image_column else (text_columns, (TEXT, TEXT_PAIR))
-    sets = {}
-    for name, dataset in zip(splits, labelled, strict=True):
-        limit = config.max_train_examples if name == "train" else config.max_eval_examples
-        renamed = rename_inputs(dataset, columns, targets[: len(columns)])
-        sets[name] = _seeded_subset(renamed, limit, seed, f"task.{name}")
-    return TaskData(
-        train=sets.pop("train"),
-        evaluation=sets.pop("evaluation"),
-        other_evaluations=sets,
-        modality="text" if image_column is None else "image",
-        label_names=label_names,
-        kind=kind,
-        metrics=_metrics(config, row, kind, len(label_names)),
-    )
+    renamed = [rename_inputs(split, columns, targets[: len(columns)]) for split in labelled]
+    return dict(zip(splits, renamed, strict=True)), label_names, "image" if image_column else "text"
 
 
 def _metrics(config: TaskConfig, row: TaskRow, kind: TaskKind, num_classes: int) -> tuple[str, ...]:
@@ -163,16 +133,25 @@ def _metrics(config: TaskConfig, row: TaskRow, kind: TaskKind, num_classes: int)
 def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset], tuple[str, ...] | None]:
     """Return `train`, `evaluation` and further evaluation sets by name, and the class names if a file has them."""
     if row.loader is not None and config.path is None:
+        if config.eval_ratio is not None:
+            fail("task.eval_ratio", config.eval_ratio, f"null, because task.name={config.name} has an evaluation set")
         train, evaluation, names = row.loader()
         return {"train": train, "evaluation": evaluation}, names
     path, key = config.path or row.path, "task.path"
+    held_out = _eval_ratio(config, row) > 0
     if is_local(path):  # folders follow one convention, whatever the hub calls its splits
-        splits = {"train": config.train_split or "train", "evaluation": config.eval_split or "validation"}
+        splits = {"train": config.train_split or "train"}
+        if not held_out:
+            if Path(path).expanduser().is_file():
+                fail(key, path, "a folder with train.* and validation.*, or task.eval_ratio: one file would be both")
+            splits["evaluation"] = config.eval_split or "validation"
         splits |= {name: split for name, split in row.other_eval_splits.items() if has_split(path, split)}
         classes = Path(path).expanduser() / "classes.txt"
         local = {name: _load_split(path, split) for name, split in splits.items()}
         return local, _class_names(classes) if classes.is_file() else None
-    splits = {"train": config.train_split or row.train_split, "evaluation": config.eval_split or row.eval_split}
+    splits = {"train": config.train_split or row.train_split}
+    if not held_out:
+        splits["evaluation"] = config.eval_split or row.eval_split or "validation"
     if path != row.path:
         return {name: load_hub(path, None, split, key) for name, split in splits.items()}, None
     splits |= row.other_eval_splits
@@ -181,10 +160,14 @@ def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset]
     }, None
 
 
+def _eval_ratio(config: TaskConfig, row: TaskRow) -> float:
+    """Return the fraction of the training data to evaluate on; 0 where there is an evaluation split."""
+    split = config.eval_split or row.eval_split
+    return config.eval_ratio or (0.0 if split else DEFAULT_EVAL_RATIO)
+
+
 def _load_split(path: str, split: str) -> datasets.Dataset:
     root = Path(path).expanduser()
-    if root.is_file():
-        fail("task.path", path, "a folder with train.* and validation.*: one file would be both")
     dataset = load_local(path, split, "task.path")
     # an image's class is the name of its folder, also where that is the split's own
     labels, folder = dataset.features.get(LABEL), root / split

@@ -1,5 +1,7 @@
 """The adapter: LoRA weights plus the task head, the only thing that clients train (the only importer of peft).
 
+A language model has no task head: its adapter is LoRA alone.
+
 An adapter travels as one flat float32 vector in the order of :func:`adapter_layout`. The FM and a sub-FM have the same
 layout, because compression keeps every module's name and the shapes of everything that LoRA touches; a proxy of fewer
 layers has one of its own (`fedpft.plugin.adapter_order`).
@@ -76,6 +78,7 @@ def attach_lora(
         layers_to_transform=None if layers is None else list(layers),
         layers_pattern=None if layers is None else ffn_location(model).layers,
         modules_to_save=head_modules(model),
+        task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     training = model.training
@@ -110,11 +113,15 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig, layers: Sequence[in
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """Return the names of the task head's top-level modules: everything outside the backbone that has parameters."""
+    """Return the names of the task head's top-level modules: everything outside the backbone that has parameters.
+
+    A language model's head is the FM's own, often its embeddings once more, and no part of the adapter.
+    """
+    frozen = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_children()
-        if name != model.base_model_prefix and next(module.parameters(), None) is not None
+        if name != model.base_model_prefix and module is not frozen and next(module.parameters(), None) is not None
     ]
 
 

@@ -15,8 +15,8 @@ from fedpft.data.tasks import TASKS
 from fedpft.report.compute import compute_rows
 from fedpft.report.scores import MODELS, metric_change, shown_models
 
-PIPELINES = {"text": "text-classification", "image": "image-classification"}
-"""Modality -> the hub's name of what the model does."""
+PIPELINES = {"text": "text-classification", "image": "image-classification", "causal_lm": "text-generation"}
+"""Modality, or kind of task -> the hub's name of what the model does."""
 
 PRIVATE_SETTINGS = ("output_dir", "pool", "cache", "checkpoint", "tracking")
 """About this machine and who watches: hardly a number depends on them, and they are nobody's business."""
@@ -59,7 +59,10 @@ def hub_id(path: str | None) -> str | None:
 
 
 def _metadata(result: Mapping[str, Any], config: Config, merged: bool) -> ModelCardData:
-    row, pipeline = TASKS.get(config.task.name), PIPELINES[result["modality"]]
+    row, pipeline = (
+        TASKS.get(config.task.name),
+        PIPELINES[result["kind"] if result["kind"] in PIPELINES else result["modality"]],
+    )
     dataset = hub_id(config.task.path or (row.path if row else None))
     scores = _scores(result)["fm"]
     evaluations = [
@@ -107,7 +110,8 @@ def _usage(auto_class: str, merged: bool) -> str:
     if not merged:
         plugged = f'model = PeftModel.from_pretrained(model, "{_FOLDER}/adapter")'
         lines = ["from peft import PeftModel", *lines, plugged]
-    lines.append("model.config.id2label  # names of the labels")
+    if auto_class != "AutoModelForCausalLM":
+        lines.append("model.config.id2label  # names of the labels")
     return "\n".join(["```python", *lines, "```"])
 
 

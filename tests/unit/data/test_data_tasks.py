@@ -318,7 +318,9 @@ def test_an_unreachable_hub_names_the_way_out(monkeypatch):
 def test_every_row_has_a_source_and_one_kind_of_input():
     for name, row in TASKS.items():
         assert bool(row.path) != bool(row.loader), name
-        assert bool(row.text_columns) != bool(row.image_column), name
+        inputs = (bool(row.text_columns), bool(row.image_column), bool(row.response_column))
+        assert sum(inputs) == 1, name
+        assert (row.kind == "causal_lm") == inputs[2], name
         assert row.metrics, name
         assert all(METRICS[metric].kind == row.kind for metric in row.metrics), name
 

@@ -46,6 +46,7 @@ LEAVES_THE_SUB_FM = {
     "task.path": "OTHER_TASK",
     "task.max_train_examples": 20,
     "task.max_eval_examples": 20,
+    "task.eval_ratio": 0.5,
     "task.kind": "regression",
     "task.metrics": ["macro_f1"],
     "method.name": "fedpft",
@@ -119,6 +120,7 @@ NOT_HERE = {
     *("fm.pretrain.num_epochs", "fm.pretrain.lr", "fm.pretrain.batch_size"),  # only for a scratch:// FM, see below
     *("task.name", "task.text_columns", "task.image_column", "task.label_column"),  # read through the public data's
     *("task.train_split", "task.eval_split"),
+    *("task.prompt_column", "task.response_column", "task.prompt_template", "task.chat_template"),  # language models'
     *("public.name", "public.text_column", "public.image_column"),  # content alone counts, see the digests' tests
     "server.accelerator",  # the device that it means counts, see below
 }
