@@ -59,10 +59,8 @@ def hub_id(path: str | None) -> str | None:
 
 
 def _metadata(result: Mapping[str, Any], config: Config, merged: bool) -> ModelCardData:
-    row, pipeline = (
-        TASKS.get(config.task.name),
-        PIPELINES[result["kind"] if result["kind"] in PIPELINES else result["modality"]],
-    )
+    row = TASKS.get(config.task.name)
+    pipeline = PIPELINES.get(result["kind"]) or PIPELINES[result["modality"]]
     dataset = hub_id(config.task.path or (row.path if row else None))
     scores = _scores(result)["fm"]
     evaluations = [

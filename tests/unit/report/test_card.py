@@ -6,7 +6,8 @@ from fedpft.config import load_config
 from fedpft.report.card import hub_id, model_card
 
 RESULT = {
-    "name": "sst2_bert", "seed": 7, "method": "fedpft", "rounds": 100, "kind": "classification", "modality": "text", "metric": "accuracy",
+    "name": "sst2_bert", "seed": 7, "method": "fedpft", "rounds": 100, "kind": "classification",
+    "modality": "text", "metric": "accuracy",
     "metrics": {"untuned_fm": {"accuracy": 0.5}, "sub_fm": {"accuracy": 0.875}, "fm": {"accuracy": 0.9}},
     "untuned_fm": 0.5, "sub_fm": 0.875, "fm": 0.9, "label_names": ["negative", "positive"], "num_eval_examples": 872,
     "num_params_fm": 109_000_000, "num_params_sub_fm": 67_000_000, "compression_ratio": 1.72,
