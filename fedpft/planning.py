@@ -13,8 +13,9 @@ from fedpft.inputs import load_fm_and_data
 from fedpft.methods import METHODS
 from fedpft.models.costs import costs
 from fedpft.models.lora import get_adapter
-from fedpft.pipeline import planned_cohort, public_data
+from fedpft.pipeline import planned_cohort
 from fedpft.trainer import SilentProgress
+from fedpft.tuning import public_data
 
 NUM_INTERVALS = 5
 """In which the plan shows a partition of numbers."""

@@ -30,10 +30,11 @@ from fedpft.federated.observer import SilentObserver
 from fedpft.federated.package import local_settings
 from fedpft.inputs import load_fm_and_data
 from fedpft.models.lora import adapter_layout
-from fedpft.pipeline import make_pool, tune
+from fedpft.pipeline import make_pool
 from fedpft.planning import planned_actors
 from fedpft.tracking import TrackerGroup
 from fedpft.trainer import SilentProgress
+from fedpft.tuning import tune
 
 Tensors = Mapping[str, np.ndarray]
 
