@@ -25,6 +25,8 @@ BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "js
 FORMATS = ", ".join(BUILDERS)
 COMPRESSIONS = frozenset({".gz", ".bz2", ".xz", ".zst"})
 IMAGE_FOLDER = "imagefolder"
+IMAGE_TABLE = "metadata"
+"""Stem of the table that may lie beside the images and label them."""
 READ_OPTIONS = {"csv": {"keep_default_na": False}}
 """Texts are taken as they stand: "", "None" and "NA" are no nulls."""
 
@@ -226,7 +228,7 @@ def _shards(root: Path, split: str) -> list[Path]:
     for folder in (root, root / "data"):
         if found := [file for file in _data_files(folder) if named.fullmatch(_stem(file.name))]:
             return found
-    return _data_files(root / split)
+    return [file for file in _data_files(root / split) if _stem(file.name) != IMAGE_TABLE]
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -72,7 +72,8 @@ def outcome(folder):
 
 def accuracy(config, wrap):
     fm, data = load_fm_and_data(config, SilentProgress())
-    return evaluate(wrap(fm), data.evaluation, data.collate, batch_size=7, server=config.server)
+    scores = evaluate(wrap(fm), data.evaluation, data.collate, metrics=data.metrics, batch_size=7, server=config.server)
+    return scores["accuracy"]
 
 
 def test_stopped_and_resumed_is_the_straight_run(finished, settings, tmp_path):

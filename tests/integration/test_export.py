@@ -85,7 +85,7 @@ def test_two_lines_of_transformers_open_the_tuned_fm(finished):
     script = SCRIPT.format(auto=AUTO[finished.kind])
     subprocess.run([sys.executable, "-c", script], check=True, cwd=finished.folder)
     answers = torch.load(finished.folder / "answers.pt")
-    for (logits, id2label), tolerance in zip(answers, (1e-5, 0.0), strict=True):  # merging rounds
+    for (logits, id2label), tolerance in zip(answers, (1e-5, 1e-7), strict=True):  # merging rounds
         assert (logits - finished.logits).abs().max() <= tolerance
         assert id2label == dict(enumerate(finished.names))
     assert not [path.name for path in finished.folder.iterdir() if path.name.startswith(".export")]

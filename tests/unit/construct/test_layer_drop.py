@@ -2,12 +2,11 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from fedpft.config import ConfigError
 from fedpft.construct.layer_drop import LayerMap, choose_layers, drop_layers, emulator_tensors, restore_emulator
 from fedpft.models.ffn import find_ffns
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, auto_model, tiny_batch, tiny_fm
 
 FIVE_OF_SIX = LayerMap(kept=(0, 1, 3, 4, 5), adapter_layers=1)
 DEPTH = {"distilbert": "n_layers", "gpt2": "n_layer"}
@@ -107,8 +106,7 @@ def test_the_proxy_of_all_layers_is_the_fm(model_type):
 def test_the_saved_proxy_opens_with_plain_transformers(model_type, tmp_path):
     proxy = drop_layers(deep_fm(model_type), FIVE_OF_SIX)
     proxy.save_pretrained(tmp_path)
-    auto = AutoModelForImageClassification if model_type == "vit" else AutoModelForSequenceClassification
-    opened = auto.from_pretrained(tmp_path).eval()
+    opened = auto_model(model_type).from_pretrained(tmp_path).eval()
     assert opened.config.num_hidden_layers == 5
     assert torch.equal(logits(opened, model_type), logits(proxy, model_type))
 
