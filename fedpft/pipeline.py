@@ -24,6 +24,7 @@ from fedpft.checkpoint import FOLDER, Checkpoints, RunCheckpoint
 from fedpft.config import Config, dump_config, reported_name
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
+from fedpft.data.histogram import partition_table
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.evaluation import Evaluation
 from fedpft.federated.observer import RunObserver, SilentObserver
@@ -37,6 +38,7 @@ from fedpft.metrics import METRICS
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, get_adapter, save_adapter, without_adapter
 from fedpft.output import (
+    PARTITION_FILE,
     check_claimable,
     check_writable,
     claim_output_dir,
@@ -103,6 +105,7 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
         else:
             past = cut_rounds(output_dir, saved.rounds_done)
         (output_dir / "config.yaml").write_text(dump_config(config))
+        write_json(output_dir / PARTITION_FILE, partition_table(data))
         run_id = saved.run_id if saved else secrets.token_hex(4)
         more = pool.trackers(f"{config.name}-{run_id}")
         tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)
