@@ -52,6 +52,11 @@ class Comparison:
         settings = [group.settings for group in self.groups]
         return [(key, [short_value(each.get(key)) for each in settings]) for key in differing_keys(settings)]
 
+    def change(self, label: str) -> str:
+        """Return a group's mean difference to the baseline; empty for the baseline, and without common seeds."""
+        found = self.differences.get(label)
+        return "" if found is None or found.mean is None else metric_change(found.mean, self.metric)
+
     def verdict(self, label: str) -> str:
         """Return in words how a group stands against the baseline."""
         found = self.differences[label]

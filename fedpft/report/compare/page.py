@@ -19,7 +19,7 @@ from fedpft.report.compare.figures import (
 from fedpft.report.compare.groups import short_key
 from fedpft.report.html import choice, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
-from fedpft.report.scores import CURVES, metric_change, metric_title
+from fedpft.report.scores import CURVES, metric_title
 
 _MIN_AXIS_WIDTH = 110
 """Pixels that an axis of parallel coordinates, or a column of the fidelity meter, needs."""
@@ -92,17 +92,17 @@ def _filter(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    titles = ["group", f"{metric_title(comparison.metric)} [95 %]", "seeds", f"minus {comparison.baseline}"]
     fronts = {axis: comparison.front(axis) for axis in comparison.axes}
+    titles = ["group", f"{metric_title(comparison.metric)} [95 %]", "seeds", f"minus {comparison.baseline}"]
     rows = []
     for group in comparison.groups:
-        found, costs = comparison.differences.get(group.label), comparison.costs[group.label]
-        change = "" if found is None or found.mean is None else metric_change(found.mean, comparison.metric)
-        prices = [_price(axis, costs, group.label in front) for axis, front in fronts.items()]
-        score = escape(comparison.score(group.label))
-        rows.append([_name(comparison, group.label), score, str(len(group.runs)), change, *prices])
-    head = [escape(title) for title in [*titles, *(AXES[axis].title for axis in fronts)]]
-    return table(head, rows, "groups, the best first", [group.label for group in comparison.groups])
+        label, costs = group.label, comparison.costs[group.label]
+        prices = [_price(axis, costs, label in front) for axis, front in fronts.items()]
+        said = [escape(comparison.score(label)), str(len(group.runs)), comparison.change(label)]
+        rows.append([_name(comparison, label), *said, *prices])
+    prices_head = [f'<abbr title="{escape(AXES[axis].title)}">{AXES[axis].short}</abbr>' for axis in fronts]
+    labels = [group.label for group in comparison.groups]
+    return table([*map(escape, titles), *prices_head], rows, "groups, the best first", labels)
 
 
 def _price(axis: str, costs: Mapping[str, float], is_optimal: bool) -> str:

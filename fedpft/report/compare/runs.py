@@ -12,6 +12,7 @@ from typing import Any
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.config.compare import HARMLESS
 from fedpft.config.flat import flat_settings
+from fedpft.metrics import METRICS
 from fedpft.output import PARTITION_FILE, ROUNDS_FILE
 
 NEEDED = ("name", "seed", "method", "metric", "metric_goal", "fm", "untuned_fm", "rounds", "num_eval_examples")
@@ -112,6 +113,9 @@ def _read_run(folder: Path) -> Run:
     (result,) = _read_json(folder / "result.json", whole=True)
     if missing := [key for key in NEEDED if key not in result]:
         raise ConfigError(f"{folder / 'result.json'}: found no {', '.join(missing)}, allowed: what `fedpft run` writes")
+    if result["metric"].rpartition("/")[2] not in METRICS:
+        found, allowed = repr(result["metric"]), ", ".join(METRICS)
+        raise ConfigError(f"{folder / 'result.json'}: metric: found {found}, allowed: {allowed}")
     records = _read_json(folder / ROUNDS_FILE)
     has_partition = (folder / PARTITION_FILE).exists()
     partition = _read_json(folder / PARTITION_FILE, whole=True)[0] if has_partition else None

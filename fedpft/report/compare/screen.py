@@ -12,10 +12,7 @@ from rich.table import Table
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
 from fedpft.report.compare.groups import short_key
-from fedpft.report.scores import metric_change, metric_title
-
-_LABEL_WIDTH = 18
-"""Columns that a group's label has at least, before it goes on in the next line."""
+from fedpft.report.scores import metric_title
 
 
 def print_comparison(console: Console, comparison: Comparison, files: Mapping[str, Path]) -> None:
@@ -23,9 +20,8 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
     labels = [group.label for group in comparison.groups]
     scores = _table("group", f"{metric_title(comparison.metric)} [95 %]", "seeds", f"minus {comparison.baseline}")
     for group in comparison.groups:
-        found = comparison.differences.get(group.label)
-        change = "" if found is None or found.mean is None else metric_change(found.mean, comparison.metric)
-        scores.add_row(escape(group.label), escape(comparison.score(group.label)), str(len(group.runs)), change)
+        label, score = group.label, comparison.score(group.label)
+        scores.add_row(escape(label), escape(score), str(len(group.runs)), comparison.change(label))
     console.print(scores)
     fronts = {axis: comparison.front(axis) for axis in comparison.axes}
     prices = _table("costs (*: Pareto)", *(AXES[axis].short for axis in fronts))
@@ -52,8 +48,9 @@ def _price(axis: str, costs: Mapping[str, float], is_optimal: bool) -> str:
 
 
 def _table(first: str, *titles: str) -> Table:
-    table = Table(box=SIMPLE)
-    table.add_column(first, overflow="fold", min_width=_LABEL_WIDTH)
+    """Return a table whose labels are broken before its numbers are."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column(first, overflow="fold")
     for title in titles:
-        table.add_column(escape(title), justify="right", overflow="fold")
+        table.add_column(escape(title), justify="right", no_wrap=True)
     return table
