@@ -34,13 +34,13 @@ function filter() {
 }
 
 function choose(select) {
-  for (const panel of select.closest("section").querySelectorAll(".choice")) panel.hidden = panel.dataset.choice !== select.value;
-  drawAll();
+  const panels = select.closest("section").querySelectorAll(".choice");
+  for (const panel of panels) panel.hidden = panel.dataset.choice !== select.value;
 }
 
 for (const box of document.querySelectorAll(".filter input")) box.addEventListener("change", filter);
 for (const select of document.querySelectorAll("select")) {
-  select.addEventListener("change", () => choose(select));
+  select.addEventListener("change", () => { choose(select); drawAll(); });
   choose(select);
 }
 dark.addEventListener("change", drawAll);

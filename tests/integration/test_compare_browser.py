@@ -1,4 +1,4 @@
-"""The comparison's page in a real browser, headless and without a network: what it draws, and what boxes and lists do."""
+"""The comparison's page in a real browser, headless, without a network: what it draws, what boxes and lists do."""
 
 import html
 import json
@@ -13,8 +13,11 @@ from fedpft.report.compare.files import write_comparison
 from tests.run_folders import sweep_folder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --window-size=1200,900 --virtual-time-budget=8000""".split()
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--window-size=1200,900",
+    "--virtual-time-budget=8000",
+]  # fmt: skip
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome in PATH")
 
 WATCH = """<script>
@@ -29,8 +32,10 @@ PROBE = """<script>
 addEventListener("load", () => setTimeout(() => {
   const found = (() => { %s })();
   const said = JSON.stringify({...found, wrong, requests: performance.getEntriesByType("resource").length});
-  document.body.insertAdjacentHTML("beforeend", "<pre id=probe></pre>");
-  document.getElementById("probe").textContent = said;
+  const answer = document.createElement("pre");
+  answer.id = "probe";
+  answer.textContent = said;
+  document.body.append(answer);
   parent.postMessage(said, "*");
 }, 500));
 </script>"""
@@ -38,7 +43,8 @@ addEventListener("load", () => setTimeout(() => {
 
 HELPERS = """
   const plots = [...document.querySelectorAll(".js-plotly-plot")];
-  const shown = plot => [...new Set(plot._fullData.filter(t => t.visible && t.legendgroup).map(t => t.legendgroup))].length;
+  const visible = plot => plot._fullData.filter(trace => trace.visible && trace.legendgroup);
+  const shown = plot => new Set(visible(plot).map(trace => trace.legendgroup)).size;
   const rows = () => [...document.querySelectorAll("tr[data-group]")].filter(row => row.offsetParent).length;
 """
 
@@ -64,7 +70,7 @@ def read(path, *flags):
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", path.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     shutil.rmtree(profile, ignore_errors=True)
-    found = re.search('<pre id="?probe"?>(.*?)</pre>', dom, re.DOTALL)
+    found = re.search('<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
     assert found, dom[-2000:]
     return json.loads(html.unescape(found[1]))
 
@@ -125,7 +131,8 @@ def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(page
       const acting = [...document.querySelectorAll("input, select, .wide")];
       const reached = acting.map(each => { each.focus(); return document.activeElement === each; });
       const named = acting.map(each => Boolean(each.getAttribute("aria-label") || each.closest("label")));
-      return {reached, named, images: plots.every(plot => plot.getAttribute("role") && plot.getAttribute("aria-label"))};
+      const images = plots.every(plot => plot.getAttribute("role") && plot.getAttribute("aria-label"));
+      return {reached, named, images};
     """
     found = probe(page, script)
     assert all(found["reached"])
@@ -138,7 +145,8 @@ def test_a_phone_shows_it_without_scrolling_sideways(page):
     probe(page, "return {inner: innerWidth, scroll: document.documentElement.scrollWidth, plots: plots.length}")
     phone = page.with_name("phone.html")
     phone.write_text(
-        '<iframe src="probed.html" style="width: 390px; height: 800px; border: 0"></iframe><pre id="probe"></pre><script>'
+        '<iframe src="probed.html" style="width: 390px; height: 800px; border: 0"></iframe><pre id="probe"></pre>'
+        "<script>"
         'addEventListener("message", event => document.getElementById("probe").textContent = event.data)</script>'
     )
     found = read(phone)
