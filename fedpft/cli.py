@@ -38,6 +38,14 @@ Out = Annotated[Path | None, typer.Option("--out", help="New or empty folder; de
 Merge = Annotated[
     bool, typer.Option("--merge", help="Fold LoRA into the FM; else it lies beside the untuned FM, in adapter/.")
 ]
+Compared = Annotated[
+    list[Path], typer.Argument(metavar="RUN_OR_SWEEP_DIR...", help="Folders of finished runs, or folders of those.")
+]
+CompareDir = Annotated[Path, typer.Option("--out", help="Folder; an earlier comparison in it is kept as NAME.1.")]
+Baseline = Annotated[str | None, typer.Option(help="A group's label or a run's folder; default: the first run's.")]
+AllowDifferent = Annotated[
+    list[str] | None, typer.Option(help="Compare although this differs: rounds, task.max_train_examples.")
+]
 Rounds = Annotated[int, typer.Option(help="Rounds of each run, at least 2.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster that this machine is in: `auto` or host:port; default: one of its own.")
@@ -101,6 +109,22 @@ def export(run_dir: FinishedRun, out: Out = None, merge: Merge = False) -> None:
 
         folder = export_run(run_dir, out, merge=merge, progress=screen)
     console.print(f"exported to {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    folders: Compared,
+    baseline: Baseline = None,
+    out: CompareDir = Path("outputs/compare"),
+    allow_different: AllowDifferent = None,
+) -> None:
+    """Compare finished runs: tables, one HTML page and JSON; runs that differ in the seed alone are one group."""
+    from fedpft.report.compare.comparison import compare as compare_runs
+    from fedpft.report.compare.files import write_comparison
+    from fedpft.report.compare.screen import print_comparison
+
+    comparison = compare_runs(folders, baseline, allow_different or ())
+    print_comparison(Console(), comparison, write_comparison(comparison, out))
 
 
 @cache_app.command("list")

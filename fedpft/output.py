@@ -16,12 +16,19 @@ from fedpft.config import ConfigError
 ROUNDS_FILE = "rounds.jsonl"
 """A folder with this file holds a run."""
 
+PARTITION_FILE = "partition.json"
+"""Labels of each client's examples, counted; see `data.histogram.partition_table`."""
+
 WRITTEN_LATER = ("adapter", "checkpoints", "fm", "result.json", "sub_fm")
 """What a run puts beside it."""
 
 
-def claim_output_dir(output_dir: Path) -> Path:
+def claim_output_dir(output_dir: Path, marker: str = ROUNDS_FILE) -> Path:
     """Create the folder for a new run; a folder that already holds a run is moved to `NAME.1`, `NAME.2`, ...
+
+    Args:
+        output_dir: the folder.
+        marker: the file by which a folder is known to hold what must be kept.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -29,7 +36,7 @@ def claim_output_dir(output_dir: Path) -> Path:
     """
     output_dir = output_dir.resolve()
     try:
-        if (output_dir / ROUNDS_FILE).exists():
+        if (output_dir / marker).exists():
             number = 1
             while (kept := output_dir.with_name(f"{output_dir.name}.{number}")).exists():
                 number += 1

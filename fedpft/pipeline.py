@@ -19,6 +19,7 @@ import torch
 
 from fedpft.checkpoint import FOLDER, Checkpoints, RunCheckpoint
 from fedpft.config import Config, dump_config
+from fedpft.data.histogram import partition_table
 from fedpft.federated.observer import RunObserver, SilentObserver
 from fedpft.federated.package import local_settings
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
@@ -26,6 +27,7 @@ from fedpft.inputs import load_data, load_fm
 from fedpft.metrics import METRICS
 from fedpft.models.lora import save_adapter, without_adapter
 from fedpft.output import (
+    PARTITION_FILE,
     check_claimable,
     check_writable,
     claim_output_dir,
@@ -83,6 +85,7 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
         else:
             past = cut_rounds(output_dir, saved.rounds_done)
         (output_dir / "config.yaml").write_text(dump_config(config))
+        write_json(output_dir / PARTITION_FILE, partition_table(data))
         run_id = saved.run_id if saved else secrets.token_hex(4)
         more = pool.trackers(f"{config.name}-{run_id}")
         tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)

@@ -213,6 +213,7 @@ class Driver:
             "round": plan.round_index,
             "clients": clients,
             "train_loss": mean_loss(updates) if updates else None,
+            "client_losses": [update.metrics["loss"] for update in in_client_order(updates)],
             "lr": plan.lr,
             "comm/bytes_up": sum(update.num_bytes for update in updates),
             "comm/bytes_down": len(attendance.cohort) * (plan.adapter.nbytes + state.pending_bytes),

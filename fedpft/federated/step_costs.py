@@ -43,8 +43,8 @@ class StepCosts:
     """What a step costs for every shape of batch.
 
     Both counts are proportional to B (but for some bytes, and DeBERTa's table of relative positions). In T they are
-    quadratic polynomials, so that three lengths give every other one: a run sees dozens of shapes, and counting one takes
-    as long as two steps of a small model.
+    quadratic polynomials, so that three lengths give every other one: a run sees dozens of shapes, and counting one
+    takes as long as two steps of a small model.
     """
 
     batch_size: int

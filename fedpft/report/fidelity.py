@@ -26,27 +26,40 @@ def heat_map(records: Sequence[Mapping[str, Any]]) -> "Figure":
             before federated learning.
 
     """
+    measured = [record for record in records if "fidelity" in record]
+    assert measured, "a heat map needs a measurement"
+    columns = {"before" if record["round"] == 0 else str(record["round"]): record["fidelity"] for record in measured}
+    return panels([columns], "round")
+
+
+def panels(blocks: Sequence[Mapping[str, Mapping[str, Any]]], title: str) -> "Figure":
+    """Return the figure of measurements side by side: a panel for each quantity, and in it a trace for each block.
+
+    Args:
+        blocks: at least one; each has title -> a `Fidelity.record()` for every column.
+        title: what columns are.
+
+    """
     from plotly.graph_objects import Heatmap
     from plotly.subplots import make_subplots
 
-    measured = [record for record in records if "fidelity" in record]
-    assert measured, "a heat map needs a measurement"
-    rounds = ["before" if record["round"] == 0 else str(record["round"]) for record in measured]
-    num_layers = len(measured[0]["fidelity"][PANELS[0][0]])
+    first_quantity = PANELS[0][0]
+    num_layers = max(len(column[first_quantity]) for block in blocks for column in block.values())
     height = len(PANELS) * _LAYER_HEIGHT * num_layers + (len(PANELS) - 1) * _GAP
     titles = [title for _, title, _ in PANELS]
     figure = make_subplots(rows=len(PANELS), cols=1, subplot_titles=titles, vertical_spacing=_GAP / height)
     for row, (name, _, colours) in enumerate(PANELS, start=1):
-        cells = [[record["fidelity"][name][layer] for record in measured] for layer in range(num_layers)]
-        panel = Heatmap(
-            x=rounds, y=list(range(num_layers)), z=cells, **colours, showscale=False, xgap=1, ygap=1,
-            text=[[_number(value) for value in layer] for layer in cells], texttemplate="%{text}",
-            hovertemplate="round %{x}, layer %{y}: %{z:.4f}<extra></extra>",
-        )  # fmt: skip
-        figure.add_trace(panel, row=row, col=1)
+        for block in blocks:
+            cells = list(zip(*(column[name] for column in block.values()), strict=True))  # layers x columns
+            panel = Heatmap(
+                x=list(block), y=list(range(len(cells))), z=cells, **colours, showscale=False, xgap=1, ygap=1,
+                text=[[_number(value) for value in layer] for layer in cells], texttemplate="%{text}",
+                hovertemplate=f"{title} %{{x}}, layer %{{y}}: %{{z:.4f}}<extra></extra>",
+            )  # fmt: skip
+            figure.add_trace(panel, row=row, col=1)
     figure.update_annotations(font_size=13)  # the titles, short enough for a phone
     figure.update_xaxes(type="category", showgrid=False)
-    figure.update_xaxes(title="round", row=len(PANELS), col=1)
+    figure.update_xaxes(title=title, row=len(PANELS), col=1)
     figure.update_yaxes(title="layer", dtick=max(1, num_layers // 6), showgrid=False, zeroline=False)
     margin = {"l": 45, "r": 10, "t": _TOP, "b": _BOTTOM}
     return figure.update_layout(height=height + _TOP + _BOTTOM, margin=margin, template="plotly_white")

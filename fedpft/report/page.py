@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a finished run: what came out, and how it developed."""
+"""The page of a finished run: what came out, and how it developed."""
 
 import json
 import warnings
@@ -8,39 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpft.metrics import metric_row
-from fedpft.output import ROUNDS_FILE
+from fedpft.output import PARTITION_FILE, ROUNDS_FILE
 from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import heat_map
+from fedpft.report.html import PALETTE, document, paragraph, plot, section, table
+from fedpft.report.partition import partition_figure
 from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.4 system-ui, sans-serif; color: #222; max-width: 56rem; margin: 0 auto; padding: 1rem; }}
-h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 0; }}
-dl {{ display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; }}
-dd {{ font-size: 1.8rem; margin: 0; }}
-table {{ display: block; overflow-x: auto; }}
-th, td {{ text-align: right; padding: 0.1rem 1.5rem 0.1rem 0; }} tr > :first-child {{ text-align: left; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{subtitle}</p>
-<dl>{numbers}</dl>
-{table}
-<p>{costs}</p>
-{sections}
-</body>
-</html>
-"""
 
 
 def write_page(output_dir: Path) -> dict[str, Path]:
@@ -54,15 +30,26 @@ def write_page(output_dir: Path) -> dict[str, Path]:
     try:
         result = json.loads((output_dir / "result.json").read_text())
         records = [json.loads(line) for line in (output_dir / ROUNDS_FILE).read_text().splitlines()]
-        path.write_text(page(result, records), encoding="utf-8")
+        counted = output_dir / PARTITION_FILE
+        partition = json.loads(counted.read_text()) if counted.exists() else None
+        path.write_text(page(result, records, partition), encoding="utf-8")
     except Exception as error:  # the run's results are safe already
         warnings.warn(f"no report.html: {type(error).__name__}: {error}", stacklevel=2)
         return {}
     return {"report": path}
 
 
-def page(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page's HTML, plotly's program included, so that it opens without a network."""
+def page(
+    result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], partition: Mapping[str, Any] | None = None
+) -> str:
+    """Return the page's HTML.
+
+    Args:
+        result: the run's `result.json`.
+        records: the lines of its `rounds.jsonl`.
+        partition: its `partition.json`, if there is one.
+
+    """
     metric, title = result["metric"], metric_title(result["metric"])
     curves = shown_models(CURVES, result["method"]).values()
     figures = {
@@ -72,37 +59,31 @@ def page(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str
     if "fidelity" in result:
         before = {"round": 0, "fidelity": result["fidelity"]["before"]}
         figures["Fidelity: how close the sub-FM is to the FM"] = heat_map([before, *records])
+    if partition is not None:
+        figures["Partition: label shares in each client"] = partition_figure(partition)
     shown = shown_models(MODELS, result["method"])
-    numbers = (
+    numbers = "".join(
         f"<div><dt>{model}</dt><dd>{metric_value(result[key], metric)}</dd></div>" for key, model in shown.items()
     )
-    return PAGE.format(
-        title=escape(result["name"]),
-        subtitle=escape(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {title}:"),
-        numbers="".join(numbers),
-        table=_metric_table(result["metrics"], shown),
-        costs=escape("; ".join(f"{title} {value} ({note})" for title, value, note in compute_rows(result))),
-        sections="\n".join(_section(*item, first=index == 0) for index, item in enumerate(figures.items())),
-    )
+    parts = [
+        paragraph(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {title}:"),
+        f"<dl>{numbers}</dl>",
+        _metric_table(result["metrics"], shown),
+        paragraph("; ".join(f"{title} {value} ({note})" for title, value, note in compute_rows(result))),
+        *(section(title, plot(figure, title)) for title, figure in figures.items()),
+    ]
+    return document(result["name"], parts)
 
 
 def _metric_table(metrics: Mapping[str, Mapping[str, float]], models: Mapping[str, str]) -> str:
     """Return the table of all metrics of all models; nothing if there is but the primary one."""
     if len(metrics["fm"]) == 1:
         return ""
-    head = "".join(f"<th>{model}</th>" for model in ("", *models.values()))
     rows = (
-        f"<td>{escape(metric_title(name))}</td>"
-        + "".join(f"<td>{metric_value(metrics[model][name], name)}</td>" for model in models)
+        [escape(metric_title(name)), *(metric_value(metrics[model][name], name) for model in models)]
         for name in metrics["fm"]
     )
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in (head, *rows))}</table>"
-
-
-def _section(title: str, figure: "Figure", first: bool) -> str:
-    config = {"responsive": True, "displayModeBar": False}  # the bar would lie on legends and titles
-    figure = figure.to_html(full_html=False, include_plotlyjs=first, config=config)
-    return f"<h2>{escape(title)}</h2>\n{figure}"
+    return table(["", *models.values()], rows, "all metrics")
 
 
 def _metric_figure(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> "Figure":
@@ -128,7 +109,7 @@ def _line_figure(rounds: Sequence[int], lines: Mapping[str, Sequence[float | Non
 
     figure = Figure([Scatter(x=rounds, y=values, name=name, mode="lines+markers") for name, values in lines.items()])
     return figure.update_layout(
-        height=300, template="plotly_white", margin={"l": 45, "r": 10, "t": 30, "b": 45}, showlegend=len(lines) > 1,
+        height=300, colorway=PALETTE, margin={"l": 45, "r": 10, "t": 30, "b": 45}, showlegend=len(lines) > 1,
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
         xaxis={"title": "round", "dtick": max(1, rounds[-1] // 6), "rangemode": "tozero"},
     )  # fmt: skip

@@ -31,6 +31,11 @@ def metric_change(difference: float, name: str) -> str:
     return f"{100 * difference:+.1f} points" if metric_row(name).is_fraction else f"{difference:+.3f}"
 
 
+def metric_range(low: float, high: float, name: str) -> str:
+    """Return the ends of an interval of a metric, without the unit, e.g. `1.2 to 5.0`."""
+    return f"{100 * low:.1f} to {100 * high:.1f}" if metric_row(name).is_fraction else f"{low:.3f} to {high:.3f}"
+
+
 def round_scores(record: Mapping[str, Any]) -> list[str]:
     """Return the primary metric of both models in a round's line, e.g. `fm 71.2 %`; nothing if it was not evaluated."""
     return [

@@ -6,8 +6,8 @@ import torch
 from fedpft.config import Config, ConfigError, FederatedConfig, PartitionConfig, PublicConfig, TaskConfig
 from fedpft.data.collate import rows
 from fedpft.data.datamodule import build_data, partition_task
+from fedpft.data.histogram import label_groups
 from fedpft.data.tasks import load_task
-from fedpft.planning import label_groups
 from tests.tiny import WORDS, tiny_tokenizer
 
 TEXTS = [" ".join(WORDS[i : i + 3]) for i in range(20)]

@@ -1,0 +1,160 @@
+"""From folders of runs to what can be said of them: groups, statistics, prices, verdicts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpft.config import ConfigError
+from fedpft.metrics import Goal
+from fedpft.report.compare.costs import AXES, group_costs, pareto_front
+from fedpft.report.compare.groups import Group, differing_keys, group_runs, require_comparable, short_value
+from fedpft.report.compare.runs import LeftOut, read_runs
+from fedpft.report.compare.statistics import (
+    Difference,
+    Estimate,
+    binomial_error,
+    estimate,
+    holm,
+    paired_difference,
+)
+from fedpft.report.scores import metric_change, metric_range, metric_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Groups, the best first, and what sets them apart; all mappings are by the groups' labels."""
+
+    metric: str
+    goal: Goal
+    baseline: str
+    groups: Sequence[Group]
+    estimates: Mapping[str, Estimate]
+    differences: Mapping[str, Difference]
+    """Of every group but the baseline."""
+    costs: Mapping[str, Mapping[str, float]]
+    """Label -> axis -> mean price."""
+    left_out: Sequence[LeftOut]
+
+    @property
+    def axes(self) -> list[str]:
+        """Keys of `AXES` that any group measured."""
+        return [key for key in AXES if any(key in costs for costs in self.costs.values())]
+
+    def front(self, axis: str) -> list[str]:
+        """Return the groups that are Pareto-optimal in metric and this price."""
+        prices = {label: costs[axis] for label, costs in self.costs.items() if axis in costs}
+        scores = {label: found.mean for label, found in self.estimates.items()}
+        return pareto_front(prices, scores, (AXES[axis].goal, self.goal))
+
+    def setting_rows(self) -> list[tuple[str, list[str]]]:
+        """Return the keys in which groups differ, each with every group's value."""
+        settings = [group.settings for group in self.groups]
+        return [(key, [short_value(each.get(key)) for each in settings]) for key in differing_keys(settings)]
+
+    def change(self, label: str) -> str:
+        """Return a group's mean difference to the baseline; empty for the baseline, and without common seeds."""
+        found = self.differences.get(label)
+        return "" if found is None or found.mean is None else metric_change(found.mean, self.metric)
+
+    def verdict(self, label: str) -> str:
+        """Return in words how a group stands against the baseline."""
+        found = self.differences[label]
+        if found.mean is None:
+            return f"{label}: not comparable with {self.baseline} seed by seed (no common seed)"
+        unclear = f"{label} is not distinguishable from {self.baseline}"
+        change = metric_change(found.mean, self.metric)
+        if found.low is None or found.high is None:
+            why = "one seed shows no noise" if found.n < 2 else "the same on every seed, which shows no noise"
+            return f"{unclear} (n = {found.n}; {change}, {why})"
+        interval = metric_range(found.low, found.high, self.metric)
+        if not found.is_distinguishable:
+            return f"{unclear} (n = {found.n} seeds; {change}, 95 % {interval}, p = {found.p_holm:.2g})"
+        verb = "beats" if (found.mean > 0) == (self.goal == "max") else "loses to"
+        size = metric_change(abs(found.mean), self.metric).lstrip("+")
+        low, high = (found.low, found.high) if found.mean > 0 else (-found.high, -found.low)
+        why = f"95 % {metric_range(low, high, self.metric)}, n = {found.n} seeds, p = {found.p_holm:.2g}"
+        return f"{label} {verb} {self.baseline} by {size} ({why})"
+
+    def score(self, label: str) -> str:
+        """Return a group's metric with its interval, or what one run alone can say."""
+        found = self.estimates[label]
+        mean = metric_value(found.mean, self.metric)
+        if found.low is not None and found.high is not None:
+            return f"{mean} [{metric_range(found.low, found.high, self.metric)}]"
+        error = self.error_of_one_run(label)
+        return mean if error is None else f"{mean} (one seed; ± {100 * error:.1f} points by the evaluation set's size)"
+
+    def error_of_one_run(self, label: str) -> float | None:
+        """Return the binomial standard error of a group with one seed; None for more seeds or another metric."""
+        found = self.estimates[label]
+        if found.n > 1 or self.metric != "accuracy":
+            return None
+        (run,) = next(group.runs for group in self.groups if group.label == label)
+        return binomial_error(found.mean, run.result["num_eval_examples"])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `compare.json`."""
+        groups = [
+            {
+                "label": group.label,
+                **asdict(self.estimates[group.label]),
+                "binomial_error": self.error_of_one_run(group.label),
+                "difference": asdict(found) if (found := self.differences.get(group.label)) else None,
+                "verdict": self.verdict(group.label) if group.label in self.differences else None,
+                "costs": self.costs[group.label],
+                "runs": [{"folder": str(run.folder), "seed": run.seed, self.metric: run.value} for run in group.runs],
+            }
+            for group in self.groups
+        ]
+        labels = [group.label for group in self.groups]
+        return {
+            "metric": self.metric,
+            "metric_goal": self.goal,
+            "baseline": self.baseline,
+            "groups": groups,
+            "pareto": {axis: self.front(axis) for axis in self.axes},
+            "settings": {key: dict(zip(labels, values, strict=True)) for key, values in self.setting_rows()},
+            "left_out": [{"folder": str(left.folder), "reason": left.reason} for left in self.left_out],
+        }
+
+
+def compare(folders: Sequence[Path], baseline: str | None = None, allow_different: Sequence[str] = ()) -> Comparison:
+    """Read runs and compare them.
+
+    Args:
+        folders: each a run's, or one with runs below it.
+        baseline: a group's label or the folder of a run in it; None: the group of the first run.
+        allow_different: what may differ all the same, of `groups.DIFFERENCES_ALLOWED`.
+
+    Raises:
+        ConfigError: nothing to compare, files that cannot be read, runs that are not comparable, no such baseline.
+
+    """
+    runs, left_out = read_runs(folders)
+    require_comparable(runs, allow_different)
+    groups = group_runs(runs)
+    reference = _baseline(groups, baseline)
+    estimates = {group.label: estimate(list(group.values.values())) for group in groups}
+    others = [group for group in groups if group is not reference]
+    goal: Goal = runs[0].result["metric_goal"]
+    return Comparison(
+        metric=runs[0].result["metric"],
+        goal=goal,
+        baseline=reference.label,
+        groups=sorted(groups, key=lambda group: estimates[group.label].mean, reverse=goal == "max"),
+        estimates=estimates,
+        differences=holm({group.label: paired_difference(group.values, reference.values) for group in others}),
+        costs={group.label: group_costs(group) for group in groups},
+        left_out=left_out,
+    )
+
+
+def _baseline(groups: Sequence[Group], wanted: str | None) -> Group:
+    if wanted is None:
+        return groups[0]
+    for group in groups:
+        if group.label == wanted or any(run.folder == Path(wanted).resolve() for run in group.runs):
+            return group
+    allowed = "; ".join(group.label for group in groups)
+    raise ConfigError(f"--baseline: found {wanted!r}, allowed: the folder of a run, or {allowed}")

@@ -1,0 +1,109 @@
+"""What accuracy costs: the axes on which groups are compared, and which groups are Pareto-optimal."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from rich.filesize import decimal as format_bytes
+
+from fedpft.metrics import Goal
+from fedpft.report.compare.groups import Group
+from fedpft.report.compute import format_flops
+from fedpft.report.wording import duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One price of a run."""
+
+    title: str
+    short: str
+    """For the head of a column."""
+    of: Callable[[Mapping[str, Any]], float | None]
+    """`result.json` -> the price; None if the run did not measure it."""
+    shown: Callable[[float], str]
+    unit: str = ""
+    """After an SI prefix on plots."""
+    goal: Goal = "min"
+
+
+def _bytes(result: Mapping[str, Any]) -> float | None:
+    ways = ("bytes_up_total", "bytes_down_total")
+    return sum(result[way] for way in ways) if result.keys() >= set(ways) else None
+
+
+def _align_seconds(result: Mapping[str, Any]) -> float | None:
+    """Return the seconds of construction and all alignments; None if the sub-FM came from the cache."""
+    made = result.get("construction", {})
+    if made.get("cached"):
+        return None
+    return made.get("seconds", 0.0) + result.get("align_seconds", 0.0)
+
+
+def _leakage_gap(result: Mapping[str, Any]) -> float | None:
+    """Return by how much the plugged-in FM is better than what clients hold; 0 where they hold the FM."""
+    if "sub_fm" not in result:
+        return None
+    gap = result["fm"] - result["sub_fm"]
+    return gap if result["metric_goal"] == "max" else -gap
+
+
+AXES: dict[str, Axis] = {
+    "bytes": Axis(
+        title="traffic of all rounds", short="traffic", of=_bytes, shown=lambda v: format_bytes(round(v)), unit="B"
+    ),
+    "client_flops": Axis(
+        title="compute of a client and round",
+        short="compute",
+        of=lambda r: r.get("client_flops_per_round"),
+        shown=format_flops,
+        unit="FLOP",
+    ),
+    "client_memory": Axis(
+        title="memory of a client",
+        short="memory",
+        of=lambda r: r.get("client_memory_bytes"),
+        shown=lambda v: format_bytes(round(v)),
+        unit="B",
+    ),
+    "proxy_params": Axis(
+        title="parameters of the proxy",
+        short="proxy",
+        of=lambda r: r.get("num_params_sub_fm"),
+        shown=lambda v: f"{v / 1e6:.3g} M",
+    ),
+    "align_seconds": Axis(
+        title="time to construct and align", short="align", of=_align_seconds, shown=duration, unit="s"
+    ),
+    "leakage_gap": Axis(
+        title="leakage gap (FM minus proxy)", short="gap", of=_leakage_gap, shown=lambda v: f"{v:+.3f}", goal="max"
+    ),
+}
+"""Key in `compare.json` -> axis. A group's price is the mean over its runs."""
+
+
+def group_costs(group: Group) -> dict[str, float]:
+    """Return the group's price on each axis that all of its runs measured."""
+    prices = {key: [axis.of(run.result) for run in group.runs] for key, axis in AXES.items()}
+    measured = {key: [price for price in each if price is not None] for key, each in prices.items()}
+    return {key: fmean(each) for key, each in measured.items() if len(each) == len(group.runs)}
+
+
+def pareto_front(prices: Mapping[str, float], scores: Mapping[str, float], goals: tuple[Goal, Goal]) -> list[str]:
+    """Return the labels that no other beats on one axis without losing on the other, the lowest price first.
+
+    Args:
+        prices: label -> price.
+        scores: label -> metric; may have more labels.
+        goals: which way price and metric are better.
+
+    """
+    price_sign, score_sign = (1 if goal == "max" else -1 for goal in goals)
+    points = {label: (price_sign * price, score_sign * scores[label]) for label, price in prices.items()}
+
+    def is_beaten(label: str) -> bool:
+        x, y = points[label]
+        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
+
+    return sorted((label for label in points if not is_beaten(label)), key=prices.__getitem__)

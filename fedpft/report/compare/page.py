@@ -1,0 +1,118 @@
+"""The page of a comparison: verdicts, table, figures, and a filter of groups that holds for all of them."""
+
+from collections.abc import Iterator, Mapping
+from html import escape
+
+from fedpft.report.compare.comparison import Comparison
+from fedpft.report.compare.costs import AXES
+from fedpft.report.compare.figures import (
+    MARKERS,
+    curve_figure,
+    fidelity_figure,
+    group_colours,
+    group_markers,
+    parallel_figure,
+    pareto_figure,
+    partitions,
+    spread_figure,
+)
+from fedpft.report.compare.groups import short_key
+from fedpft.report.html import choice, document, note, paragraph, plot, section, table
+from fedpft.report.partition import partition_figure
+from fedpft.report.scores import CURVES, metric_title
+
+_MIN_AXIS_WIDTH = 110
+"""Pixels that an axis of parallel coordinates, or a column of the fidelity meter, needs."""
+
+
+def compare_page(comparison: Comparison) -> str:
+    """Return the page's HTML."""
+    metric = metric_title(comparison.metric)
+    runs = sum(len(group.runs) for group in comparison.groups)
+    what = f"{runs} runs in {len(comparison.groups)} groups, by {metric} of the plugged-in FM after the last round"
+    return document(f"Comparison of {metric}", [paragraph(what), *_verdicts(comparison), *_sections(comparison)])
+
+
+def _verdicts(comparison: Comparison) -> Iterator[str]:
+    said = (
+        f'<li data-group="{escape(group.label)}">{escape(comparison.verdict(group.label))}.</li>'
+        for group in comparison.groups
+        if group.label in comparison.differences
+    )
+    yield f"<ul>{''.join(said)}</ul>"
+    if comparison.differences:
+        yield note(
+            f"Paired t-tests against {comparison.baseline} over common seeds; p values by Holm for "
+            f"{len(comparison.differences)} comparison(s). Distinguishable: p below 0.05."
+        )
+    if comparison.left_out:
+        left = "; ".join(f"{left.folder}: {left.reason}" for left in comparison.left_out)
+        yield note(f"Left out: {left}.")
+
+
+def _sections(comparison: Comparison) -> Iterator[str]:
+    yield _filter(comparison)
+    yield section("Groups", _table(comparison), note("◆ Pareto-optimal in the metric and this price"))
+    metric = metric_title(comparison.metric)
+    curves = {title: curve_figure(comparison, model) for model, title in CURVES.items()}
+    about = "Mean over seeds; the band is from the lowest to the highest seed. Round 0 is the untuned FM."
+    panels = {title: plot(figure, f"{metric} of the {title} by round") for title, figure in curves.items() if figure}
+    yield section(f"{metric[0].upper()}{metric[1:]} by round", choice("model", panels), note(about))
+    if comparison.axes:
+        about = "The dotted line joins the Pareto-optimal groups; others are faded. Bars: lowest to highest seed."
+        prices = {AXES[axis].title: pareto_figure(comparison, axis) for axis in comparison.axes}
+        panels = {title: plot(figure, f"{metric} against {title}") for title, figure in prices.items()}
+        yield section("What it costs", choice("price", panels), note(about))
+    if figure := parallel_figure(comparison):
+        width = _MIN_AXIS_WIDTH * len(figure.layout.xaxis.tickvals)
+        yield section("Settings and outcome of every run", plot(figure, "parallel coordinates", width))
+    if figure := fidelity_figure(comparison):
+        width = _MIN_AXIS_WIDTH * len(comparison.groups) + 60
+        about = "After the last round, mean over seeds. A group without a proxy of its own has no column."
+        yield section("Fidelity by layer", plot(figure, "fidelity by layer", width), note(about))
+    if owned := dict(partitions(comparison)):
+        panels = {title: plot(partition_figure(table), f"partition, {title}") for title, table in owned.items()}
+        yield section("Partition: label shares in each client", choice("partition", panels))
+    if figure := spread_figure(comparison):
+        about = "Mean training loss of each client in the last round that it finished, all seeds together."
+        width = _MIN_AXIS_WIDTH * len(comparison.groups)
+        yield section("Spread over clients", plot(figure, "spread over clients", width), note(about))
+    if rows := comparison.setting_rows():
+        titles = ["", *(_name(comparison, group.label) for group in comparison.groups)]
+        cells = ([escape(short_key(key)), *map(escape, values)] for key, values in rows)
+        yield section("Settings that differ", table(titles, cells, "settings that differ"))
+
+
+def _filter(comparison: Comparison) -> str:
+    boxes = "".join(
+        f'<label><input type="checkbox" checked value="{escape(group.label)}"> {_name(comparison, group.label)}</label>'
+        for group in comparison.groups
+    )
+    return f'<fieldset class="filter"><legend>Groups: <output></output></legend>{boxes}</fieldset>'
+
+
+def _table(comparison: Comparison) -> str:
+    fronts = {axis: comparison.front(axis) for axis in comparison.axes}
+    titles = ["group", f"{metric_title(comparison.metric)} [95 %]", "seeds", f"minus {comparison.baseline}"]
+    rows = []
+    for group in comparison.groups:
+        label, costs = group.label, comparison.costs[group.label]
+        prices = [_price(axis, costs, label in front) for axis, front in fronts.items()]
+        said = [escape(comparison.score(label)), str(len(group.runs)), comparison.change(label)]
+        rows.append([_name(comparison, label), *said, *prices])
+    prices_head = [f'<abbr title="{escape(AXES[axis].title)}">{AXES[axis].short}</abbr>' for axis in fronts]
+    labels = [group.label for group in comparison.groups]
+    return table([*map(escape, titles), *prices_head], rows, "groups, the best first", labels)
+
+
+def _price(axis: str, costs: Mapping[str, float], is_optimal: bool) -> str:
+    if axis not in costs:
+        return "not measured"
+    shown = AXES[axis].shown(costs[axis])
+    return f'<span class="front">{shown}</span>' if is_optimal else shown
+
+
+def _name(comparison: Comparison, label: str) -> str:
+    """Return a group's label after its marker in its colour."""
+    glyph = MARKERS[group_markers(comparison)[label]]
+    return f'<span style="color: {group_colours(comparison)[label]}" aria-hidden="true">{glyph}</span> {escape(label)}'

@@ -1,0 +1,134 @@
+"""Finished runs, read from their folders."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from fedpft.config import Config, ConfigError, load_config
+from fedpft.config.compare import HARMLESS
+from fedpft.config.flat import flat_settings
+from fedpft.metrics import METRICS
+from fedpft.output import PARTITION_FILE, ROUNDS_FILE
+
+NEEDED = ("name", "seed", "method", "metric", "metric_goal", "fm", "untuned_fm", "rounds", "num_eval_examples")
+"""Keys of `result.json` without which a run cannot be compared; any other may be missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a finished run left."""
+
+    folder: Path
+    config: Config
+    result: Mapping[str, Any]
+    """The content of result.json."""
+    records: Sequence[Mapping[str, Any]]
+    """The lines of rounds.jsonl."""
+    partition: Mapping[str, Any] | None
+    """`label_names`, `label_histogram`; None: the run recorded none."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.result["seed"]
+
+    @property
+    def value(self) -> float:
+        """The primary metric of the plugged-in FM after the last round."""
+        return self.result["fm"]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Dotted key -> JSON of each setting that the numbers depend on, without the seed."""
+        harmless = ("seed", *HARMLESS)
+        flat = flat_settings(asdict(self.config))
+        return {key: value for key, value in flat.items() if not any(fnmatch(key, pattern) for pattern in harmless)}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that does not count."""
+
+    folder: Path
+    reason: str
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """Return the finished runs in these folders, in the folders' order, and those that are left out.
+
+    Left out are unfinished runs, runs without a finite metric, and repetitions: same settings, same seed.
+
+    Args:
+        folders: each a run's folder, or one with runs anywhere below it.
+
+    Raises:
+        ConfigError: a folder without runs, a file that cannot be read, or nothing left to compare.
+
+    """
+    places = dict.fromkeys(place.resolve() for folder in folders for place in _run_folders(folder))
+    seen: dict[str, Run] = {}
+    left_out: list[LeftOut] = []
+    for place in places:
+        if not (place / "result.json").exists():
+            left_out.append(LeftOut(place, "not finished: no result.json"))
+            continue
+        run = _read_run(place)
+        identity = json.dumps([run.seed, run.settings], sort_keys=True)
+        if not math.isfinite(run.value):
+            left_out.append(LeftOut(place, f"its {run.result['metric']} is {run.value}"))
+        elif identity in seen:
+            left_out.append(LeftOut(place, f"same settings and seed as {seen[identity].folder}"))
+        else:
+            seen[identity] = run
+    if not seen:
+        found = "; ".join(f"{left.folder}: {left.reason}" for left in left_out)
+        raise ConfigError(f"RUN_OR_SWEEP_DIR: found no finished run ({found}), allowed: folders with finished runs")
+    return list(seen.values()), left_out
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders of runs at or below a folder, in the order of their names."""
+    found = False
+    for place, below, files in os.walk(folder):
+        below.sort()
+        if "config.yaml" in files and {ROUNDS_FILE, "result.json"} & set(files):
+            below.clear()  # what a run holds is no run
+            found = True
+            yield Path(place)
+    if not found:
+        allowed = f"the output_dir of a run (config.yaml, {ROUNDS_FILE}, result.json) or a folder of them"
+        raise ConfigError(f"RUN_OR_SWEEP_DIR: found no run in {str(folder)!r}, allowed: {allowed}")
+
+
+def _read_run(folder: Path) -> Run:
+    try:
+        config = load_config(folder / "config.yaml")
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.yaml'}: {error}") from None
+    (result,) = _read_json(folder / "result.json", whole=True)
+    if missing := [key for key in NEEDED if key not in result]:
+        raise ConfigError(f"{folder / 'result.json'}: found no {', '.join(missing)}, allowed: what `fedpft run` writes")
+    if result["metric"].rpartition("/")[2] not in METRICS:
+        found, allowed = repr(result["metric"]), ", ".join(METRICS)
+        raise ConfigError(f"{folder / 'result.json'}: metric: found {found}, allowed: {allowed}")
+    records = _read_json(folder / ROUNDS_FILE)
+    has_partition = (folder / PARTITION_FILE).exists()
+    partition = _read_json(folder / PARTITION_FILE, whole=True)[0] if has_partition else None
+    return Run(folder=folder, config=config, result=result, records=records, partition=partition)
+
+
+def _read_json(path: Path, whole: bool = False) -> list[dict[str, Any]]:
+    """Return the objects in a file: the `whole` file's one, or one a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = [json.loads(part) for part in ([text] if whole else text.splitlines())]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+    if not all(isinstance(item, dict) for item in content):
+        raise ConfigError(f"{path}: found something else, allowed: JSON objects")
+    return content

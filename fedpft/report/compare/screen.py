@@ -1,0 +1,56 @@
+"""What `fedpft compare` prints."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.filesize import decimal as format_bytes
+from rich.markup import escape
+from rich.table import Table
+
+from fedpft.report.compare.comparison import Comparison
+from fedpft.report.compare.costs import AXES
+from fedpft.report.compare.groups import short_key
+from fedpft.report.scores import metric_title
+
+
+def print_comparison(console: Console, comparison: Comparison, files: Mapping[str, Path]) -> None:
+    """Print the groups, what they cost, the settings that differ, the verdicts, what was left out, and the files."""
+    labels = [group.label for group in comparison.groups]
+    scores = _table("group", f"{metric_title(comparison.metric)} [95 %]", "seeds", f"minus {comparison.baseline}")
+    for group in comparison.groups:
+        label, score = group.label, comparison.score(group.label)
+        scores.add_row(escape(label), escape(score), str(len(group.runs)), comparison.change(label))
+    console.print(scores)
+    fronts = {axis: comparison.front(axis) for axis in comparison.axes}
+    prices = _table("costs (*: Pareto)", *(AXES[axis].short for axis in fronts))
+    for label in labels:
+        cells = (_price(axis, comparison.costs[label], label in front) for axis, front in fronts.items())
+        prices.add_row(escape(label), *cells)
+    console.print(prices)
+    if rows := comparison.setting_rows():
+        settings = _table("settings", *(short_key(key) for key, _ in rows))
+        for index, label in enumerate(labels):
+            settings.add_row(escape(label), *(escape(values[index]) for _, values in rows))
+        console.print(settings)
+    said = [comparison.verdict(label) for label in labels if label in comparison.differences]
+    for line in [*said, *(f"left out: {left.folder}: {left.reason}" for left in comparison.left_out)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    for name, path in files.items():
+        size = format_bytes(path.stat().st_size)
+        console.print(f"{name:<5} {path}  {size}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _price(axis: str, costs: Mapping[str, float], is_optimal: bool) -> str:
+    return AXES[axis].shown(costs[axis]) + ("*" if is_optimal else "") if axis in costs else ""
+
+
+def _table(first: str, *titles: str) -> Table:
+    """Return a table whose labels are broken before its numbers are."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for title in titles:
+        table.add_column(escape(title), justify="right", no_wrap=True)
+    return table

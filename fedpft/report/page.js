@@ -1,0 +1,47 @@
+// Draws every figure of a page from its JSON; filters groups; shows the chosen one of several figures.
+"use strict";
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const figures = new Map([...document.querySelectorAll(".plot")].map(plot => [plot, JSON.parse(plot.firstElementChild.text)]));
+const hidden = new Set();
+
+function template() {
+  const style = getComputedStyle(document.documentElement);
+  const [text, line] = ["--text", "--line"].map(name => style.getPropertyValue(name));
+  const axis = {gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true};
+  const clear = "rgba(0,0,0,0)";
+  return {layout: {font: {color: text}, paper_bgcolor: clear, plot_bgcolor: clear, xaxis: axis, yaxis: axis}};
+}
+
+function draw(plot) {
+  if (!plot.offsetParent) return;  // not shown; drawn when it is
+  const {data, layout} = figures.get(plot);
+  const traces = data.map(trace => ({...trace, visible: !hidden.has(trace.legendgroup)}));
+  Plotly.react(plot, traces, {...layout, template: template()}, {responsive: true, displayModeBar: false});
+}
+
+function drawAll() {
+  for (const plot of figures.keys()) draw(plot);
+}
+
+function filter() {
+  const boxes = [...document.querySelectorAll(".filter input")];
+  hidden.clear();
+  for (const box of boxes) if (!box.checked) hidden.add(box.value);
+  for (const part of document.querySelectorAll("[data-group]")) part.hidden = hidden.has(part.dataset.group);
+  const said = document.querySelector(".filter output");
+  if (said) said.textContent = `${boxes.length - hidden.size} of ${boxes.length} shown`;
+  drawAll();
+}
+
+function choose(select) {
+  const panels = select.closest("section").querySelectorAll(".choice");
+  for (const panel of panels) panel.hidden = panel.dataset.choice !== select.value;
+}
+
+for (const box of document.querySelectorAll(".filter input")) box.addEventListener("change", filter);
+for (const select of document.querySelectorAll("select")) {
+  select.addEventListener("change", () => { choose(select); drawAll(); });
+  choose(select);
+}
+dark.addEventListener("change", drawAll);
+filter();

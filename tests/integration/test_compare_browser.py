@@ -1,0 +1,166 @@
+"""The comparison's page in a real browser, headless, without a network: what it draws, what boxes and lists do."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from fedpft.report.compare.comparison import compare
+from fedpft.report.compare.files import write_comparison
+from tests.run_folders import sweep_folder
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--window-size=1200,900",
+    "--virtual-time-budget=8000",
+]  # fmt: skip
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome in PATH")
+
+WATCH = """<script>
+const wrong = [];
+addEventListener("error", event => wrong.push("error: " + event.message));
+addEventListener("securitypolicyviolation", event => wrong.push("request: " + event.blockedURI));
+for (const name of ["error", "warn"]) console[name] = (...said) => wrong.push(name + ": " + said.join(" "));
+</script>"""
+"""Before anything of the page: collects what goes wrong."""
+
+PROBE = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const found = (() => { %s })();
+  const said = JSON.stringify({...found, wrong, requests: performance.getEntriesByType("resource").length});
+  const answer = document.createElement("pre");
+  answer.id = "probe";
+  answer.textContent = said;
+  document.body.append(answer);
+  parent.postMessage(said, "*");
+}, 500));
+</script>"""
+"""After all of the page: `return {...}` is what the test gets."""
+
+HELPERS = """
+  const plots = [...document.querySelectorAll(".js-plotly-plot")];
+  const visible = plot => plot._fullData.filter(trace => trace.visible && trace.legendgroup);
+  const shown = plot => new Set(visible(plot).map(trace => trace.legendgroup)).size;
+  const rows = () => [...document.querySelectorAll("tr[data-group]")].filter(row => row.offsetParent).length;
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    return write_comparison(compare([sweep_folder(folder / "runs")]), folder / "out")["page"]
+
+
+def probe(page, script, extra="", *flags):
+    """Return what a script says of the page, with `wrong` and the number of `requests`."""
+    text = page.read_text(encoding="utf-8")
+    text = text.replace("<style>", f"{WATCH}<style>", 1).replace("</main>", f"{extra}</main>", 1)
+    probed = page.with_name("probed.html")
+    probed.write_text(text.replace("</body>", PROBE % (HELPERS + script) + "</body>"), encoding="utf-8")
+    return read(probed, *flags)
+
+
+def read(path, *flags):
+    """Return the JSON in `#probe` once the page has settled."""
+    profile = path.with_name("profile")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", path.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shutil.rmtree(profile, ignore_errors=True)
+    found = re.search('<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
+    assert found, dom[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+def test_it_opens_without_errors_or_requests_and_draws_its_figures(page):
+    found = probe(page, "return {plots: plots.length, groups: plots.map(shown), size: plots.map(p => p.clientHeight)}")
+    assert (found["wrong"], found["requests"]) == ([], 0)
+    assert found["plots"] == 6, "curves, costs, parallel coordinates, fidelity, partition, spread"
+    assert found["groups"] == [3, 3, 3, 3, 0, 3]
+    assert min(found["size"]) > 100
+
+
+def test_a_request_would_be_noticed_and_is_forbidden(page):
+    found = probe(page, "return {}", '<img src="https://example.org/x.png" alt="">')
+    assert found["wrong"] == ["request: https://example.org/x.png"]
+
+
+def test_a_box_hides_its_group_everywhere_and_brings_it_back(page):
+    script = """
+      const box = document.querySelector(".filter input"), seen = () => [rows(), ...plots.map(shown)];
+      const before = seen();
+      box.focus(); box.click();
+      const without = seen(), said = document.querySelector(".filter output").textContent;
+      const verdicts = [...document.querySelectorAll("li[data-group]")].filter(line => line.offsetParent).length;
+      box.click();
+      return {before, without, said, verdicts, back: seen(), focused: document.activeElement === box};
+    """
+    found = probe(page, script)
+    assert found["wrong"] == []
+    assert found["before"] == found["back"] == [3, 3, 3, 3, 3, 0, 3]
+    assert found["without"] == [2, 2, 2, 2, 2, 0, 2]
+    assert found["said"] == "2 of 3 shown"
+    assert found["verdicts"] == 2, "the baseline has none to hide"
+    assert found["focused"]
+
+
+def test_a_list_chooses_the_figure_and_the_filter_holds_for_it(page):
+    script = """
+      const [model, price] = document.querySelectorAll("select");
+      const title = () => [...document.querySelectorAll(".js-plotly-plot")].filter(plot => plot.offsetParent)[1]
+        .layout.xaxis.title.text;
+      const before = title();
+      document.querySelector(".filter input").click();
+      price.value = price.options[2].value; price.dispatchEvent(new Event("change"));
+      const chosen = [...document.querySelectorAll(".js-plotly-plot")].filter(plot => plot.offsetParent)[1];
+      return {before, after: title(), groups: shown(chosen), options: price.options.length};
+    """
+    found = probe(page, script)
+    assert found["wrong"] == []
+    assert (found["before"], found["after"]) == (
+        "traffic of all rounds; less is better", "memory of a client; less is better",
+    )  # fmt: skip
+    assert (found["groups"], found["options"]) == (2, 6)
+
+
+def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(page):
+    script = """
+      const acting = [...document.querySelectorAll("input, select, .wide")];
+      const reached = acting.map(each => { each.focus(); return document.activeElement === each; });
+      const named = acting.map(each => Boolean(each.getAttribute("aria-label") || each.closest("label")));
+      const images = plots.every(plot => plot.getAttribute("role") && plot.getAttribute("aria-label"));
+      return {reached, named, images};
+    """
+    found = probe(page, script)
+    assert all(found["reached"])
+    assert all(found["named"])
+    assert len(found["reached"]) == 3 + 2 + 5
+    assert found["images"]
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(page):
+    probe(page, "return {inner: innerWidth, scroll: document.documentElement.scrollWidth, plots: plots.length}")
+    phone = page.with_name("phone.html")
+    phone.write_text(
+        '<iframe src="probed.html" style="width: 390px; height: 800px; border: 0"></iframe><pre id="probe"></pre>'
+        "<script>"
+        'addEventListener("message", event => document.getElementById("probe").textContent = event.data)</script>'
+    )
+    found = read(phone)
+    assert (found["inner"], found["wrong"], found["plots"]) == (390, [], 6)
+    assert found["scroll"] <= 390
+
+
+def test_a_dark_screen_has_light_text_also_in_figures(page):
+    script = """
+      const style = getComputedStyle(document.body);
+      return {text: style.color, back: style.backgroundColor, figure: plots[0]._fullLayout.font.color};
+    """
+    light = probe(page, script)
+    dark = probe(page, script, "", "--blink-settings=preferredColorScheme=0")
+    assert (light["back"], light["figure"]) == ("rgb(255, 255, 255)", "#1f2328")
+    assert (dark["back"], dark["figure"]) == ("rgb(20, 24, 29)", "#e6edf3")
+    assert dark["text"] != light["text"]

@@ -1,0 +1,135 @@
+import json
+import re
+from html import unescape
+
+import pytest
+
+from fedpft.report.compare.comparison import compare
+from fedpft.report.compare.figures import (
+    curve_figure,
+    fidelity_figure,
+    group_colours,
+    last_losses,
+    parallel_figure,
+    pareto_figure,
+    partitions,
+    spread_figure,
+)
+from fedpft.report.compare.page import compare_page
+from tests.run_folders import run_folder, sweep_folder
+
+HALF, QUARTER, FEDOT = "fedpft, retained_ratio=0.5", "fedpft, retained_ratio=0.25", "fedot"
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    return compare([sweep_folder(tmp_path_factory.mktemp("sweep"))])
+
+
+@pytest.fixture(scope="module")
+def html(comparison):
+    return compare_page(comparison)
+
+
+def by_group(figure, mode=None):
+    return {trace.legendgroup: trace for trace in figure.data if mode is None or trace.mode == mode}
+
+
+def test_curves_are_means_and_bands_go_from_the_lowest_to_the_highest_seed(comparison):
+    figure = curve_figure(comparison, "fm")
+    line, band = by_group(figure, "lines+markers")[HALF], by_group(figure, "lines")[HALF]
+    assert (line.x, line.y) == ((0, 2), (0.25, pytest.approx(0.81)))
+    assert (band.x, band.y) == ((0, 2, 2, 0), (0.25, pytest.approx(0.82), 0.80, 0.25))
+    assert by_group(curve_figure(comparison, "sub_fm"), "lines+markers")[HALF].x == (2,)
+
+
+def test_the_front_is_drawn_and_what_is_off_it_fades(comparison):
+    figure = pareto_figure(comparison, "bytes")
+    front, points = figure.data[0], by_group(figure)
+    assert front.x == (6000, 8000)
+    assert {label: points[label].opacity for label in (HALF, QUARTER, FEDOT)} == {HALF: 1, QUARTER: 1, FEDOT: 0.4}
+    assert (points[HALF].error_y.array, points[HALF].error_y.arrayminus) == (
+        (pytest.approx(0.01),), (pytest.approx(0.01),),
+    )  # fmt: skip
+    assert figure.layout.xaxis.ticksuffix == "B"
+
+
+def test_every_run_crosses_all_axes_between_the_lowest_and_the_highest_value(comparison):
+    figure = parallel_figure(comparison)
+    assert figure.layout.xaxis.ticktext == ("method.name", "retained_ratio", "accuracy")
+    assert len(figure.data) == 8
+    first = figure.data[0]
+    assert first.y[1] == 1, "the larger ratio"
+    heights = [trace.y[-1] for trace in figure.data]
+    assert (min(heights), max(heights)) == (0, 1)
+
+
+def test_a_group_has_one_colour_in_all_figures(comparison):
+    colours = group_colours(comparison)
+    assert len(set(colours.values())) == 3
+    for figure in (pareto_figure(comparison, "bytes"), spread_figure(comparison)):
+        for label, trace in by_group(figure).items():
+            assert label is None or trace.marker.color == colours[label]
+    for trace in (*curve_figure(comparison, "fm").data, *parallel_figure(comparison).data):
+        assert colours[trace.legendgroup] in (trace.line.color, trace.fillcolor)
+
+
+def test_fidelity_is_the_mean_over_seeds_and_the_axis_names_the_groups(comparison, tmp_path):
+    figure = fidelity_figure(comparison)
+    assert [trace.legendgroup for trace in figure.data[:3]] == [HALF, FEDOT, QUARTER]
+    assert [trace.x for trace in figure.data[:3]] == [(0,), (1,), (2,)]
+    assert figure.layout.xaxis3.ticktext == ("fedpft,<br>retained_ratio=0.5", "fedot", "fedpft,<br>retained_ratio=0.25")
+    for seed, error in ((1, 0.2), (2, 0.4)):
+        after = {"hidden_error": [error], "gradient_cosine": [None], "gradient_norm_ratio": [1.0]}
+        run_folder(tmp_path / str(seed), seed=seed, fidelity={"after": after})
+    hidden, cosine, _ = fidelity_figure(compare([tmp_path])).data
+    assert ([*hidden.z[0]], [*cosine.z[0]]) == ([pytest.approx(0.3)], [None])
+
+
+def test_a_clients_last_loss_counts_and_equal_partitions_are_shown_once(comparison):
+    assert last_losses(comparison.groups[0].runs[0]) == {0: 0.9, 1: 0.4, 2: 0.6}
+    assert len(by_group(spread_figure(comparison))[HALF].y) == 9
+    ((title, table),) = partitions(comparison)
+    assert title == "seed 1, 2, 3: all groups"
+    assert table["label_histogram"] == [[3, 1], [0, 4], [2, 2]]
+
+
+def test_the_page_says_all_that_the_json_says(comparison, html):
+    text = unescape(html)
+    for label in (QUARTER, FEDOT):
+        assert comparison.verdict(label) in text
+    for shown in ("81.0 % [78.5 to 83.5]", "-9.8 points", "3.5 s"):
+        assert shown in text
+    rows = re.findall(r'<tr data-group="([^"]+)"', html)
+    assert rows == [HALF, FEDOT, QUARTER], "the best first"
+
+
+def test_the_page_needs_no_network_and_holds_plotly_once(html):
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", html)
+    assert "default-src 'none'" in html
+    assert html.count("* plotly.js v") == 1
+    assert len(html) < 6e6
+
+
+def test_what_older_runs_lack_is_left_away(tmp_path):
+    lacking = dict.fromkeys(
+        ("sub_fm", "fidelity", "construction", "bytes_up_total", "client_flops_per_round", "client_memory_bytes",
+         "num_params_sub_fm", "align_seconds")
+    )  # fmt: skip
+    folder = run_folder(tmp_path / "a", **lacking)
+    (folder / "partition.json").unlink()
+    records = [{"round": 1, "train_loss": 1.0}, {"round": 2, "train_loss": 0.5, "fm": 0.8}]
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    html = compare_page(compare([folder]))
+    titles = re.findall("<h2>(.*?)</h2>", html)
+    assert titles == ["Groups", "Accuracy by round", "What it costs"]
+    assert 'data-choice="sub-FM"' not in html
+
+
+def test_names_are_text_never_markup(tmp_path):
+    for ratio in ("0.5", "0.25"):
+        run_folder(tmp_path / ratio, f"method.retained_ratio={ratio}", f"fm.path=<b>{ratio}</script>")
+    html = compare_page(compare([tmp_path]))
+    body = html[html.index("<h1>") :]
+    assert "<b>" not in body
+    assert len(re.findall("</script>", body)) == len(re.findall("<script", body))
