@@ -25,7 +25,7 @@ def label_groups(data: FederatedData) -> tuple[np.ndarray, list[str]]:
     if "label" not in data.train.column_names:
         return np.zeros(len(data.train), dtype=np.int64), ["all"]
     labels = np.asarray(data.train["label"][:])
-    if data.kind == "classification":
+    if data.kind != "regression":
         return labels, list(data.label_names)
     edges = np.histogram_bin_edges(labels, bins=NUM_INTERVALS)
     names = [f"to {edge:.3g}" for edge in edges[1:]]

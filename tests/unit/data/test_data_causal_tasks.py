@@ -7,10 +7,10 @@ from fedpft.config import Config, ConfigError, FederatedConfig, FMConfig, Partit
 from fedpft.data import tasks
 from fedpft.data.collate import CausalCollator
 from fedpft.data.datamodule import build_data
+from fedpft.data.histogram import label_groups
 from fedpft.data.prompts import PromptTemplate
 from fedpft.data.sources import hold_out
 from fedpft.data.tasks import TASKS, load_task
-from fedpft.planning import label_groups
 from tests.tiny import tiny_causal_tokenizer
 
 TOKENIZER = tiny_causal_tokenizer()
