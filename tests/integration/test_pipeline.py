@@ -62,7 +62,7 @@ def accuracy(finished, model):
 
 def test_the_output_folder_holds_what_is_promised(finished):
     own_fm = {"fm"} if finished.config.fm.pretrain.num_epochs else set()
-    promised = {"config.yaml", "rounds.jsonl", "result.json", "report.html", "adapter", "sub_fm"}
+    promised = {"config.yaml", "partition.json", "rounds.jsonl", "result.json", "report.html", "adapter", "sub_fm"}
     assert {path.name for path in finished.out.iterdir()} == promised | own_fm
     assert {name: str(path) for name, path in finished.returned.locations.items()} == {
         "config": str(finished.out / "config.yaml"),

@@ -53,9 +53,11 @@ class Comparison:
         return [(key, [short_value(each.get(key)) for each in settings]) for key in differing_keys(settings)]
 
     def change(self, label: str) -> str:
-        """Return a group's mean difference to the baseline; empty for the baseline, and without common seeds."""
-        found = self.differences.get(label)
-        return "" if found is None or found.mean is None else metric_change(found.mean, self.metric)
+        """Return a group's mean difference to the baseline; `baseline` for itself, nothing without common seeds."""
+        if label == self.baseline:
+            return "baseline"
+        mean = self.differences[label].mean
+        return "" if mean is None else metric_change(mean, self.metric)
 
     def verdict(self, label: str) -> str:
         """Return in words how a group stands against the baseline."""
@@ -69,11 +71,11 @@ class Comparison:
             return f"{unclear} (n = {found.n}; {change}, {why})"
         interval = metric_range(found.low, found.high, self.metric)
         if not found.is_distinguishable:
-            return f"{unclear} (n = {found.n} seeds; {change}, 95 % {interval}, p = {found.p_holm:.2g})"
+            return f"{unclear} (n = {found.n} seeds; {change}, 95 % {interval}, Holm's p = {found.p_holm:.2g})"
         verb = "beats" if (found.mean > 0) == (self.goal == "max") else "loses to"
         size = metric_change(abs(found.mean), self.metric).lstrip("+")
         low, high = (found.low, found.high) if found.mean > 0 else (-found.high, -found.low)
-        why = f"95 % {metric_range(low, high, self.metric)}, n = {found.n} seeds, p = {found.p_holm:.2g}"
+        why = f"95 % {metric_range(low, high, self.metric)}, n = {found.n} seeds, Holm's p = {found.p_holm:.2g}"
         return f"{label} {verb} {self.baseline} by {size} ({why})"
 
     def score(self, label: str) -> str:

@@ -59,7 +59,9 @@ def curve_figure(comparison: Comparison, model: str) -> "Figure | None":
         figure.add_trace(Scatter(x=rounds, y=[fmean(each) for each in values], **style, **common, mode="lines+markers"))
     if not figure.data:
         return None
-    figure.update_layout(height=_HEIGHT, margin=_MARGIN, xaxis={"title": "round", "rangemode": "tozero"})
+    last = max(max(trace.x) for trace in figure.data)
+    rounds_axis = {"title": "round", "rangemode": "tozero", "dtick": max(1, last // 6)}
+    figure.update_layout(height=_HEIGHT, margin=_MARGIN, xaxis=rounds_axis)
     return _with_metric_axis(figure, comparison)
 
 

@@ -93,7 +93,7 @@ def _filter(comparison: Comparison) -> str:
 
 def _table(comparison: Comparison) -> str:
     fronts = {axis: comparison.front(axis) for axis in comparison.axes}
-    titles = ["group", f"{metric_title(comparison.metric)} [95 %]", "seeds", f"minus {comparison.baseline}"]
+    titles = ["group", f"{metric_title(comparison.metric)} [95 %]", "seeds", "minus baseline"]
     rows = []
     for group in comparison.groups:
         label, costs = group.label, comparison.costs[group.label]

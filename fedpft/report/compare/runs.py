@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Run:
         """The primary metric of the plugged-in FM after the last round."""
         return self.result["fm"]
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, str]:
         """Dotted key -> JSON of each setting that the numbers depend on, without the seed."""
         harmless = ("seed", *HARMLESS)

@@ -18,7 +18,7 @@ from fedpft.report.scores import metric_title
 def print_comparison(console: Console, comparison: Comparison, files: Mapping[str, Path]) -> None:
     """Print the groups, what they cost, the settings that differ, the verdicts, what was left out, and the files."""
     labels = [group.label for group in comparison.groups]
-    scores = _table("group", f"{metric_title(comparison.metric)} [95 %]", "seeds", f"minus {comparison.baseline}")
+    scores = _table("group", f"{metric_title(comparison.metric)} [95 %]", "seeds", "minus baseline")
     for group in comparison.groups:
         label, score = group.label, comparison.score(group.label)
         scores.add_row(escape(label), escape(score), str(len(group.runs)), comparison.change(label))
@@ -30,7 +30,7 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
         prices.add_row(escape(label), *cells)
     console.print(prices)
     if rows := comparison.setting_rows():
-        settings = _table("settings", *(short_key(key) for key, _ in rows))
+        settings = _table("settings", *(short_key(key) for key, _ in rows), wraps=True)
         for index, label in enumerate(labels):
             settings.add_row(escape(label), *(escape(values[index]) for _, values in rows))
         console.print(settings)
@@ -47,10 +47,10 @@ def _price(axis: str, costs: Mapping[str, float], is_optimal: bool) -> str:
     return AXES[axis].shown(costs[axis]) + ("*" if is_optimal else "") if axis in costs else ""
 
 
-def _table(first: str, *titles: str) -> Table:
-    """Return a table whose labels are broken before its numbers are."""
+def _table(first: str, *titles: str, wraps: bool = False) -> Table:
+    """Return a table whose labels are broken where it is too wide, and if it `wraps`, all else too."""
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column(first, overflow="fold")
     for title in titles:
-        table.add_column(escape(title), justify="right", no_wrap=True)
+        table.add_column(escape(title), justify="right", no_wrap=not wraps, overflow="fold")
     return table

@@ -35,7 +35,7 @@ def test_differences_by_hand(tmp_path):
     assert difference.mean == pytest.approx(0.1)
     assert (difference.low, difference.high) == pytest.approx((0.1 - half, 0.1 + half), abs=1e-6)
     assert found.verdict("rank=8").startswith(
-        "rank=8 beats rank=4 by 10.0 points (95 % 5.0 to 15.0, n = 3 seeds, p = 0.0"
+        "rank=8 beats rank=4 by 10.0 points (95 % 5.0 to 15.0, n = 3 seeds, Holm's p = 0.0"
     )
 
 
@@ -51,7 +51,7 @@ def test_less_is_better_for_an_error(tmp_path):
         ([0.5], [0.9], "(n = 1; +40.0 points, one seed shows no noise)"),
         ([0.5, 0.6], [0.6, 0.7], "(n = 2; +10.0 points, the same on every seed, which shows no noise)"),
         ([0.5, 0.6], [0.5, 0.6], "(n = 2; +0.0 points, the same on every seed, which shows no noise)"),
-        ([0.5, 0.7], [0.8, 0.6], "(n = 2 seeds; +10.0 points, 95 % -244.1 to 264.1, p = 0.7)"),
+        ([0.5, 0.7], [0.8, 0.6], "(n = 2 seeds; +10.0 points, 95 % -244.1 to 264.1, Holm's p = 0.7)"),
     ],
 )
 def test_too_little_to_tell_is_said_in_words(tmp_path, first, second, said):
