@@ -20,8 +20,10 @@ WRITTEN_LATER = ("adapter", "checkpoints", "fm", "result.json", "sub_fm")
 """What a run puts beside it."""
 
 
-def claim_output_dir(output_dir: Path) -> Path:
-    """Create the folder for a new run; a folder that already holds a run is moved to `NAME.1`, `NAME.2`, ...
+def claim_output_dir(output_dir: Path, marker: str = ROUNDS_FILE) -> Path:
+    """Create the folder for a new run; a folder that already holds one is moved to `NAME.1`, `NAME.2`, ...
+
+    `marker`: the file that every folder of this kind has.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -29,7 +31,7 @@ def claim_output_dir(output_dir: Path) -> Path:
     """
     output_dir = output_dir.resolve()
     try:
-        if (output_dir / ROUNDS_FILE).exists():
+        if (output_dir / marker).exists():
             number = 1
             while (kept := output_dir.with_name(f"{output_dir.name}.{number}")).exists():
                 number += 1

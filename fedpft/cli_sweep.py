@@ -1,0 +1,51 @@
+"""Commands for many runs at once."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedpft.config.sweep import load_sweep
+from fedpft.interrupt import Interrupted
+from fedpft.trials import planned_trials
+
+sweep_app = typer.Typer()
+
+SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="YAML file, e.g. experiments/sweeps/compression.yaml")]
+SweepOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the sweep; of its runs: run.KEY=VALUE."),
+]
+ResumeSweep = Annotated[bool, typer.Option("--resume", help="Go on with the sweep in output_dir.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check every trial's config and list them; run nothing.")]
+
+
+@sweep_app.command()
+def sweep(
+    sweep_path: SweepPath, overrides: SweepOverrides = None, resume: ResumeSweep = False, dry_run: DryRun = False
+) -> None:
+    """Run an experiment at many points of a search space, with several seeds; exit code 1 if a trial failed."""
+    settings = load_sweep(sweep_path, overrides or [])
+    trials = planned_trials(settings)
+    from fedpft.report.sweep import SweepScreen, print_sweep, print_trials
+
+    console = Console()
+    chosen = settings.search == "optuna"
+    total = settings.num_samples * max(1, len(settings.seeds)) if chosen else len(trials)
+    if dry_run:
+        print_trials(console, [] if chosen else [trial.name for trial in trials], total, settings.output_dir)
+        return
+    from fedpft.sweep import run_sweep
+
+    try:
+        with SweepScreen(console, settings.metric, total) as screen:
+            summary = run_sweep(settings, screen, resume=resume)
+    except Interrupted as stop:
+        again = ["fedpft", "sweep", str(sweep_path), *(overrides or []), "--resume"]
+        stop.add_note(f"; go on with: {shlex.join(again)}")
+        raise
+    print_sweep(console, summary)
+    console.print(f"sweep  {settings.output_dir}/sweep.json", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(int(any(trial["error"] for trial in summary["trials"])))
