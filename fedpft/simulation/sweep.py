@@ -35,7 +35,6 @@ STATE_FOLDER = "tune"
 """In a sweep's `output_dir`: Tune's own state."""
 _ROUND_FILE = "round"
 _QUIET = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a config mean the same in every trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -91,18 +90,17 @@ def run_trials(
         def places(found: dict[str, str]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory(bundles(sweep, _trial(found).config, nodes))
 
-        trainable = tune.with_resources(partial(_train, play), places)
+        trainable = tune.with_resources(partial(_train, play, os.getcwd()), places)
         _Told.watcher = watcher
         if restore and tune.Tuner.can_restore(str(folder / STATE_FOLDER)):
             tuner = tune.Tuner.restore(
                 str(folder / STATE_FOLDER), trainable, resume_unfinished=True, restart_errored=True
             )
         else:
+            plain = [trial.to_json() for trial in trials]
             tuner = tune.Tuner(
                 trainable,
-                param_space=None
-                if sweep.search == "optuna"
-                else {"trial": tune.grid_search([trial.to_json() for trial in trials])},
+                param_space={} if sweep.search == "optuna" else {"trial": tune.grid_search(plain)},
                 tune_config=_tune_config(sweep, max(trial.config.federated.rounds for trial in trials)),
                 run_config=tune.RunConfig(
                     name=STATE_FOLDER,
@@ -185,8 +183,10 @@ def _name(trial: Any) -> str:
     return json.loads(trial.config["trial"])["name"]
 
 
-def _train(play: Play, found: dict[str, str]) -> None:
-    """Play a trial in the process that Tune started for it."""
+def _train(play: Play, home: str, found: dict[str, str]) -> None:
+    """Play a trial in the process that Tune started for it; relative paths are the caller's, not Tune's."""
+    with suppress(OSError):  # another machine may have no such folder
+        os.chdir(home)
     checkpoint = tune.get_checkpoint()
     reported = 0
     if checkpoint is not None:
