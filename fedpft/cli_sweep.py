@@ -2,13 +2,15 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from fedpft.config.suite import load_suite
 from fedpft.config.sweep import load_sweep
 from fedpft.interrupt import Interrupted
+from fedpft.suite import missing_trials, run_suite, suite_trials, table_of
 from fedpft.trials import planned_trials
 
 sweep_app = typer.Typer()
@@ -20,6 +22,12 @@ SweepOverrides = Annotated[
 ]
 ResumeSweep = Annotated[bool, typer.Option("--resume", help="Go on with the sweep in output_dir.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check every trial's config and list them; run nothing.")]
+SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="YAML file, e.g. experiments/suites/digits.yaml")]
+SuiteOverrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the suite; of its runs: run.KEY=VALUE.")
+]
+SuiteFormat = Annotated[Literal["text", "markdown", "latex"], typer.Option("--format", help="Of the table.")]
+SuiteDryRun = Annotated[bool, typer.Option("--dry-run", help="List the missing cells' runs, print what there is.")]
 
 
 @sweep_app.command()
@@ -49,3 +57,26 @@ def sweep(
     print_sweep(console, summary)
     console.print(f"sweep  {settings.output_dir}/sweep.json", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(int(any(trial["error"] for trial in summary["trials"])))
+
+
+@sweep_app.command()
+def suite(
+    suite_path: SuitePath, overrides: SuiteOverrides = None, form: SuiteFormat = "text", dry_run: SuiteDryRun = False
+) -> None:
+    """Run the cells of a table that are not finished, and print it; exit code 1 if a cell failed."""
+    settings = load_suite(suite_path, overrides or [])
+    trials = suite_trials(settings)
+    from fedpft.report.suite import suite_table
+    from fedpft.report.sweep import SweepScreen, print_trials
+
+    errors: dict[str, str | None] = {}
+    missing = missing_trials(trials)
+    progress = Console(stderr=True)  # the table alone goes to stdout
+    if dry_run:
+        print_trials(progress, [trial.name for trial in missing], len(trials), settings.output_dir)
+    elif missing:
+        with SweepScreen(progress, "fm", len(missing)) as screen:
+            errors = run_suite(settings, screen)
+    rows, columns = ([head.label for head in heads] for heads in (settings.rows, settings.columns))
+    print(suite_table(settings.title, rows, columns, table_of(settings), form))
+    raise typer.Exit(int(any(errors.values())))

@@ -78,7 +78,7 @@ def run_trials(
 
     """
     os.environ.update(_QUIET)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher hears of errors
     pool = trials[0].config.pool
     owned = connect(pool.address)
     try:

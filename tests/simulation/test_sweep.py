@@ -88,13 +88,17 @@ def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of
             assert numbers(folder) == numbers(tmp_path / f"plain{seed}")
 
 
-def reports_its_rank(trial, report):
-    """Play a trial that only reports: the rank of its adapter, in each of 9 rounds; rank 7 is bad luck."""
-    rank = trial.config.lora.rank
-    if rank == 7:
-        raise ValueError("bad luck")
-    for round_index in range(1, 10):
-        report(round_index, float(rank), float(rank))
+def ranks():
+    """Return a way to play trials: report the rank of the adapter in each of 9 rounds; rank 7 is bad luck."""
+
+    def play(trial, report):  # a local one, so that it travels by value
+        rank = trial.config.lora.rank
+        if rank == 7:
+            raise ValueError("bad luck")
+        for round_index in range(1, 10):
+            report(round_index, float(rank), float(rank))
+
+    return play
 
 
 def rank_sweep(tmp_path, **settings):
@@ -106,7 +110,7 @@ def test_asha_stops_a_bad_trial_early_and_one_that_fails_spoils_no_other(local_r
     space = {"lora.rank": {"grid": [4, 7, 1]}}
     sweep = rank_sweep(tmp_path, space=space, scheduler="asha", reduction_factor=2, max_concurrent=1, max_retries=0)
     heard = Heard()
-    ended = engine.run_trials(sweep, planned_trials(sweep), reports_its_rank, heard)
+    ended = engine.run_trials(sweep, planned_trials(sweep), ranks(), heard)
     assert {name: round_index for name, round_index, _ in heard.reported} == {"rank-4": 9, "rank-1": 1}
     errors = {trial.name: error for trial, error in ended}
     assert (errors["rank-4"], errors["rank-1"]) == (None, None)
@@ -159,7 +163,7 @@ def test_a_trial_asks_for_its_driver_and_all_its_actors_at_once(pool, settings, 
 def test_a_trial_that_the_cluster_can_never_hold_is_refused(local_ray, tmp_path):
     sweep = rank_sweep(tmp_path, run={"pool": {"kind": "ray", "actors": 2}})
     with pytest.raises(ConfigError, match=r"a trial asks 3 CPU for a driver and 2 actor\(s\), the cluster has 2 CPU"):
-        engine.run_trials(sweep, planned_trials(sweep), reports_its_rank, Heard())
+        engine.run_trials(sweep, planned_trials(sweep), ranks(), Heard())
 
 
 def test_a_sweep_whose_driver_was_killed_goes_on_with_what_is_missing(tmp_path):
