@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol
 
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
 
 from fedpft.config import Config, ConfigError
@@ -114,7 +115,7 @@ def run_trials(
         with kept_handlers():
             results = tuner.fit()
         found = (results[index] for index in range(len(results)))
-        return [(_trial(one.config), one_line(one.error) if one.error else None) for one in found if one.config]
+        return [(_trial(one.config), _reason(one.error) if one.error else None) for one in found if one.config]
     finally:
         if owned:
             ray.shutdown()
@@ -183,6 +184,10 @@ def _name(trial: Any) -> str:
     return json.loads(trial.config["trial"])["name"]
 
 
+def _reason(error: Exception) -> str:
+    return one_line(error.cause if isinstance(error, RayTaskError) else error)
+
+
 def _train(play: Play, home: str, found: dict[str, str]) -> None:
     """Play a trial in the process that Tune started for it; relative paths are the caller's, not Tune's."""
     with suppress(OSError):  # another machine may have no such folder
@@ -224,5 +229,5 @@ class _Told(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error: Any = "failed"
         with suppress(Exception):  # its file may be unreadable
-            error = one_line(trial.get_error())
+            error = _reason(trial.get_error())
         self.watcher.trial_ended(_name(trial), error)
