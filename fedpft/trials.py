@@ -14,7 +14,6 @@ import numpy as np
 
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.config.sweep import LISTS, Dimension, SweepConfig, as_overrides
-from fedpft.seeding import numpy_rng
 
 TRIALS_FOLDER = "trials"
 """In a sweep's `output_dir`: a run's folder for each trial."""
@@ -97,8 +96,8 @@ def make_trial(sweep: SweepConfig, point: Mapping[str, Any], seed: int | None, n
 
 
 def trial_name(point: Mapping[str, Any], seed: int | None) -> str:
-    """Return e.g. `retained_ratio-0.5_seed-1`: the last words of the keys, all of them where two end alike."""
-    words = [key.rpartition(".")[2] for key in point]
+    """Return e.g. `retained_ratio-0.5_seed-1`: a word of each key, all of them where two are alike."""
+    words = [_word(key) for key in point]
     keys = [word if words.count(word) == 1 else key for key, word in zip(point, words, strict=True)]
     parts = [f"{key}-{_short(value)}" for key, value in zip(keys, point.values(), strict=True)]
     name = "_".join([*parts, *([] if seed is None else [f"seed-{seed}"])]) or "base"
@@ -106,6 +105,12 @@ def trial_name(point: Mapping[str, Any], seed: int | None) -> str:
     if len(slug) <= _LONGEST_NAME:
         return slug
     return f"{slug[: _LONGEST_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+
+def _word(key: str) -> str:
+    """Return the last part of a key that says what it is about: `neurons` of `align.neurons.kind`."""
+    parts = key.split(".")
+    return parts[-2] if len(parts) > 1 and parts[-1] in ("name", "kind", "path") else parts[-1]
 
 
 def _short(value: Any) -> str:
@@ -119,6 +124,8 @@ def _grid(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
 
 
 def _draws(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    from fedpft.seeding import numpy_rng  # torch comes with it; a grid does without
+
     grids = [dimension for dimension in sweep.dimensions if dimension.law == "grid"]
     drawn = [dimension for dimension in sweep.dimensions if dimension.law != "grid"]
     for index in range(sweep.num_samples if drawn else 1):

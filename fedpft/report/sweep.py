@@ -64,14 +64,14 @@ class SweepScreen:
         row = self._rows.setdefault(name, _Row())
         row.round, row.value = round_index, value
 
-    def trial_ended(self, name: str, error: str | None) -> None:
+    def trial_ended(self, name: str, *, failed: bool) -> None:
         """Leave a line."""
         row = self._rows.setdefault(name, _Row(started=time.monotonic()))
-        row.status, row.seconds = f"failed: {error}" if error else "done", time.monotonic() - row.started
+        row.status, row.seconds = "failed" if failed else "done", time.monotonic() - row.started
         ended = sum(row.status != "running" for row in self._rows.values())
         value = "" if row.value is None else f"  {self._metric} {row.value:.4f}"
         line = f"trial {ended}/{self._total}  {name}  round {row.round}{value}  {duration(row.seconds)}"
-        line += f"  failed: {error}" if error else ""
+        line += "  failed" * failed
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:

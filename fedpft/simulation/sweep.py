@@ -27,7 +27,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 from fedpft.config import Config, ConfigError
 from fedpft.config.sweep import SweepConfig
 from fedpft.federated.pool import one_line
-from fedpft.interrupt import kept_handlers
+from fedpft.interrupt import held_back
 from fedpft.simulation.cluster import Node, cluster_nodes, connect
 from fedpft.simulation.search import SeededOptuna
 from fedpft.trials import Trial
@@ -58,8 +58,8 @@ class Watcher(Protocol):
     def trial_reported(self, name: str, round_index: int, value: float) -> None:
         """An evaluation round is over."""
 
-    def trial_ended(self, name: str, error: str | None) -> None:
-        """It will not run again: finished, stopped early, or failed for the reason `error`."""
+    def trial_ended(self, name: str, *, failed: bool) -> None:
+        """It will not run again: finished, stopped early, or failed; why it did comes with the results."""
 
 
 def run_trials(
@@ -112,7 +112,7 @@ def run_trials(
                     verbose=0,
                 ),
             )
-        with kept_handlers():
+        with held_back() as _Told.check:
             results = tuner.fit()
         found = (results[index] for index in range(len(results)))
         return [(_trial(one.config), _reason(one.error) if one.error else None) for one in found if one.config]
@@ -215,7 +215,12 @@ class _Told(tune.Callback):
     """Tells the watcher."""
 
     watcher: ClassVar[Watcher]
-    """Of the class, because a schedule that is restored brings callbacks of its own."""
+    """Of the class, as the next, because a schedule that is restored brings callbacks of its own."""
+    check: ClassVar[Callable[[], None]]
+    """Raises when a signal came; between two steps Tune lets it through."""
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        type(self).check()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.watcher.trial_started(_name(trial))
@@ -224,10 +229,7 @@ class _Told(tune.Callback):
         self.watcher.trial_reported(_name(trial), result["round"], result["value"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.watcher.trial_ended(_name(trial), None)
+        self.watcher.trial_ended(_name(trial), failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error: Any = "failed"
-        with suppress(Exception):  # its file may be unreadable
-            error = _reason(trial.get_error())
-        self.watcher.trial_ended(_name(trial), error)
+        self.watcher.trial_ended(_name(trial), failed=True)

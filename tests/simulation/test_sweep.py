@@ -32,8 +32,8 @@ class Heard:
     def trial_reported(self, name, round_index, value):
         self.reported.append((name, round_index, value))
 
-    def trial_ended(self, name, error):
-        self.ended[name] = error
+    def trial_ended(self, name, *, failed):
+        self.ended[name] = failed
 
 
 def tiny_base(folder, *overrides):
@@ -74,16 +74,16 @@ def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of
     trials, heard = planned_trials(sweep), Heard()
     ended = engine.run_trials(sweep, trials, fails_once(tmp_path / "failed"), heard)
     assert {trial.name: error for trial, error in ended} == {trial.name: None for trial in trials}
-    assert heard.ended == {trial.name: None for trial in trials}
-    assert heard.started.count("kind-ray_seed-2") == 2
-    assert [r for name, r, _ in heard.reported if name == "kind-ray_seed-2"] == [2, 4]
+    assert heard.ended == {trial.name: False for trial in trials}
+    assert heard.started.count("pool-ray_seed-2") == 2
+    assert [r for name, r, _ in heard.reported if name == "pool-ray_seed-2"] == [2, 4]
     for seed in (1, 2):
         plain = replace(trials[1].config, seed=seed, output_dir=str(tmp_path / f"plain{seed}"))
         plain = replace(plain, pool=replace(plain.pool, kind="sequential"))
         run(plain)
         expected = (tmp_path / f"plain{seed}/adapter/adapter_model.safetensors").read_bytes()
         for kind in ("ray", "sequential"):
-            folder = tmp_path / f"sweep/trials/kind-{kind}_seed-{seed}"
+            folder = tmp_path / f"sweep/trials/pool-{kind}_seed-{seed}"
             assert (folder / "adapter/adapter_model.safetensors").read_bytes() == expected
             assert numbers(folder) == numbers(tmp_path / f"plain{seed}")
 
@@ -115,7 +115,7 @@ def test_asha_stops_a_bad_trial_early_and_one_that_fails_spoils_no_other(local_r
     errors = {trial.name: error for trial, error in ended}
     assert (errors["rank-4"], errors["rank-1"]) == (None, None)
     assert "bad luck" in errors["rank-7"]
-    assert heard.ended == errors
+    assert heard.ended == {"rank-4": False, "rank-7": True, "rank-1": False}
 
 
 def test_optuna_gets_the_mean_over_the_seeds_that_did_not_fail(tmp_path):

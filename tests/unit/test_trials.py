@@ -103,7 +103,8 @@ def test_names_are_short_unique_and_fit_a_folder():
         trial_name({"federated.lr": 1e-3, "align.layers.lr": 2e-5}, 3)
         == "federated.lr-0.001_align.layers.lr-2e-05_seed-3"
     )
-    assert trial_name({"task.path": "a/b c"}, None) == "path-a-b-c"
+    assert trial_name({"task.path": "a/b c"}, None) == "task-a-b-c"
+    assert trial_name({"method.name": "full", "align.neurons.kind": "none"}, None) == "method-full_neurons-none"
     long = {f"fm.config.{'k' * 30}{number}": number for number in range(4)}
     assert len(trial_name(long, 1)) == 80
     assert trial_name(long, 1) != trial_name(long, 2)
