@@ -5,7 +5,7 @@ Ctrl-C and SIGTERM raise :class:`Interrupted`, a run in which nothing is learned
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -54,6 +54,34 @@ def kept_handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            _restore(before)
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises :class:`Interrupted` if a signal came meanwhile; the next one ends the process.
+
+    For libraries that turn an exception out of nowhere into one of their own.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    came: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        came.append(number)
+
+    def check() -> None:
+        if came:
+            raise Interrupted(came[0])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, hold)
+    try:
+        yield check
     finally:
         if threading.current_thread() is threading.main_thread():
             _restore(before)

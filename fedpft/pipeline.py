@@ -147,13 +147,7 @@ def make_pool(config: Config) -> ClientPool:
         return SequentialPool(config.pool.max_retries)
     from fedpft.simulation.pool import RayClientPool
 
-    return RayClientPool(config.pool, planned_cohort(config))
-
-
-def planned_cohort(config: Config) -> int:
-    """Return how many clients a round draws."""
-    federated = config.federated
-    return federated.num_clients if federated.sampling == "full" else federated.clients_per_round
+    return RayClientPool(config.pool, config.federated.cohort_size)
 
 
 def run_environment(config: Config) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from fedpft.inputs import load_fm_and_data
 from fedpft.methods import METHODS
 from fedpft.models.costs import costs
 from fedpft.models.lora import get_adapter
-from fedpft.pipeline import planned_cohort
 from fedpft.trainer import SilentProgress
 from fedpft.tuning import public_data
 
@@ -56,4 +55,4 @@ def planned_actors(config: Config) -> int:
         return SequentialPool().num_actors
     from fedpft.simulation.cluster import actors_that_fit
 
-    return actors_that_fit(config.pool, planned_cohort(config))
+    return actors_that_fit(config.pool, config.federated.cohort_size)

@@ -161,6 +161,7 @@ class WandbTracker:
                 project=tracking.project,
                 entity=tracking.entity,
                 group=tracking.group,
+                job_type=tracking.job_type,
                 tags=tracking.tags,
                 name=config.name,
                 id=run_id,

@@ -85,6 +85,11 @@ class FederatedConfig:
             )
         self._check_attendance()
 
+    @property
+    def cohort_size(self) -> int:
+        """How many clients a round draws."""
+        return self.num_clients if self.sampling == "full" else self.clients_per_round
+
     def _check_attendance(self) -> None:
         drawn = self.num_clients if self.sampling == "full" else min(self.clients_per_round, self.num_clients)
         allowed = f"1 to the clients of a round, {drawn}"

@@ -40,8 +40,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         ConfigError: unreadable file, no such part, unknown key, wrong type or a value out of range, in one line.
 
     """
-    file = [] if path is None else [_read_file(path)]
-    command_line = [_read_override(item) for item in overrides]
+    file = [] if path is None else [read_file(path)]
+    command_line = [read_override(item) for item in overrides]
     layers = [*file, *command_line]
     try:
         words: dict[str, str] = {}
@@ -77,7 +77,13 @@ def _walk(config_class: type, prefix: str = "") -> Iterator[tuple[str, type | No
             yield from _walk(section, f"{prefix}{entry.name}.")
 
 
-def _read_file(path: str | Path) -> DictConfig:
+def read_file(path: str | Path) -> DictConfig:
+    """Return a YAML file's keys.
+
+    Raises:
+        ConfigError: there is none, it is not YAML, or a list.
+
+    """
     try:
         layer = OmegaConf.load(path)
     except FileNotFoundError:
@@ -89,7 +95,13 @@ def _read_file(path: str | Path) -> DictConfig:
     return layer
 
 
-def _read_override(item: str) -> DictConfig:
+def read_override(item: str) -> DictConfig:
+    """Return the key of a `key=value`.
+
+    Raises:
+        ConfigError: it is not readable.
+
+    """
     if "=" not in item.lstrip("="):
         raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
     try:
@@ -100,7 +112,7 @@ def _read_override(item: str) -> DictConfig:
 
 def _read_part(file: Path) -> DictConfig:
     """Read a part; its errors name the file, because the user named only a word."""
-    part = _read_file(file)
+    part = read_file(file)
     try:
         for section, word in take_words(part).items():
             raise ConfigError(f"{section}: found {word!r}, allowed: keys; a part names no other part")

@@ -57,6 +57,7 @@ class TrackingConfig:
     project: str = "fedpft"
     entity: str | None = None
     group: str | None = None
+    job_type: str | None = None
     tags: tuple[str, ...] = ()
 
 

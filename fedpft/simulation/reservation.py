@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray._private.state import available_resources_per_node
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedpft.config import ConfigError, PoolConfig
@@ -28,6 +33,8 @@ class Reservation:
 
     size: int
     group: PlacementGroup
+    is_inherited: bool = False
+    """It is the group that the driver itself is in, and ends with it."""
 
     @property
     def strategy(self) -> PlacementGroupSchedulingStrategy:
@@ -35,17 +42,22 @@ class Reservation:
         return PlacementGroupSchedulingStrategy(self.group)
 
     def release(self) -> None:
-        """Give the places back; whatever is in them ends."""
-        remove_placement_group(self.group)
+        """Give the places back, unless they were inherited; whatever is in them ends."""
+        if not self.is_inherited:
+            remove_placement_group(self.group)
 
 
 def reserve(config: PoolConfig, wanted: int) -> Reservation:
     """Claim places for `wanted` actors, or wait for them and say so; `auto` takes those that are free, at least one.
 
+    A driver with a placement group of its own, a sweep's trial, has them already: all of it but the driver's place.
+
     Raises:
         ConfigError: `pool.start_timeout_seconds` passed; nothing is claimed then.
 
     """
+    if (group := get_current_placement_group()) is not None:
+        return Reservation(group.bundle_count - 1, group, is_inherited=True)
     start, next_line = time.monotonic(), FIRST_LINE_SECONDS
     claim = _claim(config, wanted)
     try:

@@ -12,7 +12,7 @@ from fedpft.evaluate import evaluate
 from fedpft.federated.package import local_settings
 from fedpft.inputs import load_fm_and_data
 from fedpft.models.loading import load_sub_fm
-from fedpft.pipeline import planned_cohort, run
+from fedpft.pipeline import run
 from fedpft.planning import plan
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_text_run, tiny_vision_run
@@ -273,5 +273,5 @@ def test_local_settings_follow_the_pool(tmp_path):
 
 
 def test_full_sampling_plans_for_everyone():
-    assert planned_cohort(load_config(None, ["federated.sampling=full"])) == 100
-    assert planned_cohort(load_config()) == 10
+    assert load_config(None, ["federated.sampling=full"]).federated.cohort_size == 100
+    assert load_config().federated.cohort_size == 10

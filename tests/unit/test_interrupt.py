@@ -1,12 +1,13 @@
 import os
 import signal
+import time
 
 import pytest
 
 from fedpft.align.distill import PublicData, align_layers
 from fedpft.config import LayerAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
-from fedpft.interrupt import Interrupted, interruptible, kept_handlers
+from fedpft.interrupt import Interrupted, held_back, interruptible, kept_handlers
 from tests.tiny import tiny_batch, tiny_fm
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
@@ -54,3 +55,15 @@ def test_a_library_that_installs_its_own_handlers_does_not_keep_them():
     with kept_handlers():
         signal.signal(signal.SIGTERM, lambda number, frame: None)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_is_held_back_is_raised_when_asked_for_and_the_handlers_come_back():
+    before = [signal.getsignal(number) for number, _ in SIGNALS]
+    with interruptible(), held_back() as check:
+        check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        with pytest.raises(Interrupted) as stop:
+            check()
+    assert stop.value.exit_code == 143
+    assert [signal.getsignal(number) for number, _ in SIGNALS] == before

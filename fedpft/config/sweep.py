@@ -1,0 +1,169 @@
+"""A sweep's settings: which run, which space, which search; all checked before anything starts.
+
+name: compression
+base: ../configs/quickstart.yaml          # from the folder of this file
+run: {federated: {rounds: 8}}             # on top of it, for every trial
+space:
+  method.retained_ratio: {grid: [0.125, 0.25, 0.5]}
+seeds: [1, 2]
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from fedpft.config.checks import ConfigError, require
+from fedpft.config.loading import read_file, read_override
+
+LISTS = ("grid", "choice")
+"""Laws that name their values; the others name the two ends of a range, both inclusive."""
+LAWS = (*LISTS, "uniform", "loguniform", "randint")
+ALLOWED_LAWS = {"grid": ("grid",), "random": LAWS, "optuna": LAWS[1:]}
+"""`search` -> laws that it knows."""
+
+Structured = TypeVar("Structured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """One key of the space and the law of its values."""
+
+    key: str
+    """A key of the run's config, or a section whose values are words (parts)."""
+    law: str
+    """One of `LAWS`."""
+    values: tuple[Any, ...]
+    """The options, or the ends (low, high)."""
+
+    def __post_init__(self) -> None:
+        name = f"space.{self.key}.{self.law}"
+        if self.law in LISTS:
+            require(bool(self.values), name, list(self.values), "a list of values")
+            unique = len({json.dumps(value) for value in self.values}) == len(self.values)
+            require(unique, name, list(self.values), "values that differ")
+            return
+        numbers = len(self.values) == 2 and all(isinstance(end, int | float) for end in self.values)
+        require(numbers and self.values[0] < self.values[1], name, list(self.values), "two numbers [low, high]")
+        require(self.law != "loguniform" or self.values[0] > 0, name, list(self.values), "two numbers [low, high] > 0")
+        whole = all(isinstance(end, int) for end in self.values)
+        require(self.law != "randint" or whole, name, list(self.values), "two integers [low, high]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A sweep: runs that differ in the keys of a space, and in their seeds."""
+
+    name: str = "sweep"
+    base: str
+    """The config file of the run; a relative path is taken from the sweep's own folder."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Keys of the run's config, for every trial, on top of `base`; words for sections as on the command line."""
+    space: dict[str, Any] = field(default_factory=dict)
+    """Key of the run's config -> its law: `{grid: [...]}` every value; drawn: `{choice: [...]}`, `{uniform: [a, b]}`,
+    `{loguniform: [a, b]}`, `{randint: [a, b]}`, ends included."""
+    seeds: tuple[int, ...] = ()
+    """Every point of the space is run with each; empty: with the base's."""
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """`grid`: every point; `random`: `num_samples` draws, each with every point of the keys that have a grid;
+    `optuna`: `num_samples` points, each chosen by what those before it gave (mean over the seeds)."""
+    num_samples: int = 10
+    search_seed: int = 0
+    """Of the draws, not of the runs."""
+    scheduler: Literal["none", "asha", "hyperband"] = "none"
+    """Who stops bad trials early, by what evaluation rounds report: nobody; ASHA; HyperBand, which pauses trials."""
+    grace_rounds: int = 1
+    """`asha`: rounds that every trial gets."""
+    reduction_factor: int = 3
+    """`asha`, `hyperband`: of so many trials one goes on."""
+    metric: str = "fm"
+    """Key, dotted, of a round's record in evaluation rounds, e.g. `sub_fm`, `metrics.fm.macro_f1`, `leakage_gap`."""
+    goal: Literal["max", "min"] | None = None
+    """Which way the metric is better; null: that of the task's primary metric."""
+    max_concurrent: int | None = None
+    """Trials at once; null: as many as there is room for."""
+    max_retries: int = 1
+    """Further attempts for a trial that fails; it goes on from its last checkpoint."""
+    driver_cpus: float = 1.0
+    """Cores of a trial's driver, and (whole, at least 1) its torch threads; its actors' are those of `pool`."""
+    driver_gpus: float = 0.0
+    output_dir: str = "outputs/sweeps/${name}"
+
+    def __post_init__(self) -> None:
+        require(bool(self.name) and "/" not in self.name, "name", self.name, "a name without /")
+        require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        require(len(set(self.seeds)) == len(self.seeds), "seeds", list(self.seeds), "seeds that differ")
+        for name in ("num_samples", "grace_rounds", "driver_cpus"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
+        for name in ("max_retries", "driver_gpus"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        require(self.reduction_factor > 1, "reduction_factor", self.reduction_factor, "an integer > 1")
+        alone = self.max_concurrent is None or self.max_concurrent > 0
+        require(alone, "max_concurrent", self.max_concurrent, "null or an integer > 0")
+        require("seed" not in self.space, "space", "seed", "any other key; seeds are listed in `seeds`")
+        require(bool(self.space) or self.search != "optuna", "space", {}, "keys and laws with search = optuna")
+        comparable = self.search != "optuna" or self.scheduler == "none" or len(self.seeds) <= 1
+        require(comparable, "scheduler", self.scheduler, "none with search = optuna and several seeds")
+        for dimension in self.dimensions:
+            laws = ALLOWED_LAWS[self.search]
+            allowed = f"{', '.join(laws)} with search = {self.search}"
+            require(dimension.law in laws, f"space.{dimension.key}", dimension.law, allowed)
+
+    @property
+    def dimensions(self) -> list[Dimension]:
+        """The space, in the file's order."""
+        return [_dimension(key, law) for key, law in self.space.items()]
+
+
+def _dimension(key: str, law: Any) -> Dimension:
+    fits = isinstance(law, Mapping) and len(law) == 1 and next(iter(law)) in LAWS
+    require(fits, f"space.{key}", law, f"one law of {', '.join(LAWS)}, e.g. {{grid: [1, 2]}}")
+    (name, values), *_ = law.items()
+    require(isinstance(values, Sequence) and not isinstance(values, str), f"space.{key}.{name}", values, "a list")
+    return Dimension(key=key, law=name, values=tuple(values))
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep's file; `base` becomes a path that can be opened from here.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, a value that cannot work; in one line.
+
+    """
+    sweep = read_structured(SweepConfig, path, overrides)
+    return replace(sweep, base=str(Path(path).parent / sweep.base))
+
+
+def read_structured(kind: type[Structured], path: str | Path, overrides: Sequence[str] = ()) -> Structured:
+    """Merge a YAML file and ``key=value`` overrides into a dataclass that is no run's config.
+
+    Raises:
+        ConfigError: see :func:`load_sweep`.
+
+    """
+    layers = [read_file(path), *map(read_override, overrides)]
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), *layers))  # type: ignore[return-value]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:  # OmegaConf's errors carry many lines; the user gets the first
+        key = getattr(error, "full_key", None) or ""
+        if isinstance(error, ConfigKeyError):
+            allowed = ", ".join(entry.name for entry in fields(kind))  # type: ignore[arg-type]
+            raise ConfigError(f"{path}: {key}: unknown key; allowed: {allowed}") from None
+        raise ConfigError(": ".join([str(path), *[key] * bool(key), str(error).splitlines()[0]])) from None
+
+
+def as_overrides(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return nested settings as ``key=value`` overrides, the values as JSON."""
+    overrides: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            overrides += as_overrides(value, f"{prefix}{key}.")
+        else:
+            overrides.append(f"{prefix}{key}={json.dumps(value)}")
+    return overrides

@@ -1,0 +1,235 @@
+"""Trials on Ray Tune: who runs when, who is stopped early, who is tried again. The only importer of Tune.
+
+    planned trials, or Optuna -> Tune, which starts a trial when there is room for its driver and all of its actors
+    trial: play(trial, report) in a Ray actor -> after every evaluation round: report(round, value, score)
+    -> the scheduler lets it go on, pauses it or stops it -> the watcher hears
+
+Two trials never wait for each other's halves: a trial's placement group has a place for its driver and one for each of
+its actors, given together or not at all (see `fedpft.simulation.reservation`). A trial's state is its run's own
+checkpoint, in its own folder; Tune's is only the round that was reported last.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import ray
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
+
+from fedpft.config import Config, ConfigError
+from fedpft.config.sweep import SweepConfig
+from fedpft.federated.pool import one_line
+from fedpft.interrupt import held_back
+from fedpft.simulation.cluster import Node, cluster_nodes, connect
+from fedpft.simulation.search import SeededOptuna
+from fedpft.trials import Trial
+
+STATE_FOLDER = "tune"
+"""In a sweep's `output_dir`: Tune's own state."""
+_ROUND_FILE = "round"
+_QUIET = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+Report = Callable[[int, float, float], None]
+"""Takes round, value of the metric, and score: the value with the sign that makes more better."""
+Play = Callable[[Trial, Report], None]
+"""Runs a trial to its end, or goes on with it; may report rounds again. Travels to the trial's process."""
+
+
+class Watcher(Protocol):
+    """Hears what trials do, in the process that called."""
+
+    def trial_started(self, name: str) -> None:
+        """It starts, or goes on after a pause or failure."""
+
+    def trial_reported(self, name: str, round_index: int, value: float) -> None:
+        """An evaluation round is over."""
+
+    def trial_ended(self, name: str, *, failed: bool) -> None:
+        """It will not run again: finished, stopped early, or failed; why it did comes with the results."""
+
+
+def run_trials(
+    sweep: SweepConfig, trials: Sequence[Trial], play: Play, watcher: Watcher, *, restore: bool = False
+) -> list[tuple[Trial, str | None]]:
+    """Run all trials, or those that Optuna suggests; return each with the reason why it failed, or None.
+
+    Args:
+        sweep: its settings.
+        trials: the planned ones; with Optuna examples of its space.
+        play: runs one.
+        watcher: hears of them.
+        restore: go on with the schedule that is in the sweep's folder, if there is one.
+
+    Raises:
+        ConfigError: the cluster can never hold a trial, or there is none.
+
+    """
+    os.environ.update(_QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher hears of errors
+    pool = trials[0].config.pool
+    owned = connect(pool.address)
+    try:
+        nodes = cluster_nodes()
+        for trial in trials:
+            check_room(sweep, trial.config, nodes)
+        folder = Path(sweep.output_dir).resolve()
+
+        def places(found: dict[str, str]) -> tune.PlacementGroupFactory:
+            return tune.PlacementGroupFactory(bundles(sweep, _trial(found).config, nodes))
+
+        trainable = tune.with_resources(partial(_train, play, os.getcwd()), places)
+        _Told.watcher = watcher
+        if restore and tune.Tuner.can_restore(str(folder / STATE_FOLDER)):
+            tuner = tune.Tuner.restore(
+                str(folder / STATE_FOLDER), trainable, resume_unfinished=True, restart_errored=True
+            )
+        else:
+            plain = [trial.to_json() for trial in trials]
+            tuner = tune.Tuner(
+                trainable,
+                param_space={} if sweep.search == "optuna" else {"trial": tune.grid_search(plain)},
+                tune_config=_tune_config(sweep, max(trial.config.federated.rounds for trial in trials)),
+                run_config=tune.RunConfig(
+                    name=STATE_FOLDER,
+                    storage_path=str(folder),
+                    failure_config=tune.FailureConfig(max_failures=sweep.max_retries),
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                    callbacks=[_Told()],
+                    verbose=0,
+                ),
+            )
+        with held_back() as _Told.check:
+            results = tuner.fit()
+        found = (results[index] for index in range(len(results)))
+        return [(_trial(one.config), _reason(one.error) if one.error else None) for one in found if one.config]
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def bundles(sweep: SweepConfig, config: Config, nodes: Sequence[Node]) -> list[dict[str, float]]:
+    """Return the places that a trial needs at once: its driver's, then one for each of its actors.
+
+    `pool.actors = auto` takes the trial's share of the cluster: at least one actor, at most one for each client.
+    """
+    driver = {"CPU": sweep.driver_cpus, "GPU": sweep.driver_gpus}
+    pool, actors = config.pool, 0
+    place = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
+    if pool.kind == "ray":
+        total = {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+        at_once = sweep.max_concurrent or 1
+        shares = [int((total[kind] / at_once - driver[kind]) / amount) for kind, amount in place.items() if amount]
+        cohort = config.federated.cohort_size
+        actors = pool.actors if isinstance(pool.actors, int) else cohort
+        if pool.actors == "auto":
+            actors = max(1, min(cohort, *shares))
+    return [{kind: amount for kind, amount in one.items() if amount} for one in [driver, *[place] * actors]]
+
+
+def check_room(sweep: SweepConfig, config: Config, nodes: Sequence[Node]) -> None:
+    """Look whether the empty cluster holds a trial.
+
+    Raises:
+        ConfigError: it does not; such a trial would wait for ever.
+
+    """
+    need = bundles(sweep, config, nodes)
+    for kind, have in (("CPU", sum(node.cpus for node in nodes)), ("GPU", sum(node.gpus for node in nodes))):
+        asked = sum(place.get(kind, 0) for place in need)
+        if asked > have:
+            found = f"{asked:g} {kind} for a driver and {len(need) - 1} actor(s)"
+            raise ConfigError(f"pool.actors / driver_cpus: a trial asks {found}, the cluster has {have:g} {kind}")
+
+
+def _tune_config(sweep: SweepConfig, max_rounds: int) -> tune.TuneConfig:
+    by_rounds: dict[str, Any] = {"time_attr": "round", "max_t": max_rounds, "reduction_factor": sweep.reduction_factor}
+    schedulers: dict[str, Callable[[], TrialScheduler]] = {
+        "none": FIFOScheduler,
+        "asha": lambda: ASHAScheduler(grace_period=min(sweep.grace_rounds, max_rounds), **by_rounds),
+        "hyperband": lambda: HyperBandScheduler(**by_rounds),
+    }
+    with_optuna = sweep.search == "optuna"
+    return tune.TuneConfig(
+        metric="score",
+        mode="max",
+        search_alg=SeededOptuna(sweep) if with_optuna else None,
+        num_samples=sweep.num_samples * max(1, len(sweep.seeds)) if with_optuna else 1,
+        scheduler=schedulers[sweep.scheduler](),
+        max_concurrent_trials=sweep.max_concurrent,
+        trial_name_creator=_name,
+        trial_dirname_creator=_name,
+    )
+
+
+def _trial(found: dict[str, str]) -> Trial:
+    """Return the trial from Tune's config, which takes nothing but plain values."""
+    return Trial.from_json(found["trial"])
+
+
+def _name(trial: Any) -> str:
+    return json.loads(trial.config["trial"])["name"]
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error.cause if isinstance(error, RayTaskError) else error)
+
+
+def _train(play: Play, home: str, found: dict[str, str]) -> None:
+    """Play a trial in the process that Tune started for it; relative paths are the caller's, not Tune's."""
+    with suppress(OSError):  # another machine may have no such folder
+        os.chdir(home)
+    checkpoint = tune.get_checkpoint()
+    reported = 0
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            reported = int(Path(folder, _ROUND_FILE).read_text())
+
+    def report(round_index: int, value: float, score: float) -> None:
+        nonlocal reported
+        if round_index <= reported:
+            return
+        reported = round_index
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, _ROUND_FILE).write_text(str(round_index))
+            metrics = {"round": round_index, "value": value, "score": score}
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    play(_trial(found), report)
+
+
+class _Told(tune.Callback):
+    """Tells the watcher."""
+
+    watcher: ClassVar[Watcher]
+    """Of the class, as the next, because a schedule that is restored brings callbacks of its own."""
+    check: ClassVar[Callable[[], None]]
+    """Raises when a signal came; between two steps Tune lets it through."""
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        type(self).check()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watcher.trial_started(_name(trial))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        self.watcher.trial_reported(_name(trial), result["round"], result["value"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watcher.trial_ended(_name(trial), failed=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watcher.trial_ended(_name(trial), failed=True)

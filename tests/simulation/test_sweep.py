@@ -1,0 +1,192 @@
+"""Sweeps on 2 CPUs: bits, retries, early stops, pauses, and a driver that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from fedpft.config import ConfigError, dump_config, load_config
+from fedpft.config.sweep import SweepConfig
+from fedpft.pipeline import run
+from fedpft.trials import Trial, planned_trials
+from tests.tiny import tiny_text_run
+
+engine = pytest.importorskip("fedpft.simulation.sweep", reason="Ray is not installed", exc_type=ImportError)
+sweeps = pytest.importorskip("fedpft.sweep")
+
+
+class Heard:
+    """A watcher that remembers."""
+
+    def __init__(self):
+        self.started, self.reported, self.ended = [], [], {}
+
+    def trial_started(self, name):
+        self.started.append(name)
+
+    def trial_reported(self, name, round_index, value):
+        self.reported.append((name, round_index, value))
+
+    def trial_ended(self, name, *, failed):
+        self.ended[name] = failed
+
+
+def tiny_base(folder, *overrides):
+    config = load_config(None, [*tiny_text_run(folder), "evaluation.interval=2", *overrides])
+    (folder / "base.yaml").write_text(dump_config(config))
+    return str(folder / "base.yaml")
+
+
+def fails_once(marker):
+    """Return a way to play trials of which one dies in its second half, the first time."""
+
+    def play(trial, report):
+        def report_then_fail(round_index, value, score):
+            report(round_index, value, score)
+            if trial.name.endswith("ray_seed-2") and not marker.exists():
+                marker.touch()
+                raise RuntimeError("a cosmic ray")
+
+        sweeps.play_trial("fm", None, trial, report_then_fail)
+
+    return play
+
+
+def numbers(folder):
+    """Return what a run's rounds say, without times and memory."""
+    measured = ("time/", "memory/", "clients/")
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "seconds" and not key.startswith(measured)}
+        for line in (folder / "rounds.jsonl").read_text().splitlines()
+    ]
+
+
+def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of_plain_runs(local_ray, tmp_path):
+    sweep = SweepConfig(
+        base=tiny_base(tmp_path, "pool={actors: 1, cpus_per_actor: 0.5}"), output_dir=str(tmp_path / "sweep"),
+        space={"pool.kind": {"grid": ["ray", "sequential"]}}, seeds=(1, 2), driver_cpus=0.5, max_concurrent=2,
+    )  # fmt: skip
+    trials, heard = planned_trials(sweep), Heard()
+    ended = engine.run_trials(sweep, trials, fails_once(tmp_path / "failed"), heard)
+    assert {trial.name: error for trial, error in ended} == {trial.name: None for trial in trials}
+    assert heard.ended == {trial.name: False for trial in trials}
+    assert heard.started.count("pool-ray_seed-2") == 2
+    assert [r for name, r, _ in heard.reported if name == "pool-ray_seed-2"] == [2, 4]
+    for seed in (1, 2):
+        plain = replace(trials[1].config, seed=seed, output_dir=str(tmp_path / f"plain{seed}"))
+        plain = replace(plain, pool=replace(plain.pool, kind="sequential"))
+        run(plain)
+        expected = (tmp_path / f"plain{seed}/adapter/adapter_model.safetensors").read_bytes()
+        for kind in ("ray", "sequential"):
+            folder = tmp_path / f"sweep/trials/pool-{kind}_seed-{seed}"
+            assert (folder / "adapter/adapter_model.safetensors").read_bytes() == expected
+            assert numbers(folder) == numbers(tmp_path / f"plain{seed}")
+
+
+def ranks():
+    """Return a way to play trials: report the rank of the adapter in each of 9 rounds; rank 7 is bad luck."""
+
+    def play(trial, report):  # a local one, so that it travels by value
+        rank = trial.config.lora.rank
+        if rank == 7:
+            raise ValueError("bad luck")
+        for round_index in range(1, 10):
+            report(round_index, float(rank), float(rank))
+
+    return play
+
+
+def rank_sweep(tmp_path, **settings):
+    (tmp_path / "base.yaml").write_text("federated: {rounds: 9}\npool: {kind: sequential}\n")
+    return SweepConfig(base=str(tmp_path / "base.yaml"), output_dir=str(tmp_path / "sweep"), **settings)
+
+
+def test_asha_stops_a_bad_trial_early_and_one_that_fails_spoils_no_other(local_ray, tmp_path):
+    space = {"lora.rank": {"grid": [4, 7, 1]}}
+    sweep = rank_sweep(tmp_path, space=space, scheduler="asha", reduction_factor=2, max_concurrent=1, max_retries=0)
+    heard = Heard()
+    ended = engine.run_trials(sweep, planned_trials(sweep), ranks(), heard)
+    assert {name: round_index for name, round_index, _ in heard.reported} == {"rank-4": 9, "rank-1": 1}
+    errors = {trial.name: error for trial, error in ended}
+    assert (errors["rank-4"], errors["rank-1"]) == (None, None)
+    assert "bad luck" in errors["rank-7"]
+    assert heard.ended == {"rank-4": False, "rank-7": True, "rank-1": False}
+
+
+def test_optuna_gets_the_mean_over_the_seeds_that_did_not_fail(tmp_path):
+    pytest.importorskip("optuna")
+    search = pytest.importorskip("fedpft.simulation.search")
+    space = {"lora.rank": {"randint": [1, 64]}, "method.scorer": {"choice": ["random", "greedy"]}}
+    sweep = rank_sweep(tmp_path, space=space, search="optuna", seeds=(1, 2))
+    searcher = search.SeededOptuna(sweep)
+    trials = [Trial.from_json(searcher.suggest(f"id{index}")["trial"]) for index in range(6)]
+    assert [trial.config.seed for trial in trials] == [1, 2] * 3
+    assert [trial.name[:3] for trial in trials] == ["000", "000", "001", "001", "002", "002"]
+    assert trials[0].settings == trials[1].settings != trials[2].settings
+    for index, score in enumerate((0.25, 0.75, 0.5)):
+        searcher.on_trial_complete(f"id{index}", {"score": score})
+    searcher.save(tmp_path / "searcher")
+    restored = search.SeededOptuna(sweep)
+    restored.restore(tmp_path / "searcher")
+    for index in range(3, 6):
+        restored.on_trial_complete(f"id{index}", error=True)
+    first, second, third = restored._study.trials
+    assert (first.value, second.value, third.value) == (0.5, 0.5, None)
+    assert third.state.name == "FAIL"
+    assert Trial.from_json(restored.suggest("id6")["trial"]).name.startswith("003_rank-")
+
+
+@pytest.mark.parametrize(
+    ("pool", "settings", "expected"),
+    [
+        ("{kind: sequential}", {}, [{"CPU": 1.0}]),
+        ("{kind: sequential}", {"driver_cpus": 2.0, "driver_gpus": 0.5}, [{"CPU": 2.0, "GPU": 0.5}]),
+        ("{actors: 2, cpus_per_actor: 0.5}", {}, [{"CPU": 1.0}, {"CPU": 0.5}, {"CPU": 0.5}]),
+        ("{actors: auto}", {}, [{"CPU": 1.0}] * 8),  # the driver and 7 actors: the whole machine
+        ("{actors: auto}", {"max_concurrent": 2}, [{"CPU": 1.0}] * 4),
+        ("{actors: auto}", {"max_concurrent": 20}, [{"CPU": 1.0}] * 2),
+        ("{actors: auto, gpus_per_actor: 0.5}", {}, [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 0.5}] * 4]),
+        ("{actors: per_client}", {}, [{"CPU": 1.0}] * 11),
+    ],
+)  # fmt: skip
+def test_a_trial_asks_for_its_driver_and_all_its_actors_at_once(pool, settings, expected):
+    sweep = SweepConfig(base="", **settings)
+    config = load_config(None, [f"pool={pool}"])
+    assert engine.bundles(sweep, config, [engine.Node(cpus=4, gpus=1), engine.Node(cpus=4, gpus=1)]) == expected
+
+
+def test_a_trial_that_the_cluster_can_never_hold_is_refused(local_ray, tmp_path):
+    sweep = rank_sweep(tmp_path, run={"pool": {"kind": "ray", "actors": 2}})
+    with pytest.raises(ConfigError, match=r"a trial asks 3 CPU for a driver and 2 actor\(s\), the cluster has 2 CPU"):
+        engine.run_trials(sweep, planned_trials(sweep), ranks(), Heard())
+
+
+def test_a_sweep_whose_driver_was_killed_goes_on_with_what_is_missing(tmp_path):
+    base = tiny_base(tmp_path)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"base: {base}\nseeds: [1, 2]\nmax_concurrent: 1\noutput_dir: {tmp_path / 'sweep'}\n")
+    command = [sys.executable, "-m", "fedpft.cli", "sweep", str(file)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    first, second = (tmp_path / f"sweep/trials/seed-{seed}" for seed in (1, 2))
+    deadline = time.monotonic() + 180
+    while not (second / "rounds.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "too slow"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (second / "result.json").exists()
+    written = (first / "result.json").stat().st_mtime_ns
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert (first / "result.json").stat().st_mtime_ns == written
+    summary = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert [trial["status"] for trial in summary["trials"]] == ["finished"] * 2
+    (point,) = summary["points"]
+    assert point["values"] == [json.loads((folder / "result.json").read_text())["fm"] for folder in (first, second)]
+    assert "2 finished" in again.stdout
