@@ -115,6 +115,7 @@ LEAVES_THE_SUB_FM = {
     "tracking.entity": "someone",
     "tracking.group": "some",
     "tracking.tags": ["one"],
+    "tracking.job_type": "trial",
 }
 NOT_HERE = {
     *("fm.pretrain.num_epochs", "fm.pretrain.lr", "fm.pretrain.batch_size"),  # only for a scratch:// FM, see below
