@@ -1,49 +1,53 @@
-"""Defaults < YAML < ``key=value`` overrides, merged once by OmegaConf and saved with the run."""
+"""Defaults < YAML file < its parts < ``key=value`` overrides, merged once by OmegaConf and saved with the run."""
 
 import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from fedpft.config.checks import ConfigError
+from fedpft.config.parts import KEY, part_files, take_words
 from fedpft.config.run import Config
 
 LARGEST_INTEGER = 2**63
 _ABSENT = object()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Composed(Config):
+    """A config while it is merged: interpolations may name its parts."""
+
+    parts: dict[str, str] = field(default_factory=dict)
+
+
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Merge defaults, a YAML file and ``key=value`` overrides into a validated :class:`Config`.
+    """Merge defaults, a YAML file, its parts and ``key=value`` overrides into a validated :class:`Config`.
 
     Raises:
-        ConfigError: unreadable file, unknown key, wrong type or a value out of range, in one line.
+        ConfigError: unreadable file, no such part, unknown key, wrong type or a value out of range, in one line.
 
     """
-    for item in overrides:
-        if "=" not in item.lstrip("="):
-            raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
-    layers: list[Any] = []
+    file = [] if path is None else [_read_file(path)]
+    command_line = [_read_override(item) for item in overrides]
+    layers = [*file, *command_line]
     try:
-        layers += [OmegaConf.load(path)] if path is not None else []
-        if layers and not OmegaConf.is_dict(layers[0]):
-            raise ConfigError(f"{path}: found a list, allowed: sections and keys such as `federated: {{rounds: 4}}`")
-        layers.append(OmegaConf.from_dotlist(list(overrides)))
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
-        config = OmegaConf.to_object(merged)
-    except FileNotFoundError:
-        raise ConfigError(f"config file {str(path)!r}: not found") from None
+        words: dict[str, str] = {}
+        for layer in layers:
+            words |= take_words(layer)
+        parts = [_read_part(part) for part in part_files(words, None if path is None else Path(path).parent)]
+        layers = [*file, *parts, *command_line]
+        composed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_Composed), {KEY: words}, *layers))
     except ConfigError:
         raise
-    except Exception as error:  # OmegaConf and YAML errors carry many lines; the user gets the first
+    except Exception as error:  # OmegaConf's errors carry many lines; the user gets the first
         raise ConfigError(_one_line(error, path, layers)) from None
-    assert isinstance(config, Config)
-    return config
+    return Config(**{entry.name: getattr(composed, entry.name) for entry in fields(Config)})
 
 
 def dump_config(config: Config) -> str:
@@ -66,6 +70,41 @@ def _walk(config_class: type, prefix: str = "") -> Iterator[tuple[str, type | No
             yield from _walk(section, f"{prefix}{entry.name}.")
 
 
+def _read_file(path: str | Path) -> DictConfig:
+    try:
+        layer = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"config file {str(path)!r}: not found") from None
+    except Exception as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(layer, DictConfig):
+        raise ConfigError(f"{path}: found a list, allowed: sections and keys such as `federated: {{rounds: 4}}`")
+    return layer
+
+
+def _read_override(item: str) -> DictConfig:
+    if "=" not in item.lstrip("="):
+        raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
+    try:
+        return OmegaConf.from_dotlist([item])
+    except Exception as error:
+        raise ConfigError(f"override {item!r}: not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+def _read_part(file: Path) -> DictConfig:
+    """Read a part; its errors name the file, because the user named only a word."""
+    part = _read_file(file)
+    try:
+        for section, word in take_words(part).items():
+            raise ConfigError(f"{section}: found {word!r}, allowed: keys; a part names no other part")
+        OmegaConf.merge(OmegaConf.structured(Config), part)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    except Exception as error:
+        raise ConfigError(f"{file}: {_one_line(error, file, [part])}") from None
+    return part
+
+
 def _one_line(error: Exception, path: str | Path | None, layers: Sequence[Any]) -> str:
     key = getattr(error, "full_key", None) or ""
     if isinstance(error, ConfigKeyError):
@@ -81,7 +120,7 @@ def _one_line(error: Exception, path: str | Path | None, layers: Sequence[Any]) 
     key = key or _key_at_fault(layers)
     if key or isinstance(error, OmegaConfBaseException):
         return f"{key or path or 'overrides'}: {first}"
-    return f"{path}: not readable as YAML: {' '.join(str(error).split())}"
+    return f"{path or 'overrides'}: {' '.join(str(error).split())}"
 
 
 def _key_at_fault(layers: Sequence[Any]) -> str:
