@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from fedpft.align.public import PublicData
 from fedpft.checkpoint import FOLDER, Checkpoints, RunCheckpoint
-from fedpft.config import Config, dump_config
+from fedpft.config import Config, dump_config, reported_name
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
 from fedpft.evaluate import METRIC
@@ -65,6 +65,7 @@ class Outcome:
     result: dict[str, Any]
     tuned_fm: AdaptedModel
     sub_fm: AdaptedModel
+    """The tuned FM itself where clients tuned that."""
 
 
 def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoint | None = None) -> RunResult:
@@ -122,9 +123,11 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             outcome = tune(config, fm, data, pool, tracker, curves, saved=saved, keep=keep)
             checkpoints.flush()
             observer.stage("write results")
-            files = {name: output_dir / name for name in ("adapter", "sub_fm")}
+            files = {"adapter": output_dir / "adapter"}
             save_adapter(outcome.tuned_fm, files["adapter"])
-            without_adapter(outcome.sub_fm).save_pretrained(files["sub_fm"])
+            if outcome.sub_fm is not outcome.tuned_fm:
+                files["sub_fm"] = output_dir / "sub_fm"
+                without_adapter(outcome.sub_fm).save_pretrained(files["sub_fm"])
             memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
             seconds = time.perf_counter() - start
             result = outcome.result | {
@@ -198,7 +201,7 @@ def tune(
         tracker.log_round(untuned)
         checkpoint(state)
     observer.run_started(untuned)
-    observer.stage(f"send sub-FM and data to {pool.num_actors} actor(s)")
+    observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
     pool.broadcast(client_package(config, proxy, data))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
     driver = Driver(
@@ -215,13 +218,14 @@ def tune(
         checkpoint=checkpoint,
     )
     final = driver.run(state)
+    accuracies = {"sub_fm": final.last_evaluation["fm"], **final.last_evaluation}  # the FM's own if it is the proxy
     result = {
         "name": config.name,
         "seed": config.seed,
-        "method": config.method.name,
+        "method": reported_name(config.method, config.align),
         "metric": METRIC,
         "untuned_fm": untuned["fm"],
-        **{name: final.last_evaluation[name] for name in ("fm", "sub_fm")},
+        **{name: accuracies[name] for name in ("fm", "sub_fm")},
         **evaluation.summary(untuned, final.last_evaluation),
         "best": dict(final.best),
         "rounds": final.rounds_done,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpft.config import Config, doubtful_settings, dump_config
+from fedpft.config import Config, doubtful_settings, dump_config, reported_name
 from fedpft.federated.pool import SequentialPool
 from fedpft.inputs import load_fm_and_data
 from fedpft.methods import METHODS
@@ -31,6 +31,7 @@ def plan(config: Config) -> dict[str, Any]:
     histogram = data.partition.label_histogram(np.asarray(data.train["label"]), len(data.label_names))
     return {
         "config_yaml": dump_config(config),
+        "method": reported_name(config.method, config.align),
         "client_sizes": data.partition.sizes.tolist(),
         "label_histogram": histogram.tolist(),
         "label_names": list(data.label_names),

@@ -1,10 +1,13 @@
-"""Alignment by distillation: `align_layers` before federated learning, `align_neurons` between rounds."""
+"""Alignment by distillation: of layers or FedOT's emulator before federated learning, of neurons between rounds."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
+from fedpft.align.distillation import Distillation
+from fedpft.align.emulator import EmulatorModule
 from fedpft.align.module import AlignmentModule
 from fedpft.align.public import AlignmentReport, PublicData
 from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
@@ -29,11 +32,28 @@ def align_layers(
         fm,
         sub_fm,
         layers=layers,
-        lr=config.lr,
-        num_steps=config.num_steps,
-        num_warmup_steps=num_warmup_steps(config.num_steps, config.warmup_ratio),
         product_weight=config.product_weight,
         weight_decay=config.weight_decay,
+        **_schedule(config),
+    )
+    return _distil(module, public, config, server, seed, on_step)
+
+
+def align_emulator(
+    fm: nn.Module,
+    proxy: nn.Module,
+    *,
+    layers: Sequence[int],
+    target: int,
+    public: PublicData,
+    config: LayerAlignConfig,
+    server: ServerConfig,
+    seed: int,
+    on_step: StepReport | None = None,
+) -> AlignmentReport:
+    """Distil these whole layers of a proxy, in place, towards the output of the FM's layer `target`; nothing else."""
+    module = EmulatorModule(
+        fm, proxy, layers=layers, target=target, weight_decay=config.weight_decay, **_schedule(config)
     )
     return _distil(module, public, config, server, seed, on_step)
 
@@ -62,10 +82,8 @@ def align_neurons(
         fm,
         sub_fm,
         layers=sorted(neuron_masks),
-        lr=config.lr,
-        num_steps=config.num_steps,
-        num_warmup_steps=num_warmup_steps(config.num_steps, config.warmup_ratio),
         neuron_masks=neuron_masks,
+        **_schedule(config),
     )
     return _distil(module, public, config, server, seed, on_step)
 
@@ -75,8 +93,13 @@ def num_warmup_steps(num_steps: int, warmup_ratio: float) -> int:
     return int(num_steps * warmup_ratio)
 
 
+def _schedule(config: LayerAlignConfig | NeuronAlignConfig) -> dict[str, Any]:
+    warmup = num_warmup_steps(config.num_steps, config.warmup_ratio)
+    return {"lr": config.lr, "num_steps": config.num_steps, "num_warmup_steps": warmup}
+
+
 def _distil(
-    module: AlignmentModule,
+    module: Distillation,
     public: PublicData,
     config: LayerAlignConfig | NeuronAlignConfig,
     server: ServerConfig,

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup
 
+from fedpft.align.distillation import Distillation
 from fedpft.align.losses import hidden_state_loss, weight_product, weight_product_loss
-from fedpft.models.activations import layer_outputs
-from fedpft.models.ffn import find_backbone, find_ffns
+from fedpft.models.ffn import find_ffns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +21,15 @@ class AlignmentLoss:
     product: Tensor
 
 
-class AlignmentModule(L.LightningModule):
+class AlignmentModule(Distillation):
     """Teacher = FM, student = sub-FM; trains the FFNs of `layers` and, in post-LN families, their closing LayerNorm.
 
     Args:
-        teacher, student: models of the same family and depth; the student may carry an adapter (then so must the
-            teacher, the same one).
+        teacher, student: see :class:`Distillation`; models of the same depth.
         layers: compressed layers, whose terms are averaged and whose FFNs are trained.
         product_weight: weight of the second loss term (the paper's alpha).
         neuron_masks: layer -> (N,) bool, the neurons that may change; None lets all change.
+        settings: `lr, num_steps, num_warmup_steps, weight_decay`, see :class:`Distillation`.
 
     Only the dropout at the output of a trained FFN is active. Every parameter outside the trained set, and every
     masked neuron's row and column, is bit-identical after training: its gradient is zero, and so is its decay, because
@@ -44,18 +43,13 @@ class AlignmentModule(L.LightningModule):
         student: nn.Module,
         *,
         layers: Sequence[int],
-        lr: float,
-        num_steps: int,
-        num_warmup_steps: int = 0,
         product_weight: float = 0.0,
-        weight_decay: float = 0.0,
         neuron_masks: Mapping[int, Tensor] | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        assert weight_decay == 0 or neuron_masks is None, "weight decay would move the masked neurons"
-        self.teacher, self.student = teacher, student
-        self.lr, self.num_steps, self.num_warmup_steps = lr, num_steps, num_warmup_steps
-        self.product_weight, self.weight_decay = product_weight, weight_decay
+        super().__init__(teacher, student, **settings)
+        assert self.weight_decay == 0 or neuron_masks is None, "weight decay would move the masked neurons"
+        self.product_weight = product_weight
         teacher_ffns, student_ffns = find_ffns(teacher), find_ffns(student)
         self._teacher_ffns = [teacher_ffns[layer] for layer in layers]
         self._student_ffns = [student_ffns[layer] for layer in layers]
@@ -66,25 +60,16 @@ class AlignmentModule(L.LightningModule):
         """Return the parameters that alignment changes; everything else is frozen."""
         return [parameter for ffn in self._student_ffns for parameter in ffn.parameters()]
 
-    def on_fit_start(self) -> None:
-        """Freeze all but the trained FFNs; all modules in eval mode but the dropout at these FFNs' outputs."""
-        self.requires_grad_(False)
-        self.eval()
-        for parameter in self.trained_parameters():
-            parameter.requires_grad_(True)
-        for ffn in self._student_ffns:
-            if ffn.dropout is not None:
-                ffn.dropout.train()
+    def active_modules(self) -> list[nn.Module]:
+        """Return the dropouts at the outputs of the trained FFNs."""
+        return [ffn.dropout for ffn in self._student_ffns if ffn.dropout is not None]
 
     def loss(self, batch: Mapping[str, Tensor]) -> AlignmentLoss:
         """Return `mean over layers of (L1 + product_weight * L2)` on one unlabelled batch."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        with torch.no_grad(), layer_outputs([ffn.layer for ffn in self._teacher_ffns]) as targets:
-            find_backbone(self.teacher)(**inputs)
-        with layer_outputs([ffn.layer for ffn in self._student_ffns]) as outputs:
-            find_backbone(self.student)(**inputs)
-        mask = inputs.get("attention_mask")
-        hidden = [hidden_state_loss(targets[i].float(), outputs[i].float(), mask) for i in range(len(outputs))]
+        teacher, student = ([ffn.layer for ffn in ffns] for ffns in (self._teacher_ffns, self._student_ffns))
+        mask = batch.get("attention_mask")
+        outputs = self.hidden_states(batch, teacher, student)
+        hidden = [hidden_state_loss(target, found, mask) for target, found in outputs]
         product = hidden[0].new_zeros(()) if self.product_weight == 0 else self._product_term()
         mean_hidden = torch.stack(hidden).mean()
         return AlignmentLoss(total=mean_hidden + self.product_weight * product, hidden=mean_hidden, product=product)
@@ -98,17 +83,6 @@ class AlignmentModule(L.LightningModule):
         for parameter, mask in self._masks:
             if parameter.grad is not None:
                 parameter.grad.mul_(mask.to(parameter.grad.device))
-
-    def configure_optimizers(self) -> dict:  # type: ignore[override]
-        """AdamW, decay on matrices only; linear warm-up and decay over optimiser steps."""
-        parameters = self.trained_parameters()
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        scheduler = get_linear_schedule_with_warmup(optimizer, self.num_warmup_steps, self.num_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _product_term(self) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # squares of small weights vanish in half precision

@@ -30,7 +30,7 @@ class PublicData:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentReport:
-    """The loss where an alignment began and ended: mean L1 (and `product_weight` L2) over the compressed layers."""
+    """The loss where an alignment began and ended: mean L1 (and `product_weight` L2) over the aligned layers."""
 
     first_loss: float
     last_loss: float

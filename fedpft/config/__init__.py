@@ -8,7 +8,14 @@ from fedpft.config.compare import changed_settings
 from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PartitionConfig, PoolConfig
 from fedpft.config.loading import config_keys, dump_config, load_config
-from fedpft.config.method import AlignConfig, LayerAlignConfig, LoraConfig, MethodConfig, NeuronAlignConfig
+from fedpft.config.method import (
+    AlignConfig,
+    LayerAlignConfig,
+    LoraConfig,
+    MethodConfig,
+    NeuronAlignConfig,
+    reported_name,
+)
 from fedpft.config.run import (
     CacheConfig,
     CheckpointConfig,
@@ -44,4 +51,5 @@ __all__ = [
     "doubtful_settings",
     "dump_config",
     "load_config",
+    "reported_name",
 ]

@@ -1,11 +1,11 @@
 """Which settings a resumed run may change: where it runs and who watches, nothing that the result depends on."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatch
 from typing import Any
 
+from fedpft.config.flat import flat_settings
 from fedpft.config.run import Config
 
 HARMLESS = (
@@ -24,20 +24,9 @@ def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
         config: what is wanted now.
 
     """
-    before, now = _flat(saved), _flat(asdict(config))
+    before, now = flat_settings(saved), flat_settings(asdict(config))
     return [
         f"{key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not any(fnmatch(key, pattern) for pattern in HARMLESS)
     ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return dotted keys and values as JSON, in which tuples and lists are equal."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = json.dumps(value)
-    return flat

@@ -10,17 +10,28 @@ from fedpft.config.checks import require, require_non_negative, require_positive
 class MethodConfig:
     """How the FM becomes the proxy that clients tune."""
 
-    name: Literal["fedpft"] = "fedpft"
+    name: Literal["fedpft", "fedot", "full"] = "fedpft"
+    """`fedpft`: a sub-FM of compressed FFNs (its ablations are settings of `align`); `fedot`: offsite tuning, a proxy
+    of fewer layers; `full`: FedPETuning, clients tune the FM itself."""
     retained_ratio: float = 0.25
-    """Neurons kept in every compressed FFN, a fraction in (0, 1]."""
+    """`fedpft`: neurons kept in every compressed FFN, a fraction in (0, 1]."""
     uncompressed_layers: tuple[int, ...] = ()
-    """Layers whose FFN stays whole; negative numbers count from the last layer."""
+    """`fedpft`: layers whose FFN stays whole; negative numbers count from the last layer."""
     scorer: Literal["weight_norm", "activation", "greedy", "random"] = "weight_norm"
-    """Neuron saliency: the paper's `weight_norm`; on public data, `activation`, or `greedy` elimination of what others
-    can take over; or the `random` control."""
+    """`fedpft`: neuron saliency, the paper's `weight_norm`; on public data, `activation`, or `greedy` elimination of
+    what others can take over; or the `random` control."""
+    adapter_layers: int = 2
+    """`fedot`: layers at either end of the FM that carry the adapter; no other layer has LoRA."""
+    kept_layers: int | None = None
+    """`fedot`: layers of the proxy, the adapter's included, the others its frozen emulator; null: 7 of 12, the paper's
+    budget."""
 
     def __post_init__(self) -> None:
         require(0 < self.retained_ratio <= 1, "method.retained_ratio", self.retained_ratio, "a fraction in (0, 1]")
+        require_positive("method", self, "adapter_layers")
+        fewest = 2 * self.adapter_layers
+        enough = self.kept_layers is None or self.kept_layers >= fewest
+        require(enough, "method.kept_layers", self.kept_layers, f"null or an integer >= 2 * adapter_layers = {fewest}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +54,8 @@ class LayerAlignConfig:
     """Layer-level alignment of the sub-FM with the FM, before federated learning."""
 
     kind: Literal["distill", "closed_form", "closed_form+distill", "none"] = "distill"
-    """`distill`: gradient descent (the paper); `closed_form`: ridge regression of every down projection, in seconds."""
+    """`distill`: gradient descent (the paper); `closed_form`: ridge regression of every down projection, in seconds.
+    Of `fedot`, the emulator is distilled; `full` has nothing to align."""
     num_examples: int = 400
     """`closed_form`: public examples read, drawn by the seed; their hidden states are held in memory."""
     refit: Literal["down", "bias"] = "down"
@@ -103,3 +115,14 @@ class AlignConfig:
 
     layers: LayerAlignConfig = field(default_factory=LayerAlignConfig)
     neurons: NeuronAlignConfig = field(default_factory=NeuronAlignConfig)
+
+
+_ABLATIONS = {(False, False): "fedpft_n", (True, False): "fedpft_b", (False, True): "fedpft_d", (True, True): "fedpft"}
+"""(layers aligned before federated learning, neurons aligned during it) -> the paper's name."""
+
+
+def reported_name(method: MethodConfig, align: AlignConfig) -> str:
+    """Return what results call the method: `method.name`, or an ablation of FedPFT, which is a setting of `align`."""
+    if method.name != "fedpft":
+        return method.name
+    return _ABLATIONS[align.layers.kind != "none", align.neurons.kind != "none"]

@@ -7,6 +7,7 @@ from fedpft.config.checks import require, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AlignConfig, LoraConfig, MethodConfig
+from fedpft.config.unread import unread_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +99,16 @@ class Config:
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        kind = self.align.layers.kind
+        fits = self.method.name != "fedot" or "closed_form" not in kind
+        require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
 
 
 def doubtful_settings(config: Config) -> list[str]:
     """Return one line for each setting that changes nothing in this run, or hardly what its author wants."""
     federated, neurons, lines = config.federated, config.align.neurons, []
-    if neurons.kind != "none" and neurons.interval >= federated.rounds:
+    method = config.method
+    if method.name == "fedpft" and neurons.kind != "none" and neurons.interval >= federated.rounds:
         lines.append(
             f"align.neurons.interval = {neurons.interval} has no effect with federated.rounds = {federated.rounds}: "
             "the sub-FM is re-aligned after every round that is a multiple of it, except the last"
@@ -125,4 +130,15 @@ def doubtful_settings(config: Config) -> list[str]:
         names = ("actors", "client_timeout_seconds", "start_timeout_seconds", "max_actor_memory_gigabytes")
         changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
         lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]
+    if unread := unread_settings(config, method.name):
+        lines.append(f"no effect with method.name = {method.name}: {', '.join(unread)}")
+    if (
+        method.name == "fedot"
+        and method.kept_layers == 2 * method.adapter_layers
+        and config.align.layers.kind != "none"
+    ):
+        lines.append(
+            f"align.layers.kind = {config.align.layers.kind} has no effect with method.kept_layers = "
+            "2 * method.adapter_layers: there is no emulator to align"
+        )
     return lines

@@ -23,13 +23,16 @@ from transformers import PreTrainedModel
 from fedpft.construct.compress import NeuronMap, restore_sub_fm
 from fedpft.construct.store import ENTRY_FILE, TENSORS_FILE, Store, canonical_json, key_of
 
+Restore = Callable[[PreTrainedModel, Mapping[str, Tensor]], tuple[PreTrainedModel, NeuronMap]]
+"""FM and tensors -> sub-FM and map of its neurons, empty where no FFN was cut."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltSubFM:
     """What a builder returns and an entry keeps."""
 
     tensors: Mapping[str, Tensor]
-    """Of `sub_fm_tensors`."""
+    """Of `sub_fm_tensors` (FedOT: `emulator_tensors`)."""
     report: Mapping[str, Any] = field(default_factory=dict)
     """What there is to tell of the build, as JSON, e.g. the losses of the alignment."""
 
@@ -49,10 +52,15 @@ class Construction:
 
 
 def construction_of(
-    fm: PreTrainedModel, built: BuiltSubFM, *, key: str | None = None, cached: bool = False
+    fm: PreTrainedModel,
+    built: BuiltSubFM,
+    restore: Restore = restore_sub_fm,
+    *,
+    key: str | None = None,
+    cached: bool = False,
 ) -> Construction:
     """Restore a sub-FM from its tensors: the one way to it, so that a run from the cache cannot differ from another."""
-    sub_fm, neuron_map = restore_sub_fm(fm, built.tensors)
+    sub_fm, neuron_map = restore(fm, built.tensors)
     return Construction(sub_fm=sub_fm, neuron_map=neuron_map, report=built.report, key=key, cached=cached)
 
 
@@ -76,6 +84,7 @@ class SubFMCache:
         ingredients: Mapping[str, Any],
         build: Callable[[], BuiltSubFM],
         stage: Callable[[str], None] = lambda title: None,
+        restore: Restore = restore_sub_fm,
     ) -> Construction:
         """Return the FM's sub-FM with these ingredients: from the cache, or built and kept there.
 
@@ -86,18 +95,19 @@ class SubFMCache:
             ingredients: all on which the sub-FM depends, as JSON.
             build: called at most once, while other runs that want the same sub-FM wait; its errors are the caller's.
             stage: hears what takes time, as :meth:`Progress.stage`.
+            restore: makes the sub-FM from the tensors that `build` returns.
 
         """
         key = key_of(ingredients)
         with self._locked(key, stage) as usable:
-            kept = self._read(key, fm, stage) if usable else None
+            kept = self._read(key, fm, stage, restore) if usable else None
             if kept is not None:
                 return kept
             start = time.perf_counter()
             built = build()
             if usable:
                 self._write(key, built, ingredients, time.perf_counter() - start)
-            return construction_of(fm, built, key=key)
+            return construction_of(fm, built, restore, key=key)
 
     @contextmanager
     def _locked(self, key: str, stage: Callable[[str], None]) -> Iterator[bool]:
@@ -119,7 +129,9 @@ class SubFMCache:
         finally:
             lock.release()
 
-    def _read(self, key: str, fm: PreTrainedModel, stage: Callable[[str], None]) -> Construction | None:
+    def _read(
+        self, key: str, fm: PreTrainedModel, stage: Callable[[str], None], restore: Restore
+    ) -> Construction | None:
         """Return the entry's sub-FM; None if there is no entry, or if it was damaged and therefore removed."""
         folder = self.store.entry_folder(key)
         if not folder.exists():
@@ -133,7 +145,7 @@ class SubFMCache:
             if key_of(content["ingredients"]) != key:
                 raise ValueError("the ingredients are another entry's")
             built = BuiltSubFM(tensors=load(data), report=content["report"])
-            construction = construction_of(fm, built, key=key, cached=True)
+            construction = construction_of(fm, built, restore, key=key, cached=True)
         except Exception as error:  # whatever is wrong with it, the remedy is the same
             reason = " ".join(str(error).split()) or type(error).__name__
             _warn(f"entry {key[:12]} is damaged and built again: {reason}")

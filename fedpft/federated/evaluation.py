@@ -22,7 +22,8 @@ class Evaluation:
 
     Always `fm` and `sub_fm`, the accuracies. With the meter (`evaluation.fidelity_examples` above 0) also
     `leakage_gap`, the plugged-in FM's accuracy minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and
-    `time/fidelity_seconds`, what the meter took (a part of the round's `time/evaluate_seconds`).
+    `time/fidelity_seconds`, what the meter took (a part of the round's `time/evaluate_seconds`). If the proxy is the FM
+    itself, only `fm`.
 
     Args:
         method: has built its proxy.
@@ -34,19 +35,20 @@ class Evaluation:
     """
 
     def __init__(self, method: Method, proxy: Proxy, data: FederatedData, config: Config, progress: Progress) -> None:
-        self._method, self._layer_pairs, self._data, self._progress = method, proxy.layer_pairs, data, progress
+        self._method, self._proxy, self._data, self._progress = method, proxy, data, progress
         self._settings, self._server = config.evaluation, config.server
         shuffled = numpy_rng(config.seed, "fidelity").permutation(len(data.evaluation))
-        drawn = shuffled[: self._settings.fidelity_examples]
+        drawn = shuffled[: 0 if proxy.is_fm else self._settings.fidelity_examples]
         self._batch = data.collate(rows(data.evaluation, drawn)) if len(drawn) else None
         self.fidelity_seconds = 0.0
         """What the meter took in the whole run."""
 
     def __call__(self, adapter: np.ndarray) -> dict[str, Any]:
-        """Evaluate both models with the adapter."""
+        """Evaluate the models with the adapter."""
         self._progress.stage("evaluate")
         accuracies = {"fm": self._score(self._method.plug_in(adapter))}
-        accuracies["sub_fm"] = self._score(self._method.proxy_with(adapter))
+        if not self._proxy.is_fm:
+            accuracies["sub_fm"] = self._score(self._method.proxy_with(adapter))
         return accuracies if self._batch is None else accuracies | self._meter(adapter, accuracies, time.perf_counter())
 
     def untuned(self, adapter: np.ndarray) -> dict[str, Any]:
@@ -84,7 +86,7 @@ class Evaluation:
             self._batch,
             server=self._server,
             batch_size=self._settings.batch_size,
-            layers=self._layer_pairs,
+            layers=self._proxy.layer_pairs,
             on_step=self._progress.progress,
         )
         seconds = time.perf_counter() - start

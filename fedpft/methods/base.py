@@ -25,6 +25,8 @@ class Proxy:
     """How it was made, for `result.json`."""
     layer_pairs: LayerPairs | None = None
     """Layers of FM and proxy that the fidelity meter compares; None: all, of two models of the same depth."""
+    is_fm: bool = False
+    """Whether it is the FM itself, with nothing to compare and no second accuracy."""
 
     @property
     def num_neurons(self) -> tuple[int, ...]:
@@ -63,3 +65,15 @@ class Method(Protocol):
 
     def proxy_with(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the server's proxy with the adapter in it: what a client could run."""
+
+
+class FixedProxy:
+    """What the methods have in common that leave their proxy alone between rounds."""
+
+    def wants_counts(self, round_index: int, num_rounds: int) -> bool:
+        """Never: there is nothing to count for."""
+        return False
+
+    def after_round(self, round_index: int, adapter: np.ndarray, counts: ActivationCounts) -> ProxyChange:
+        """Never called, because no round wants counts."""
+        raise AssertionError("no round wanted counts")

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from fedpft.align.public import PublicData
-from fedpft.config import Config, LayerAlignConfig
+from fedpft.config import Config, LayerAlignConfig, MethodConfig
 from fedpft.construct.compress import resolve_layers
+from fedpft.construct.layer_drop import choose_layers
 from fedpft.models.digest import model_digest
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.output import package_versions
@@ -48,18 +49,11 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
 
     Of the FM only the backbone counts: construction and alignment do not read the head.
     """
-    method, backbone = config.method, find_backbone(fm)
-    uncompressed = sorted(resolve_layers(method.uncompressed_layers, len(find_ffns(fm))))
-    constructor = {
-        "scorer": method.scorer,
-        "retained_ratio": method.retained_ratio,
-        "uncompressed_layers": uncompressed,
-    }
     installed = package_versions()
     ingredients = {
         "format": CACHE_FORMAT,
-        "fm": {"model_type": fm.config.model_type, "digest": model_digest(backbone)},
-        "constructor": constructor,
+        "fm": {"model_type": fm.config.model_type, "digest": model_digest(find_backbone(fm))},
+        "constructor": _constructor(config.method, len(find_ffns(fm))),
         "align_layers": _settings_read(config.align.layers),
         "seed": config.seed,
         "arithmetic": {
@@ -75,8 +69,21 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
     return ingredients
 
 
+def _constructor(method: MethodConfig, num_layers: int) -> dict[str, Any]:
+    if method.name == "fedot":
+        layer_map = choose_layers(num_layers, adapter_layers=method.adapter_layers, kept_layers=method.kept_layers)
+        return {"kept_layers": list(layer_map.kept), "emulator": list(layer_map.emulator)}
+    uncompressed = sorted(resolve_layers(method.uncompressed_layers, num_layers))
+    return {
+        "scorer": method.scorer,
+        "retained_ratio": method.retained_ratio,
+        "uncompressed_layers": uncompressed,
+    }
+
+
 def _reads_public_data(config: Config) -> bool:
-    return config.method.scorer not in DATA_FREE_SCORERS or config.align.layers.kind != "none"
+    scores = config.method.name == "fedpft" and config.method.scorer not in DATA_FREE_SCORERS
+    return scores or config.align.layers.kind != "none"
 
 
 def _settings_read(layers: LayerAlignConfig) -> dict[str, Any]:

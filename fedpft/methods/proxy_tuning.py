@@ -4,7 +4,6 @@ The ablations are settings of it: `align.layers.kind` and `align.neurons.kind` `
 layer-level) and FedPFT_B (no neuron-level).
 """
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +17,12 @@ from fedpft.align.distill import align_layers, align_neurons
 from fedpft.align.public import PublicData
 from fedpft.align.selection import average_percentage_of_zeros, least_used
 from fedpft.config import Config, ConfigError
-from fedpft.construct.cache import BuiltSubFM, Construction, SubFMCache, construction_of
+from fedpft.construct.cache import BuiltSubFM
 from fedpft.construct.compress import NeuronMap, compress, resolve_layers, restore_sub_fm, sub_fm_tensors
 from fedpft.construct.saliency import Scorer, activation_scorer, greedy_scorer, random_scorer, weight_norm
-from fedpft.construct.store import cache_dir
 from fedpft.methods.base import Proxy, ProxyChange
-from fedpft.methods.ingredients import DATA_FREE_SCORERS, can_be_cached, sub_fm_ingredients
+from fedpft.methods.construction import built, construct_once, require_finite
+from fedpft.methods.ingredients import DATA_FREE_SCORERS
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
@@ -65,12 +64,10 @@ class ProxyTuning:
 
     def build_proxy(self, saved: Mapping[str, Tensor] | None = None) -> Proxy:
         """Compress the FM and align the sub-FM layer by layer, or restore it; attach the same fresh adapter to both."""
-        start = time.perf_counter()
         if saved is not None:
             self._progress.stage("restore sub-FM")
             return self._with_adapters(*restore_sub_fm(self._plain_fm, saved), {})
-        made = self._construct()
-        summary = {"key": made.key, "cached": made.cached, "seconds": time.perf_counter() - start, **made.report}
+        made, summary = construct_once(self._plain_fm, self._public, self._config, self._progress, self._build_sub_fm)
         return self._with_adapters(made.sub_fm, made.neuron_map, summary)
 
     def saved_proxy(self) -> dict[str, Tensor]:
@@ -108,7 +105,7 @@ class ProxyTuning:
             "align/loss": report.last_loss,
         }
         weights = self._ffn_weights()
-        _require_finite({name: torch.from_numpy(value) for name, value in weights.items()}, "align.neurons")
+        require_finite({name: torch.from_numpy(value) for name, value in weights.items()}, "align.neurons")
         changed = {name: new for name, new in weights.items() if not np.array_equal(new, before[name])}
         return ProxyChange(weights=changed, metrics=metrics)
 
@@ -120,16 +117,6 @@ class ProxyTuning:
         """Return the sub-FM with the adapter in it."""
         set_adapter(self._sub_fm, adapter)
         return self._sub_fm
-
-    def _construct(self) -> Construction:
-        """Return the sub-FM, aligned layer by layer: from the cache if another run built it, else built here."""
-        cache = self._config.cache
-        if not cache.enabled or not can_be_cached(self._public, self._config):
-            return construction_of(self._plain_fm, self._build_sub_fm())
-        self._progress.stage("look up sub-FM")
-        ingredients = sub_fm_ingredients(self._plain_fm, self._public, self._config)
-        sub_fms = SubFMCache(cache_dir(cache.dir), max_bytes=round(cache.max_gigabytes * 1e9))
-        return sub_fms.get_or_build(self._plain_fm, ingredients, self._build_sub_fm, self._progress.stage)
 
     def _with_adapters(self, sub_fm: PreTrainedModel, neuron_map: NeuronMap, summary: Mapping[str, Any]) -> Proxy:
         self._neuron_map, self._compressed_layers = neuron_map, neuron_map.compressed_layers
@@ -166,10 +153,7 @@ class ProxyTuning:
                     on_step=self._progress.progress,
                 )
             )
-        ends = {"align_loss_first": reports[0].first_loss, "align_loss_last": reports[-1].last_loss} if reports else {}
-        tensors = sub_fm_tensors(sub_fm, neuron_map)
-        _require_finite(tensors, "align.layers")
-        return BuiltSubFM(tensors=tensors, report=ends)
+        return built(sub_fm_tensors(sub_fm, neuron_map), reports)
 
     def _scorer(self) -> Scorer:
         kind, seed = self._config.method.scorer, derive_seed(self._config.seed, "saliency")
@@ -186,10 +170,3 @@ class ProxyTuning:
             for name, parameter in self._sub_fm.named_parameters()
             if id(parameter) in changed
         }
-
-
-def _require_finite(tensors: Mapping[str, Tensor], section: str) -> None:
-    wrong = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if wrong:
-        found = f"settings after which {len(wrong)} of the sub-FM's tensors are NaN or infinite ({wrong[0]}, ...)"
-        raise ConfigError(f"{section}: found {found}, allowed: such that the alignment converges; try a lower lr")

@@ -1,10 +1,11 @@
 """The adapter: LoRA weights plus the task head, the only thing that clients train (the only importer of peft).
 
 An adapter travels as one flat float32 vector in the order of :func:`adapter_layout`. The FM and a sub-FM have the same
-layout, because compression keeps every module's name and the shapes of everything that LoRA touches.
+layout, because compression keeps every module's name and the shapes of everything that LoRA touches; a proxy of fewer
+layers has one of its own (`fedpft.plugin.adapter_order`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import ConfigError, LoraConfig
-from fedpft.models.ffn import find_ffns
+from fedpft.models.ffn import ffn_location, find_ffns
 from fedpft.seeding import isolated_torch_rng
 
 AdaptedModel = PeftModel
@@ -37,21 +38,31 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
 """Query, key, value and attention output projections of each family (GPT-2 fuses the first three)."""
 
 
-def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
+def attach_lora(
+    model: PreTrainedModel, config: LoraConfig, seed: int, layers: Sequence[int] | None = None
+) -> PeftModel:
     """Wrap a model with LoRA and make the adapter its only trainable part; B is zero, so outputs do not change.
 
     The adapter takes over the model's mode: attached to a model in eval mode, its dropout is off.
+
+    Args:
+        model: plain; it is changed.
+        config: the adapter's.
+        seed: of its start.
+        layers: numbers of the layers that get LoRA; None: all, and targets outside the layers.
 
     Raises:
         ConfigError: a target that matches no module, or a family without default targets.
 
     """
-    targets = lora_targets(model, config)
+    targets = lora_targets(model, config, layers)
     peft_config = PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.dropout,
         target_modules=list(targets),
+        layers_to_transform=None if layers is None else list(layers),
+        layers_pattern=None if layers is None else ffn_location(model).layers,
         modules_to_save=head_modules(model),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -60,8 +71,8 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMo
         return get_peft_model(model, peft_config).train(training)  # peft leaves its own dropouts active
 
 
-def lora_targets(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
-    """Return the module name suffixes that get LoRA, each checked.
+def lora_targets(model: PreTrainedModel, config: LoraConfig, layers: Sequence[int] | None = None) -> tuple[str, ...]:
+    """Return the module name suffixes that get LoRA, each checked in these layers, or without any in the whole model.
 
     Raises:
         ConfigError: a target that matches no module, or an FFN (whose size differs between FM and sub-FM), or a family
@@ -72,11 +83,14 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
     targets = config.target_modules or LORA_TARGETS.get(model_type, ())
     if not targets:
         raise ConfigError(f"lora.target_modules: found none, and model type {model_type!r} has no row in LORA_TARGETS")
-    ffn_modules = {id(module) for ffn in find_ffns(model) for module in (ffn.up, ffn.gate, ffn.down)}
+    ffns = find_ffns(model)
+    ffn_modules = {id(module) for ffn in ffns for module in (ffn.up, ffn.gate, ffn.down)}
+    places, where = ([model], "module") if layers is None else ([ffns[i].layer for i in layers], "module in a layer")
+    named = [item for place in places for item in place.named_modules()]
     for target in targets:
-        matches = [m for name, m in model.named_modules() if name == target or name.endswith(f".{target}")]
+        matches = [module for name, module in named if name == target or name.endswith(f".{target}")]
         if not matches:
-            found = f"{target!r}, which matches no module of model type {model_type!r}"
+            found = f"{target!r}, which matches no {where} of model type {model_type!r}"
             raise ConfigError(f"lora.target_modules: found {found}")
         if any(id(module) in ffn_modules for module in matches):
             raise ConfigError(

@@ -46,10 +46,16 @@ def _origin(content: Mapping[str, Any], now: float) -> tuple[str, str, str]:
         fm, constructor, layers = (ingredients[section] for section in ("fm", "constructor", "align_layers"))
         steps = f", {layers['num_steps']} steps" if "num_steps" in layers else ""
         aligned = "not aligned" if layers["kind"] == "none" else layers["kind"] + steps
-        made = f"{constructor['retained_ratio']:.3g} by {constructor['scorer']}; {aligned}; seed {ingredients['seed']}"
+        made = f"{_construction(constructor)}; {aligned}; seed {ingredients['seed']}"
         return f"{fm['model_type']} {fm['digest'][:SHOWN_DIGITS]}", made, _span(now - content["created"])
     except (KeyError, TypeError, ValueError):
         return "", "unfinished, damaged, or of another version", ""
+
+
+def _construction(constructor: Mapping[str, Any]) -> str:
+    if "kept_layers" in constructor:
+        return f"{len(constructor['kept_layers'])} layers"
+    return f"{constructor['retained_ratio']:.3g} by {constructor['scorer']}"
 
 
 def _span(seconds: float) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedpft.output import ROUNDS_FILE
 from fedpft.report.fidelity import heat_map
-from fedpft.report.screen import ACCURACIES
+from fedpft.report.screen import ACCURACIES, MODELS
+from fedpft.report.wording import shown_models
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -57,15 +58,16 @@ def write_page(output_dir: Path) -> dict[str, Path]:
 
 def page(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """Return the page's HTML, plotly's program included, so that it opens without a network."""
-    metric = result["metric"]
+    metric, models = result["metric"], shown_models(MODELS, result["method"]).values()
     figures = {
-        f"{metric.capitalize()} of the FM and of the sub-FM": _accuracy_figure(result, records),
+        f"{metric.capitalize()} of the {' and of the '.join(models)}": _accuracy_figure(result, records),
         "Training loss of the clients": _loss_figure(records),
     }
     if "fidelity" in result:
         before = {"round": 0, "fidelity": result["fidelity"]["before"]}
         figures["Fidelity: how close the sub-FM is to the FM"] = heat_map([before, *records])
-    numbers = (f"<div><dt>{title}</dt><dd>{100 * result[key]:.1f} %</dd></div>" for key, title in ACCURACIES.items())
+    shown = shown_models(ACCURACIES, result["method"])
+    numbers = (f"<div><dt>{title}</dt><dd>{100 * result[key]:.1f} %</dd></div>" for key, title in shown.items())
     return PAGE.format(
         title=escape(result["name"]),
         subtitle=escape(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {metric}:"),
@@ -85,7 +87,8 @@ def _accuracy_figure(result: Mapping[str, Any], records: Sequence[Mapping[str, A
     if "fidelity" in result:
         start["sub_fm"] = start["fm"] - result["fidelity"]["leakage_gap_before"]
     evaluated = [start, *(record for record in records if "fm" in record)]
-    lines = {title: [record.get(key) for record in evaluated] for key, title in (("fm", "FM"), ("sub_fm", "sub-FM"))}
+    models = shown_models(MODELS, result["method"])
+    lines = {title: [record.get(key) for record in evaluated] for key, title in models.items()}
     figure = _line_figure([record["round"] for record in evaluated], lines)
     return figure.update_yaxes(tickformat=".0%", rangemode="tozero")
 

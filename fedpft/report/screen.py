@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.fidelity import cosine_line, fidelity_rows
-from fedpft.report.wording import duration, percent, round_line
+from fedpft.report.wording import duration, percent, round_line, shown_models
 
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
     from fedpft.federated.messages import ClientFailure, ClientUpdate
@@ -26,7 +26,9 @@ _SHADES = "·░▒▓█"
 _SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
 _LABEL_WIDTH = 7
 ACCURACIES = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
-_SIZES = {"num_params_fm": "FM", "num_params_sub_fm": "sub-FM", "num_params_adapter": "adapter"}
+MODELS = {"fm": "FM", "sub_fm": "sub-FM"}
+_COUNTS = (("params", "parameters", 10**6, "M"), ("transformer_params", "transformer layers", 2**20, "Mi"))
+"""Count, its title, and its unit: for the layers alone it is the paper's."""
 
 
 class Screen:
@@ -111,7 +113,7 @@ class Screen:
         self._progress.remove_task(self._clients)
         self._clients = None
         rounds, index = self._rounds, record["round"]
-        accuracy = [f"fm {percent(record['fm'])}", f"sub-fm {percent(record['sub_fm'])}"] if "fm" in record else []
+        accuracy = [f"{name.lower()} {percent(record[key])}" for key, name in MODELS.items() if key in record]
         self._accuracy = "  ".join(accuracy) or self._accuracy
         rounds.update(index, rounds.total, record["train_loss"], self._accuracy)
         if not self._live:
@@ -173,8 +175,8 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     """Print what `fedpft plan` knows: the resolved config, the partition, sizes, traffic, actors and warnings.
 
     Keys of `plan` shown: config_yaml, label_histogram (clients x labels), label_names, num_params_fm,
-    num_params_sub_fm, num_params_adapter, compression_ratio (transformer layers), bytes_up_per_client_round,
-    bytes_down_per_client_round, actors, pool, warnings.
+    num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
+    bytes_up_per_client_round, bytes_down_per_client_round, actors, pool, warnings; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
     console.print(
@@ -193,7 +195,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
     """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
     facts = _facts_table(f"{result['name']}: {result['method']}, {result['rounds']} rounds, seed {result['seed']}")
-    for key, title in ACCURACIES.items():
+    for key, title in shown_models(ACCURACIES, result["method"]).items():
         gain = 100 * (result[key] - result["untuned_fm"])
         note = "" if key == "untuned_fm" else f"{gain:+.1f} points"
         facts.add_row(f"{result['metric']}, {title}", percent(result[key]), note)
@@ -252,12 +254,13 @@ def _facts_table(title: str | None = None) -> Table:
 
 def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
     """Add the rows that plan and result share: parameters, and bytes on the wire for one client in one round."""
-    smaller = f"{values['num_params_fm'] / values['num_params_sub_fm']:.2f} x smaller"
-    if "compression_ratio" in values:
-        smaller += f", its transformer layers {values['compression_ratio']:.2f} x"
-    for key, title in _SIZES.items():
-        note = smaller if key == "num_params_sub_fm" else ""
-        table.add_row(f"parameters, {title}", f"{values[key] / 1e6:.2f} M", note)
+    models = shown_models(MODELS, values["method"])
+    for kind, title, unit, name in _COUNTS:
+        counts = {model: values[f"num_{kind}_{model}"] for model in models}
+        for model, count in counts.items():
+            smaller = f"{counts['fm'] / count:.2f} x smaller" if model == "sub_fm" else ""
+            table.add_row(f"{title}, {models[model]}", f"{count / unit:.2f} {name}", smaller)
+    table.add_row("parameters, adapter", f"{values['num_params_adapter'] / 1e6:.2f} M", "")
     for direction in ("up", "down"):
         size = format_bytes(values[f"bytes_{direction}_per_client_round"])
         table.add_row(f"traffic {direction}", size, "per client and round")

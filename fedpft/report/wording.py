@@ -32,3 +32,8 @@ def duration(seconds: float) -> str:
     """Return a time, e.g. `14.1 s`, `2 min 21 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{seconds:.1f} s" if seconds < 120 else f"{minutes} min {rest} s"
+
+
+def shown_models(titles: Mapping[str, str], method: str) -> dict[str, str]:
+    """Return the titles by model, without the sub-FM's if clients tuned the FM itself."""
+    return {key: title for key, title in titles.items() if key != "sub_fm" or method != "full"}

@@ -11,11 +11,12 @@ from fedpft.report.screen import Screen, partition_picture, print_plan, print_re
 from fedpft.report.wording import round_line
 
 SIZES = {"num_params_fm": 22_713_600, "num_params_sub_fm": 14_123_456, "num_params_adapter": 151_234}
+SIZES |= {"num_transformer_params_fm": 85_054_464, "num_transformer_params_sub_fm": 49_641_984}
 SIZES |= {"bytes_up_per_client_round": 604_936, "bytes_down_per_client_round": 704_936}
 PLAN = SIZES | {
     "config_yaml": "name: demo\nfm:\n  path: package://a/b\n",
     "client_sizes": [10, 40],
-    "compression_ratio": 2.15,
+    "method": "fedpft",
     "label_histogram": [[10, 0, 0], [2, 8, 30]],
     "label_names": ["asyncio", "email", "xml"],
     "actors": 2,
@@ -127,7 +128,9 @@ def test_plan_shows_config_partition_costs_and_warnings(terminal: bool):
         "22.71 M",
         "14.12 M",
         "1.61 x smaller",
-        "layers 2.15 x",
+        "81.11 Mi",
+        "47.34 Mi",
+        "1.71 x smaller",
         "604.9 kB",
         "704.9 kB",
         "pool ray",
@@ -179,6 +182,8 @@ def test_result_shows_accuracies_gains_and_paths():
     assert "accuracy, sub-FM 74.1 % +63.8 points" in rows
     assert "accuracy, plugged-in FM 82.3 % +72.0 points" in rows
     assert "parameters, sub-FM 14.12 M 1.61 x smaller" in rows
+    assert "transformer layers, FM 81.11 Mi" in rows
+    assert "transformer layers, sub-FM 47.34 Mi 1.71 x smaller" in rows
     assert "wall time 2 min 21 s" in rows
     assert not any(row.startswith("sub-FM") for row in rows), "a method without one"
     assert rows[-2:] == ["result outputs/demo/result.json", "wandb https://wandb.test/run"]

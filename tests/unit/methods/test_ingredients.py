@@ -47,6 +47,8 @@ LEAVES_THE_SUB_FM = {
     "task.max_train_examples": 20,
     "task.max_eval_examples": 20,
     "method.name": "fedpft",
+    "method.adapter_layers": 1,
+    "method.kept_layers": 7,
     "lora.rank": 3,
     "lora.lora_alpha": 5,
     "lora.dropout": 0.0,

@@ -1,0 +1,81 @@
+"""What every distillation of a proxy towards the FM has in common, as a LightningModule."""
+
+from collections.abc import Mapping, Sequence
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from fedpft.models.activations import layer_outputs
+from fedpft.models.ffn import find_backbone
+
+
+class Distillation(L.LightningModule):
+    """Teacher = FM, student = its proxy: trains a part of the student towards the teacher's hidden states.
+
+    A subclass says which part, by :meth:`trained_parameters` and :meth:`active_modules`, and what the loss is.
+
+    Args:
+        teacher, student: models of the same family; the student may carry an adapter (then so must the teacher, the
+            same one).
+        lr: the largest of the linear warm-up and decay.
+        num_steps: optimiser steps, warm-up included.
+        num_warmup_steps: of them.
+        weight_decay: on matrices only.
+
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        *,
+        lr: float,
+        num_steps: int,
+        num_warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher, student
+        self.lr, self.num_steps, self.num_warmup_steps = lr, num_steps, num_warmup_steps
+        self.weight_decay = weight_decay
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the distillation changes; everything else is frozen."""
+        raise NotImplementedError
+
+    def active_modules(self) -> list[nn.Module]:
+        """Return the modules that are in training mode; all others are in eval mode."""
+        raise NotImplementedError
+
+    def on_fit_start(self) -> None:
+        """Freeze all but the trained parameters; all modules in eval mode but the active ones."""
+        self.requires_grad_(False)
+        self.eval()
+        for parameter in self.trained_parameters():
+            parameter.requires_grad_(True)
+        for module in self.active_modules():
+            module.train()
+
+    def hidden_states(
+        self, batch: Mapping[str, Tensor], teacher_layers: Sequence[nn.Module], student_layers: Sequence[nn.Module]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the outputs, (B, T, H) float32, of each teacher's and student's layer on one unlabelled batch."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with torch.no_grad(), layer_outputs(teacher_layers) as targets:
+            find_backbone(self.teacher)(**inputs)
+        with layer_outputs(student_layers) as outputs:
+            find_backbone(self.student)(**inputs)
+        return [(targets[i].float(), outputs[i].float()) for i in range(len(outputs))]
+
+    def configure_optimizers(self) -> dict:  # type: ignore[override]
+        """AdamW, decay on matrices only; linear warm-up and decay over optimiser steps."""
+        parameters = self.trained_parameters()
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        scheduler = get_linear_schedule_with_warmup(optimizer, self.num_warmup_steps, self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

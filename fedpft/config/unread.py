@@ -1,0 +1,33 @@
+"""Which settings a method does not read."""
+
+from dataclasses import asdict
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+from fedpft.config.flat import flat_settings
+
+if TYPE_CHECKING:  # which asks here
+    from fedpft.config.run import Config
+
+_COMPRESSION = ("method.retained_ratio", "method.uncompressed_layers", "method.scorer")
+_LAYER_DROP = ("method.adapter_layers", "method.kept_layers")
+
+UNREAD = {
+    "fedpft": _LAYER_DROP,
+    "fedot": (
+        *_COMPRESSION,
+        *("align.layers.num_examples", "align.layers.refit", "align.layers.product_weight", "align.neurons.*"),
+    ),
+    "full": (*_COMPRESSION, *_LAYER_DROP, "align.*", "evaluation.fidelity_examples"),
+}
+"""`method.name` -> keys (patterns) that do nothing then."""
+
+
+def unread_settings(config: "Config", method: str) -> list[str]:
+    """Return the keys that are not at their default and that the method does not read."""
+    defaults, found = flat_settings(asdict(type(config)())), flat_settings(asdict(config))
+    return [
+        key
+        for key, value in found.items()
+        if value != defaults.get(key) and any(fnmatch(key, pattern) for pattern in UNREAD[method])
+    ]
