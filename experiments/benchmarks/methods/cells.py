@@ -10,7 +10,8 @@ BASE = Path(__file__).parent / "base.yaml"
 TASKS = ("sst2", "qnli")
 METHODS_AT_67 = ("full", "fedot_67", "fedpft_67")
 METHODS_AT_50 = ("fedot_50", "fedpft_50")
-ABLATIONS = ("fedpft_67_n", "fedpft_67_b", "fedpft_67_d")
+ABLATIONS = {"fedpft_67_n": "none", "fedpft_67_b": "before", "fedpft_67_d": "during"}
+"""FedPFT at 67 % with another part `align` than `both`."""
 
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 SEARCH_SEED = 7
@@ -33,11 +34,13 @@ class Cell:
 
     def config(self, data_dir: Path, cache_dir: Path) -> Config:
         """Return the run's config; `data_dir` holds a folder for each task, and `align_text`."""
+        method = searched_method(self.method)
         return load_config(
             BASE,
             [
                 f"task={self.task}",
-                f"method={self.method}",
+                f"method={method}",
+                *([f"align={ABLATIONS.get(self.method, 'both')}"] if method.startswith("fedpft") else []),
                 f"federated.partition.kind={self.partition}",
                 f"federated.lr={self.lr}",
                 f"seed={self.seed}",
@@ -59,7 +62,7 @@ def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[
         (TASKS, METHODS_AT_67, "iid"),
         (TASKS, METHODS_AT_67, "dirichlet"),
         (TASKS, METHODS_AT_50, "iid"),
-        (("qnli",), ABLATIONS, "iid"),
+        (("qnli",), tuple(ABLATIONS), "iid"),
     ]
     for tasks, methods, partition in parts:
         for seed in seeds:
