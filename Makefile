@@ -1,5 +1,5 @@
 # make run    the quickstart: everything from an empty machine to a tuned foundation model
-# make test   the test suite
+# make test   the test suite; make cluster-test: the tests on a Ray with dashboard and jobs, minutes
 # Both create .venv from constraints.txt when it is missing or older than the project's requirements.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run digits test lint install clean
+.PHONY: run digits test cluster-test lint install clean
 run: $(INSTALLED)
 	@$(BIN)/fedpft run experiments/configs/quickstart.yaml
 
@@ -16,6 +16,9 @@ digits: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --durations 12
+
+cluster-test: $(INSTALLED)
+	@$(BIN)/python -m pytest -m cluster --durations 0
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedpft.arguments import ConfigPath, Overrides, Resume
+from fedpft.cli_jobs import jobs_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
 
@@ -23,25 +25,23 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(jobs_app)
 cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """What the system says when a file cannot grow."""
 
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. experiments/configs/quickstart.yaml")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file.")
-]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a run that did not get to its end.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir, if there is one.")
+FinishedRun = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a finished run.")]
+Out = Annotated[Path | None, typer.Option("--out", help="New or empty folder; default: RUN_DIR/export.")]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="Fold LoRA into the FM; else it lies beside the untuned FM, in adapter/.")
 ]
 Rounds = Annotated[int, typer.Option(help="Rounds of each run, at least 2.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or ray://host:port; default: this machine.")]
-
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster that this machine is in: `auto` or host:port; default: one of its own.")
+]
 CacheDir = Annotated[str | None, typer.Option("--dir", help="Cache folder; default: $FEDPFT_CACHE or ~/.cache/fedpft.")]
 KeyPrefixes = Annotated[list[str] | None, typer.Argument(metavar="[KEY_PREFIX]...", help="First digits of keys.")]
 
@@ -87,6 +87,20 @@ def verify(config_path: ConfigPath, overrides: Overrides = None, address: Addres
     differences = {check.name: str(check.difference) if check.difference else None for check in checks}
     print_checks(console, differences, likely_causes(config, checks))
     raise typer.Exit(int(any(check.difference for check in checks)))
+
+
+@app.command()
+def export(run_dir: FinishedRun, out: Out = None, merge: Merge = False) -> None:
+    """Write a run's plugged-in FM in Hugging Face layout, with its tokenizer or image processor and a model card."""
+    from fedpft.report.screen import Screen
+
+    console = Console()
+    with Screen(console) as screen:
+        screen.stage("load libraries")
+        from fedpft.export import export as export_run
+
+        folder = export_run(run_dir, out, merge=merge, progress=screen)
+    console.print(f"exported to {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 @cache_app.command("list")

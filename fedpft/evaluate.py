@@ -1,6 +1,6 @@
 """Metrics of a model on a whole labelled data set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -8,15 +8,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from fedpft.config import ServerConfig
 from fedpft.data.collate import rows
+from fedpft.metrics import METRICS, computed
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
 from fedpft.trainer import StepReport, hush_lightning
-
-METRIC = "accuracy"
 
 
 @torch.no_grad()
@@ -25,15 +23,17 @@ def evaluate(
     dataset: Dataset,
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
     *,
+    metrics: Sequence[str],
     batch_size: int,
     server: ServerConfig,
     on_step: StepReport | None = None,
-) -> float:
-    """Return the accuracy, a fraction in [0, 1], over every example; the model's mode and weights do not change.
+) -> dict[str, float]:
+    """Return the metrics over every example, in the order asked for; the model's mode and weights do not change.
 
     Args:
-        model: returns `.logits` of shape (B, classes).
+        model: returns `.logits` of shape (B, classes), or (B, 1) for regression.
         dataset: rows that `collate` turns into a batch with `labels`.
+        metrics: names in `fedpft.metrics.METRICS`.
         batch_size: examples per forward pass; texts are grouped by length, which saves padding and changes no count.
         server: device and precision.
         on_step: hears about every batch.
@@ -42,7 +42,7 @@ def evaluate(
     hush_lightning()
     fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
     fabric.to_device(model)
-    metric = MulticlassAccuracy(num_classes=model.config.num_labels, average="micro").to(fabric.device)
+    made = {name: METRICS[name].make(model.config.num_labels).to(fabric.device) for name in metrics}
     order = _by_length(dataset)
     with restored_flags(model):
         model.eval()
@@ -50,10 +50,12 @@ def evaluate(
             batch = fabric.to_device(dict(collate(rows(dataset, order[start : start + batch_size]))))
             labels = batch.pop("labels")
             with fabric.autocast():
-                metric.update(model(**batch).logits, labels)
+                logits = model(**batch).logits
+            for metric in made.values():
+                metric.update(logits, labels)
             if on_step is not None:
                 on_step(min(start + batch_size, len(order)), len(order), {})
-    return round(float(metric.compute()), 6)  # torchmetrics divides in float32
+    return {name: computed(metric, METRICS[name]) for name, metric in made.items()}
 
 
 def _by_length(dataset: Dataset) -> np.ndarray:

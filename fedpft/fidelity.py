@@ -13,13 +13,13 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fedpft.config import ServerConfig
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel, adapter_parameters, split_adapter
+from fedpft.token_metrics import num_targets
 from fedpft.trainer import StepReport, hush_lightning
 
 LayerPairs = Sequence[tuple[int, int]]
@@ -64,8 +64,9 @@ def measure_fidelity(
     """Compare the proxy with the FM on one batch; neither model changes, and no random number is drawn.
 
     Args:
-        fm, proxy: models with the same adapter in them; return `.logits` of shape (B, classes).
-        batch: inputs of both, with `labels`, (B,) int64, and `attention_mask`, (B, T), where there is padding.
+        fm, proxy: models with the same adapter in them; given labels, they return `.loss`, a mean over the targets.
+        batch: inputs of both, with `labels`, (B,) or for tokens (B, T), and where there is padding `attention_mask`,
+            (B, T).
         server: device; its precision is for other work, this is never mixed.
         batch_size: examples per forward and backward pass, which bounds the memory and changes no result; None: all.
         layers: pairs to compare, shallowest first; None: every layer of two models of the same depth.
@@ -114,15 +115,12 @@ class _Side:
 
     def visit(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Add the examples' gradients and return each layer's hidden states at real tokens, (tokens, H)."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
         with torch.enable_grad(), layer_outputs(self._layers) as outputs:
-            logits = self._model(**inputs).logits.float()
-            # not the model's own loss, which would note the kind of problem in the model's config
-            loss = cross_entropy(logits, batch["labels"], reduction="sum")
+            loss = self._model(**batch).loss * num_targets(batch["labels"])
             gradients = torch.autograd.grad(loss, self._tensors)
         for total, gradient in zip(self._sums, gradients, strict=True):
             total += gradient
-        mask = inputs.get("attention_mask")
+        mask = batch.get("attention_mask")
         real = slice(None) if mask is None else mask.bool()
         return [outputs[position].detach()[real].float() for position in range(len(self._layers))]
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedpft.metrics import Goal
+
 METRIC_NAMES = {
     "fm": "server/fm",
     "sub_fm": "server/sub_fm",
@@ -17,11 +19,10 @@ METRIC_NAMES = {
 }
 """Key of a round record -> name in W&B. Other keys keep their section (`comm/bytes_up`) or go to `server/`."""
 
-METRICS = (
+WANDB_METRICS = (
     ("server/*", "round", None),
-    ("server/fm", "round", "max"),
-    ("server/sub_fm", "round", "max"),
     ("server/train_loss", "round", "min"),
+    ("metrics/*", "round", None),
     ("clients/*", "round", None),
     ("comm/*", "round", None),
     ("time/*", "round", None),
@@ -32,6 +33,11 @@ METRICS = (
     ("align/*", "align/step", None),
 )
 """Name in W&B, the metric on its x axis, and what the run's summary keeps (None: the last value)."""
+
+
+def wandb_definitions(goal: Goal) -> tuple[tuple[str, str, str | None], ...]:
+    """Return `WANDB_METRICS`, and the task's primary metric, whose summary keeps what is best."""
+    return (*WANDB_METRICS, ("server/fm", "round", goal), ("server/sub_fm", "round", goal))
 
 
 def wandb_metrics(record: Mapping[str, Any]) -> dict[str, float]:

@@ -10,30 +10,21 @@ come from the checkpoint, and the rounds that are left follow.
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from fedpft.align.public import PublicData
 from fedpft.checkpoint import FOLDER, Checkpoints, RunCheckpoint
-from fedpft.config import Config, dump_config, reported_name
-from fedpft.data.datamodule import FederatedData
-from fedpft.data.digest import public_identity
-from fedpft.evaluate import METRIC
-from fedpft.federated.driver import Driver, ServerState
-from fedpft.federated.evaluation import Evaluation
+from fedpft.config import Config, dump_config
 from fedpft.federated.observer import RunObserver, SilentObserver
-from fedpft.federated.package import client_package, local_settings
+from fedpft.federated.package import local_settings
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
 from fedpft.inputs import load_data, load_fm
-from fedpft.methods import METHODS
-from fedpft.models.costs import costs
-from fedpft.models.lora import AdaptedModel, get_adapter, save_adapter, without_adapter
+from fedpft.metrics import METRICS
+from fedpft.models.lora import save_adapter, without_adapter
 from fedpft.output import (
     check_claimable,
     check_writable,
@@ -45,7 +36,8 @@ from fedpft.output import (
 )
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
-from fedpft.tracking import Tracker, check_tracking, make_trackers
+from fedpft.tracking import check_tracking, make_trackers
+from fedpft.tuning import tune
 
 
 @dataclass(frozen=True)
@@ -56,16 +48,6 @@ class RunResult:
     """The content of result.json."""
     locations: Mapping[str, Path | str]
     """What -> where it was written."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What tuning gives, before it is written."""
-
-    result: dict[str, Any]
-    tuned_fm: AdaptedModel
-    sub_fm: AdaptedModel
-    """The tuned FM itself where clients tuned that."""
 
 
 def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoint | None = None) -> RunResult:
@@ -91,6 +73,8 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config)
     try:
+        if pool.dashboard:
+            observer.note(f"dashboard  {pool.dashboard}")
         own_fm = output_dir / "fm" if config.fm.pretrain.num_epochs else None  # nobody else has this FM
         fm = load_fm(config, data, observer, own_fm if saved else None)
         past: list[dict[str, Any]] = []
@@ -100,7 +84,8 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             past = cut_rounds(output_dir, saved.rounds_done)
         (output_dir / "config.yaml").write_text(dump_config(config))
         run_id = saved.run_id if saved else secrets.token_hex(4)
-        tracker = make_trackers(config, output_dir, run_id)
+        more = pool.trackers(f"{config.name}-{run_id}")
+        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)
         curves = Curves(observer, tracker, saved.align_steps if saved else 0, past)
         checkpoints = Checkpoints(output_dir / FOLDER, config.checkpoint.interval)
 
@@ -120,6 +105,8 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
         try:
             if own_fm and saved is None:
                 fm.save_pretrained(own_fm)
+                if data.tokenizer is not None:
+                    data.tokenizer.save_pretrained(own_fm)
             outcome = tune(config, fm, data, pool, tracker, curves, saved=saved, keep=keep)
             checkpoints.flush()
             observer.stage("write results")
@@ -151,94 +138,6 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
     return RunResult(result, {"config": output_dir / "config.yaml", **tracker.locations, **files})
 
 
-def tune(
-    config: Config,
-    fm: PreTrainedModel,
-    data: FederatedData,
-    pool: ClientPool,
-    tracker: Tracker,
-    observer: RunObserver,
-    *,
-    saved: RunCheckpoint | None = None,
-    keep: Callable[[RunCheckpoint], None] = lambda checkpoint: None,
-) -> Outcome:
-    """Build the proxy, run all rounds, evaluate: from an untuned FM to a tuned one; only the tracker and `keep` write.
-
-    Args:
-        config: the run's.
-        fm: plain; gets an adapter.
-        data: of clients and server.
-        pool: plays the clients.
-        tracker: takes the numbers.
-        observer: hears what happens.
-        saved: the state to go on from; None: from the beginning.
-        keep: called with the state before the first round and after every round.
-
-    """
-    method = METHODS[config.method.name](fm, public_data(data), config, observer)
-    proxy = method.build_proxy(saved.proxy() if saved else None)
-
-    evaluation = Evaluation(method, proxy, data, config, observer)
-    construction = saved.extra["construction"] if saved else dict(proxy.construction)
-    start = time.perf_counter()  # of the rounds, once they begin
-
-    def checkpoint(state: ServerState) -> None:
-        server = {name: value for name, value in vars(state).items() if name != "adapter"}
-        extra = {
-            "construction": construction,
-            "fidelity_seconds": evaluation.fidelity_seconds,
-            "rounds_seconds": time.perf_counter() - start,
-        }
-        tensors = method.saved_proxy
-        keep(RunCheckpoint(server=server, adapter=state.adapter, proxy=tensors, untuned=untuned, extra=extra))
-
-    if saved:
-        state, untuned = ServerState(adapter=saved.adapter, **saved.server), saved.untuned
-        evaluation.fidelity_seconds = saved.extra["fidelity_seconds"]
-    else:
-        state = ServerState(rounds_done=0, adapter=get_adapter(proxy.model))
-        untuned = {"round": 0, **evaluation.untuned(state.adapter)}
-        tracker.log_round(untuned)
-        checkpoint(state)
-    observer.run_started(untuned)
-    observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
-    pool.broadcast(client_package(config, proxy, data))
-    start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
-    driver = Driver(
-        config=config.federated,
-        seed=config.seed,
-        client_sizes=data.partition.sizes,
-        num_neurons=proxy.num_neurons,
-        method=method,
-        pool=pool,
-        evaluate=evaluation,
-        evaluation_interval=config.evaluation.interval,
-        tracker=tracker,
-        observer=observer,
-        checkpoint=checkpoint,
-    )
-    final = driver.run(state)
-    accuracies = {"sub_fm": final.last_evaluation["fm"], **final.last_evaluation}  # the FM's own if it is the proxy
-    result = {
-        "name": config.name,
-        "seed": config.seed,
-        "method": reported_name(config.method, config.align),
-        "metric": METRIC,
-        "untuned_fm": untuned["fm"],
-        **{name: accuracies[name] for name in ("fm", "sub_fm")},
-        **evaluation.summary(untuned, final.last_evaluation),
-        "best": dict(final.best),
-        "rounds": final.rounds_done,
-        "construction": construction,
-        "rounds_seconds": time.perf_counter() - start,
-        **costs(fm, proxy.model),
-        "label_names": list(data.label_names),
-        "num_eval_examples": len(data.evaluation),
-        "actors": pool.num_actors,
-    }
-    return Outcome(result, method.plug_in(final.adapter), method.proxy_with(final.adapter))
-
-
 def make_pool(config: Config) -> ClientPool:
     """Return the pool that the config asks for; Ray is imported only when it is used."""
     if config.pool.kind == "sequential":
@@ -258,9 +157,3 @@ def run_environment(config: Config) -> dict[str, Any]:
     """Return on what the last bits of the run's numbers depend besides the config."""
     threads = config.server.num_threads or torch.get_num_threads()
     return machine() | {"driver threads": threads, "clients' accelerator": local_settings(config).accelerator}
-
-
-def public_data(data: FederatedData) -> PublicData:
-    """Return what alignments read."""
-    identity = partial(public_identity, data.public, data.collate)
-    return PublicData(dataset=data.public, collate=data.collate, identity=identity)

@@ -10,17 +10,23 @@ from fedpft.models.ffn import ffn_location
 from fedpft.models.lora import AdaptedModel, adapter_layout, set_adapter
 
 
-def plug_in(fm: AdaptedModel, adapter: np.ndarray) -> AdaptedModel:
+def plug_in(fm: AdaptedModel, adapter: np.ndarray, order: np.ndarray | None = None) -> AdaptedModel:
     """Set the FM's own LoRA and head tensors to the adapter's values and return the FM.
 
     Setting twice is setting once: the FM's weights outside the adapter never change.
 
     Args:
         fm: the FM with an attached adapter.
-        adapter: (P,) float32 in the FM's adapter layout.
+        adapter: (P,) float32 in the proxy's adapter layout.
+        order: (P,) int64 of :func:`adapter_order`; None: the FM's layout is the same.
+
+    Raises:
+        ValueError: an adapter of another length.
 
     """
-    set_adapter(fm, adapter)
+    if order is not None and adapter.shape != order.shape:
+        raise ValueError(f"adapter: found shape {adapter.shape}, allowed: {order.shape} as laid out by the proxy")
+    set_adapter(fm, adapter if order is None else adapter[order])
     return fm
 
 

@@ -21,7 +21,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedpft.config import Config, ConfigError, TrackingConfig
-from fedpft.metric_names import METRICS, wandb_metrics
+from fedpft.metric_names import wandb_definitions, wandb_metrics
+from fedpft.metrics import Goal
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -138,7 +139,7 @@ class WandbTracker:
 
     """
 
-    def __init__(self, config: Config, output_dir: Path, run_id: str | None = None) -> None:
+    def __init__(self, config: Config, output_dir: Path, run_id: str | None = None, goal: Goal = "max") -> None:
         import wandb  # here, so that a run without W&B does not pay for it
 
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -171,8 +172,8 @@ class WandbTracker:
             )
         except wandb.Error as error:
             raise _refusal(tracking, error) from None
-        for name, step, goal in METRICS:
-            self._run.define_metric(name, step_metric=step, summary=goal)
+        for name, step, summary in wandb_definitions(goal):
+            self._run.define_metric(name, step_metric=step, summary=summary)
         self._name = re.sub(r"[^\w.-]+", "-", config.name)
         self._table = wandb.Table(columns=["round", *CLIENT_COLUMNS], log_mode="INCREMENTAL")
 
@@ -271,10 +272,13 @@ class TrackerGroup:
             tracker.fail()
 
 
-def make_trackers(config: Config, output_dir: Path, run_id: str | None = None) -> Tracker:
-    """Return the trackers that `config.tracking` asks for, as one; W&B first, it may refuse.
+def make_trackers(
+    config: Config, output_dir: Path, run_id: str | None = None, goal: Goal = "max", more: Sequence[Tracker] = ()
+) -> Tracker:
+    """Return the trackers that `config.tracking` asks for, and `more`, as one; W&B first, it may refuse.
 
-    A W&B run of this id is continued if there is one; without an id it is a new one.
+    A W&B run of this id is continued if there is one; without an id it is a new one. `goal`: which way the task's
+    primary metric is better.
     """
-    online = [] if config.tracking.wandb == "disabled" else [WandbTracker(config, output_dir, run_id)]
-    return TrackerGroup([JsonlTracker(output_dir), *online])
+    online = [] if config.tracking.wandb == "disabled" else [WandbTracker(config, output_dir, run_id, goal)]
+    return TrackerGroup([JsonlTracker(output_dir), *online, *more])

@@ -30,10 +30,11 @@ from fedpft.federated.observer import SilentObserver
 from fedpft.federated.package import local_settings
 from fedpft.inputs import load_fm_and_data
 from fedpft.models.lora import adapter_layout
-from fedpft.pipeline import make_pool, tune
+from fedpft.pipeline import make_pool
 from fedpft.planning import planned_actors
 from fedpft.tracking import TrackerGroup
 from fedpft.trainer import SilentProgress
+from fedpft.tuning import tune
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -229,7 +230,7 @@ def _trace(
         outcome = tune(config, copy.deepcopy(fm), data, pool, *silent, saved=saved, keep=record)
     finally:
         pool.close()
-    layout = adapter_layout(outcome.tuned_fm)
+    layout = adapter_layout(outcome.sub_fm)
     ends = np.cumsum([int(np.prod(shape)) for _, shape in layout])[:-1]
     names = [name for name, _ in layout]
     named = {i: dict(zip(names, np.split(adapter, ends), strict=True)) for i, adapter in adapters.items()}

@@ -6,7 +6,8 @@
 #   start_on_premise.sh stop [WORKER...]
 #
 # Settings, from the environment:
-#   RAY_AUTH_MODE    "token": only holders of a secret may join; generated if missing, copied to the workers
+#   RAY_AUTH_MODE    "token": only holders of a secret may join; generated if missing, copied to the workers (default);
+#                    "disabled": whoever reaches the ports may run code
 #   RAY_BIN          path of ray, the same on every node    (default: .venv/bin/ray of this repository)
 #   RAY_HEAD_PORT    port of the head                       (default: 6379)
 #   RAY_HEAD_ARGS    more options of `ray start`, head      (e.g. "--num-cpus 4": leave cores to the driver)
@@ -18,7 +19,8 @@ ray=${RAY_BIN:-$root/.venv/bin/ray}
 port=${RAY_HEAD_PORT:-6379}
 read -ra head_args <<<"${RAY_HEAD_ARGS:-}"
 worker_args=${RAY_WORKER_ARGS:-}
-auth=${RAY_AUTH_MODE:-disabled}
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+export PATH=${ray%/*}:$PATH # submitted runs find the same python by name
 
 usage() {
     sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
@@ -33,25 +35,25 @@ on_worker() { # on_worker WORKER COMMAND: passes stdin on; never asks for a pass
 }
 
 start_worker() { # start_worker WORKER HEAD_IP
-    if [[ $auth == token ]]; then
+    if [[ $RAY_AUTH_MODE == token ]]; then
         "$ray" get-auth-token 2>/dev/null |
             on_worker "$1" 'umask 077 && mkdir -p ~/.ray && cat >~/.ray/auth_token' || return 1
     fi
-    on_worker "$1" "RAY_AUTH_MODE=$auth '$ray' start --address '$2:$port' --disable-usage-stats $worker_args" </dev/null
+    on_worker "$1" "PATH='${ray%/*}':\$PATH RAY_AUTH_MODE=$RAY_AUTH_MODE '$ray' start --address '$2:$port' --disable-usage-stats $worker_args" </dev/null
 }
 
 start() {
     [[ $# -ge 1 ]] || usage
     local head_ip=$1 failed=0 worker
     shift
-    [[ $auth != token ]] || (umask 077 && "$ray" get-auth-token --generate) >/dev/null 2>&1
+    [[ $RAY_AUTH_MODE != token ]] || (umask 077 && "$ray" get-auth-token --generate) >/dev/null 2>&1
     "$ray" start --head --node-ip-address "$head_ip" --port "$port" --dashboard-host 127.0.0.1 \
         --disable-usage-stats "${head_args[@]}" >/dev/null
     echo "head    $head_ip:$port"
     for worker in "$@"; do
         if start_worker "$worker" "$head_ip"; then echo "worker  $worker"; else failed=1; fi
     done
-    echo "now: fedpft run CONFIG pool.address=auto"
+    echo "now: export RAY_AUTH_MODE=$RAY_AUTH_MODE; fedpft submit CONFIG, or fedpft run CONFIG --address auto"
     return "$failed"
 }
 

@@ -1,6 +1,8 @@
 """Tiny random models of every family, for tests that take milliseconds."""
 
 import csv
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import datasets
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn.functional import gelu, relu, silu
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -21,7 +25,10 @@ from fedpft.data.collate import TextCollator
 from fedpft.data.partition import Partition
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import LocalSettings
+from fedpft.models.ffn import FFN_LOCATIONS
+from fedpft.models.loading import Modality
 from fedpft.models.lora import AdaptedModel, attach_lora
+from fedpft.models.tokenizer import train_tokenizer
 from fedpft.models.weights import pack_model
 
 _COMMON = {
@@ -31,39 +38,95 @@ _COMMON = {
     "intermediate_size": 24,
     "vocab_size": 40,
 }
+_IMAGE = {k: v for k, v in _COMMON.items() if k != "vocab_size"} | {"image_size": 8, "patch_size": 4}
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "bert": _COMMON | {"max_position_embeddings": 40},
     "roberta": _COMMON | _SPECIAL | {"max_position_embeddings": 40},
+    "electra": _COMMON | {"embedding_size": 24, "max_position_embeddings": 40},
+    "deberta-v2": _COMMON | {
+        "max_position_embeddings": 40, "type_vocab_size": 0, "position_biased_input": False, "relative_attention": True,
+        "position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
+    },
     "distilbert": {
         "dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "vocab_size": 40, "max_position_embeddings": 40,
     },
-    "vit": {k: v for k, v in _COMMON.items() if k != "vocab_size"} | {"image_size": 8, "patch_size": 4},
+    "vit": _IMAGE,
+    "deit": _IMAGE,
     "gpt2": _SPECIAL | {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_inner": 24, "vocab_size": 40, "n_positions": 40},
+    "opt": _SPECIAL | {
+        "hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "ffn_dim": 24,
+        "vocab_size": 40, "max_position_embeddings": 40, "init_std": 0.5,  # every ReLU fires somewhere
+    },
     "llama": _COMMON | _SPECIAL | {"num_key_value_heads": 2},
+    "mistral": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "sliding_window": None},
     "qwen2": _COMMON | _SPECIAL | {"num_key_value_heads": 2},
+    "qwen3": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "head_dim": 8},
+    "gemma": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "head_dim": 8},
 }  # fmt: skip
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 8}
+"""How the 350M model differs from all other OPTs: post-LN, and embeddings narrower than its layers."""
+
+DEBERTA_V2_XLARGE = {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False}
+"""How the v2 models differ from v3: a convolution after the first layer, and positions with their own projections."""
+
 FAMILIES = sorted(TINY_CONFIGS)
+ONE_FAMILY_PER_ROW = sorted({FFN_LOCATIONS[family]: family for family in reversed(FFN_LOCATIONS)}.values())
+"""For slow tests of what depends on a family through its FFNs alone."""
+
+IMAGE_FAMILIES = ["deit", "vit"]
+TEXT_FAMILIES = [family for family in FAMILIES if family not in IMAGE_FAMILIES]
+POST_NORM_FAMILIES = ["bert", "deberta-v2", "distilbert", "electra", "roberta"]
+GATED_FAMILIES = ["gemma", "llama", "mistral", "qwen2", "qwen3"]
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    **dict.fromkeys(["bert", "deberta-v2", "deit", "distilbert", "electra", "roberta", "vit"], gelu),
+    **dict.fromkeys(["gemma", "gpt2"], partial(gelu, approximate="tanh")),
+    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3"], silu),
+    "opt": relu,
+}
+"""The activation function of each family's own models, from PyTorch."""
 
 
-def tiny_fm(model_type: str, *, num_labels: int = 3, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """Return a random model in eval mode whose every parameter, biases and norms included, is non-trivial."""
-    config = AutoConfig.for_model(model_type, num_labels=num_labels, **(TINY_CONFIGS[model_type] | overrides))
-    auto = AutoModelForImageClassification if model_type == "vit" else AutoModelForSequenceClassification
+def modality_of(model_type: str) -> Modality:
+    """Return what a family's models take."""
+    return "image" if model_type in IMAGE_FAMILIES else "text"
+
+
+def auto_model(model_type: str) -> Any:
+    """Return the transformers class that opens a family's classifiers."""
+    return AutoModelForImageClassification if model_type in IMAGE_FAMILIES else AutoModelForSequenceClassification
+
+
+def tiny_fm(
+    model_type: str, *, num_labels: int = 3, seed: int = 0, auto: Any = None, **overrides: Any
+) -> PreTrainedModel:
+    """Return a random model in eval mode whose every parameter, biases and norms included, is non-trivial.
+
+    `auto` is the class that gives it its head; None: a classifier's.
+    """
+    fields = TINY_CONFIGS[model_type] | {"problem_type": "single_label_classification"} | overrides
+    config = AutoConfig.for_model(model_type, num_labels=num_labels, architectures=[], **fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = auto.from_config(config)
+        model = (auto or auto_model(model_type)).from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
 
+def tiny_lm(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """Return a random decoder with its language model's head; LLaMA's two heads share one key and value."""
+    shared = {"num_key_value_heads": 1} if model_type == "llama" else {}
+    return tiny_fm(model_type, seed=seed, auto=AutoModelForCausalLM, **(shared | overrides))
+
+
 def tiny_batch(model_type: str, *, batch_size: int = 4, num_tokens: int = 7, seed: int = 1) -> dict[str, torch.Tensor]:
     """Return inputs of `tiny_fm(model_type)`; texts are right-padded to different lengths."""
     generator = torch.Generator().manual_seed(seed)
-    if model_type == "vit":
+    if model_type in IMAGE_FAMILIES:
         return {"pixel_values": torch.randn(batch_size, 3, 8, 8, generator=generator)}
     lengths = torch.randint(3, num_tokens + 1, (batch_size, 1), generator=generator)
     lengths[0] = num_tokens
@@ -90,6 +153,23 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+    )
+
+
+def tiny_causal_tokenizer(*, has_bos: bool = True) -> PreTrainedTokenizerFast:
+    """Return a decoder's tokenizer of 36 words: texts begin with `<s>` (1) if it has one, `</s>` (2) pads as well."""
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "<other>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if has_bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
     )
 
 
@@ -136,9 +216,9 @@ def tiny_package(
     )
 
 
-def tiny_text_run(folder: Path) -> list[str]:
+def tiny_text_run(folder: Path, model_type: str = "bert") -> list[str]:
     """Write an FM, a task and a corpus into `folder`; return the `key=value` settings of a run of seconds on them."""
-    tiny_fm("bert").save_pretrained(folder / "fm")
+    tiny_fm(model_type).save_pretrained(folder / "fm")
     tiny_tokenizer().save_pretrained(folder / "fm")
     for name, seed, num_texts in (("task/train", 0, 48), ("task/validation", 1, 40), ("public/train", 2, 60)):
         texts, labels = tiny_texts(num_texts, seed=seed)
@@ -150,6 +230,33 @@ def tiny_text_run(folder: Path) -> list[str]:
         f"fm.path={folder / 'fm'}",
         "fm.max_length=32",
         f"task={{name: custom, path: {folder / 'task'}, text_columns: [text], label_column: label}}",
+        f"public={{name: custom, path: {folder / 'public'}, text_column: text, chunk_length: 10}}",
+        f"output_dir={folder / 'out'}",
+        *TINY_RUN,
+    ]
+
+
+def tiny_causal_run(folder: Path, model_type: str = "llama", **task: str) -> list[str]:
+    """Write a decoder, instruction data and a corpus into `folder`; return the settings of a run of seconds on them.
+
+    The answer to a question is its words in reverse; each row has a `topic`, one of two.
+    """
+    tiny_lm(model_type, vocab_size=300).save_pretrained(folder / "fm")
+    # of bytes: transformers reads what lies beside a Qwen as one of its own kind, which knows no words
+    train_tokenizer(tiny_texts(60)[0], 300).save_pretrained(folder / "fm")
+    for name, seed, num_texts in (("task/train", 0, 48), ("task/validation", 1, 40), ("public/train", 2, 60)):
+        texts, topics = tiny_texts(num_texts, seed=seed)
+        file = folder / f"{name}.csv"
+        file.parent.mkdir(exist_ok=True)
+        answers = [" ".join(reversed(text.split())) for text in texts]
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows([("text", "answer", "topic"), *zip(texts, answers, topics, strict=True)])
+    described = {"prompt_column": "text", "response_column": "answer"} | task
+    columns = ", ".join(f"{key}: {value}" for key, value in described.items())
+    return [
+        f"fm.path={folder / 'fm'}",
+        "fm.max_length=40",
+        f"task={{name: custom, kind: causal_lm, path: {folder / 'task'}, {columns}}}",
         f"public={{name: custom, path: {folder / 'public'}, text_column: text, chunk_length: 10}}",
         f"output_dir={folder / 'out'}",
         *TINY_RUN,

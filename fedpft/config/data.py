@@ -1,9 +1,12 @@
 """Settings of the FM and of the data: what the server and the clients own."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fedpft.config.checks import require, require_non_negative, require_positive
+
+TaskKind = Literal["classification", "regression", "causal_lm"]
+"""What labels are: one of some classes, a number, or the text's own next tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +44,32 @@ class TaskConfig:
     """The labelled data that the clients own, and the evaluation set."""
 
     name: str = "sst2"
-    """A row of `fedpft.data.tasks.TASKS`, or `custom` (then `path`, the columns and `label_column` describe it)."""
+    """A row of `TASKS` in fedpft/data/task_table.py, or `custom` (then `path` and the columns describe it)."""
+    kind: TaskKind | None = None
+    """null: the table row's; `classification` for a custom task."""
     path: str | None = None
     """Hub id, or a folder with `train.*` and `validation.*` files (parquet, csv, json) or an image folder."""
     text_columns: tuple[str, ...] = ()
     """One column, or two for sentence pairs; empty: those of the table row."""
     image_column: str | None = None
     label_column: str | None = None
+    """Of `causal_lm`, if given, a category for partitions by labels; models do not see it."""
+    prompt_column: str | None = None
+    """`causal_lm`: what stands before the response, with a line break; null: the table row's template, or no prompt."""
+    response_column: str | None = None
+    """`causal_lm`: what is learned; without a prompt all of a text."""
+    prompt_template: str | None = None
+    """`causal_lm`: the prompt in words, with `{column}` where a column's value goes; a paragraph whose columns are all
+    empty is left out. null: the prompt column alone, or the table row's template."""
+    chat_template: bool = False
+    """`causal_lm`: put prompt (user) and response (assistant) into the tokenizer's own chat template."""
     train_split: str | None = None
     eval_split: str | None = None
+    eval_ratio: float | None = None
+    """Hold out this fraction of the training data to evaluate on, the same rows for every seed; null: the evaluation
+    split, or 0.1 of a data set of the table that has none."""
+    metrics: tuple[str, ...] = ()
+    """Names in `fedpft.metrics.METRICS`, the primary one first; empty: the table row's, or those usual for the kind."""
     max_train_examples: int | None = None
     """Use a random subset of the training data; None: all."""
     max_eval_examples: int | None = None
@@ -58,8 +78,15 @@ class TaskConfig:
         for name in ("max_train_examples", "max_eval_examples"):
             value = getattr(self, name)
             require(value is None or value > 0, f"task.{name}", value, "null or an integer > 0")
+        ratio = self.eval_ratio
+        require(ratio is None or 0 < ratio < 1, "task.eval_ratio", ratio, "null or a fraction in (0, 1)")
+        require(ratio is None or self.eval_split is None, "task.eval_ratio", ratio, "null beside task.eval_split")
         if self.name == "custom":
             require(self.path is not None, "task.path", self.path, "a hub id or folder, because task.name is custom")
+        if self.name == "custom" and self.kind == "causal_lm":
+            allowed = "a column of texts, because task.kind is causal_lm"
+            require(self.response_column is not None, "task.response_column", None, allowed)
+        elif self.name == "custom":
             has_input = bool(self.text_columns) != bool(self.image_column)
             found = [*self.text_columns, self.image_column]
             require(
@@ -73,17 +100,22 @@ class PublicConfig:
     """Unlabelled public data on which the server aligns the sub-FM with the FM."""
 
     name: str = "wikitext"
-    """A row of `fedpft.data.public.CORPORA`, or `custom` (then `path` and a column describe it)."""
+    """A row of `fedpft.data.public.CORPORA`, or `custom` (then `path` and a column describe it); several texts
+    joined by `+` are mixed in equal parts."""
     path: str | None = None
-    """Hub id, folder or file instead of the row's own."""
+    """Hub id, folder or file instead of the row's own; for several names as many, joined by `+`."""
     text_column: str | None = None
     image_column: str | None = None
     chunk_length: int = 128
     """Text: tokens per chunk, special tokens included."""
     max_examples: int | None = None
-    """Chunks or images used; None: all."""
+    """Chunks or images used, drawn by the seed; None: all, of a corpus that can be read whole."""
 
     def __post_init__(self) -> None:
         require(self.chunk_length >= 8, "public.chunk_length", self.chunk_length, "an integer >= 8")
         ok = self.max_examples is None or self.max_examples > 0
         require(ok, "public.max_examples", self.max_examples, "null or an integer > 0")
+        num_names = self.name.count("+") + 1
+        if num_names > 1 and self.path is not None:
+            allowed = f"{num_names} paths joined by +, as in public.name"
+            require(self.path.count("+") + 1 == num_names, "public.path", self.path, allowed)

@@ -104,13 +104,13 @@ class PoolConfig:
     kind: Literal["ray", "sequential"] = "ray"
     """`ray`: actors; `sequential`: in the driver's process, one by one; the same result on the same kind of device."""
     actors: Union[int, str] = "auto"  # noqa: UP007 - OmegaConf reads this form
-    """`auto`: as many as fit; `per_client`: one for each sampled client; or a number."""
+    """`auto`: as many as fit into what is free; `per_client`: one for each sampled client; or a number."""
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     threads_per_client: int = 1
     """Torch threads while a client trains; part of the numerics, so equal for every pool."""
     address: str | None = None
-    """Ray cluster: null starts one on this machine, `auto` joins the running one, or `ray://host:port`."""
+    """Ray cluster: null starts one on this machine; `auto`, or the head's `host:port`, joins the one it is in."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Lightning precision of local training (no float16: its gradient scaler would carry over between clients)."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -120,7 +120,8 @@ class PoolConfig:
     client_timeout_seconds: float | None = None
     """A client that trains for longer counts as failed (`ray` only); null: no limit."""
     start_timeout_seconds: float = 300.0
-    """Limit for an actor to start, or to take over proxy and data; the pool then goes on with fewer actors."""
+    """Limit for an actor to start, or to take over proxy and data; the pool then goes on with fewer actors. Also for
+    the wait until others on the cluster have left room for the actors; the run then ends."""
     max_actor_memory_gigabytes: float | None = None
     """Replace an actor by a fresh one when its resident memory is above this (10^9 bytes) after a client."""
 
@@ -131,5 +132,8 @@ class PoolConfig:
         whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
         require(whole, "pool.gpus_per_actor", self.gpus_per_actor, "a fraction up to 1, or a whole number")
         require_positive("pool", self, "cpus_per_actor", "threads_per_client", "start_timeout_seconds")
+        inside = self.address is None or "://" not in self.address
+        allowed = "null, auto or host:port; from outside a cluster: fedpft submit CONFIG --address http://HEAD:8265"
+        require(inside, "pool.address", self.address, allowed)
         require_non_negative("pool", self, "max_retries")
         require_positive_or_none("pool", self, "client_timeout_seconds", "max_actor_memory_gigabytes")

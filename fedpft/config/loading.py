@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ class _Composed(Config):
     parts: dict[str, str] = field(default_factory=dict)
 
 
+@cache
+def _defaults() -> DictConfig:
+    """Return all keys with types and defaults; made once, because that takes longer than all merging."""
+    return OmegaConf.structured(_Composed)
+
+
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Merge defaults, a YAML file, its parts and ``key=value`` overrides into a validated :class:`Config`.
 
@@ -42,7 +49,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             words |= take_words(layer)
         parts = [_read_part(part) for part in part_files(words, None if path is None else Path(path).parent)]
         layers = [*file, *parts, *command_line]
-        composed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_Composed), {KEY: words}, *layers))
+        composed = OmegaConf.to_object(OmegaConf.merge(_defaults(), {KEY: words}, *layers))
     except ConfigError:
         raise
     except Exception as error:  # OmegaConf's errors carry many lines; the user gets the first
@@ -97,7 +104,7 @@ def _read_part(file: Path) -> DictConfig:
     try:
         for section, word in take_words(part).items():
             raise ConfigError(f"{section}: found {word!r}, allowed: keys; a part names no other part")
-        OmegaConf.merge(OmegaConf.structured(Config), part)
+        OmegaConf.merge(_defaults(), part)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     except Exception as error:
@@ -125,7 +132,6 @@ def _one_line(error: Exception, path: str | Path | None, layers: Sequence[Any]) 
 
 def _key_at_fault(layers: Sequence[Any]) -> str:
     """Return the first key whose value alone cannot be set, or no number of 64 bits; for errors that name none."""
-    defaults = OmegaConf.structured(Config)
     for key in config_keys():
         for layer in layers:
             with suppress(OmegaConfBaseException):  # of a section that is none: has a message of its own
@@ -133,7 +139,7 @@ def _key_at_fault(layers: Sequence[Any]) -> str:
                 if value is _ABSENT:
                     continue
                 try:
-                    OmegaConf.merge(defaults, _nested(key, value))
+                    OmegaConf.merge(_defaults(), _nested(key, value))
                 except Exception:
                     return key
                 if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:

@@ -1,10 +1,10 @@
-"""Parts of a config: a word in place of a section, `fm: roberta` or `fm=roberta`, names `fm/roberta.yaml` beside the file.
+"""Parts of a config: a word in place of a section, `fm: roberta` or `fm=roberta`, names a file `fm/roberta.yaml`.
 
     defaults < the file's own keys < its parts, in the order of the sections of `Config` < keys of the command line
 
-A part may set keys of every section (a vision FM brings its public images) but names no other part. Words of the command
-line replace the file's, section by section. A file with a word and keys for one section writes the words as
-`parts: {fm: roberta}`; its `name` may tell them: `${parts.fm}`.
+Parts stand in folders beside the config file. A part may set keys of every section (a vision FM brings its public
+images) but names no other part. Words of the command line replace the file's, section by section. A file with both a
+word and keys for a section writes the words as `parts: {fm: roberta}`. Its `name` may tell them: `${parts.fm}`.
 """
 
 import difflib
@@ -30,7 +30,8 @@ def take_words(layer: DictConfig) -> dict[str, str]:
         ConfigError: `parts` holds anything but words for sections.
 
     """
-    short = {section: layer.pop(section) for section in SECTIONS if _is_word(layer.get(section))}
+    plain = [section for section in SECTIONS if not OmegaConf.is_interpolation(layer, section)]
+    short = {section: layer.pop(section) for section in plain if _is_word(layer.get(section))}
     written = layer.pop(KEY, OmegaConf.create())
     require(isinstance(written, DictConfig), KEY, written, "sections and words such as `{fm: bert}`")
     for section, word in written.items():

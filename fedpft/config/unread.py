@@ -23,11 +23,12 @@ UNREAD = {
 """`method.name` -> keys (patterns) that do nothing then."""
 
 
+def is_read(key: str, method: str) -> bool:
+    """Whether a method reads a setting, by its dotted key."""
+    return not any(fnmatch(key, pattern) for pattern in UNREAD[method])
+
+
 def unread_settings(config: "Config", method: str) -> list[str]:
     """Return the keys that are not at their default and that the method does not read."""
     defaults, found = flat_settings(asdict(type(config)())), flat_settings(asdict(config))
-    return [
-        key
-        for key, value in found.items()
-        if value != defaults.get(key) and any(fnmatch(key, pattern) for pattern in UNREAD[method])
-    ]
+    return [key for key, value in found.items() if value != defaults.get(key) and not is_read(key, method)]

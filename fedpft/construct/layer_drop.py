@@ -100,6 +100,7 @@ def drop_layers(fm: PreTrainedModel, layer_map: LayerMap) -> PreTrainedModel:
     layers = attrgetter(ffn_location(fm).layers)(find_backbone(fm))
     memo: dict[int, object] = {}  # one for both copies, so that what the layers share with the model stays shared
     kept = nn.ModuleList(copy.deepcopy(layers[index], memo) for index in layer_map.kept)
+    kept.training = layers.training
     memo[id(layers)] = kept  # the other layers are never copied
     proxy = copy.deepcopy(fm, memo)
     for index, layer in enumerate(kept):

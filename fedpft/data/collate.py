@@ -11,10 +11,12 @@ import datasets
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from fedpft.config import ConfigError
-from fedpft.data.columns import IMAGE, LABEL
+from fedpft.data.columns import IMAGE, LABEL, PROMPT_LENGTH
+from fedpft.token_metrics import IGNORED
 
 MODEL_INPUTS = ("input_ids", "token_type_ids", LABEL)
 
@@ -46,6 +48,37 @@ class TextCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad to the longest row of this batch."""
         return dict(self._pad([{name: row[name] for name in MODEL_INPUTS if name in row} for row in rows]))
+
+
+class CausalCollator:
+    """Tokenised rows -> `input_ids`, `attention_mask` and, if rows have `prompt_length`, `labels`: (B, T) int64.
+
+    Padding is on the right and known by the mask alone, so that the padding token may be the end-of-text token. Labels
+    are the inputs, -100 at prompts and padding; models shift them themselves.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        """`pad_token_id`: any token; no model reads it."""
+        self._pad_token_id = pad_token_id
+
+    def settings(self) -> dict[str, Any]:
+        """How it pads."""
+        return {"padding_side": "right", "pad_token_id": self._pad_token_id}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad to the longest row of this batch."""
+        texts = [torch.tensor(row["input_ids"]) for row in rows]
+        batch = {
+            "input_ids": pad_sequence(texts, batch_first=True, padding_value=self._pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(text) for text in texts], batch_first=True),
+        }
+        if PROMPT_LENGTH in rows[0]:
+            targets = [
+                torch.where(torch.arange(len(text)) < row[PROMPT_LENGTH], IGNORED, text)
+                for text, row in zip(texts, rows, strict=True)
+            ]
+            batch["labels"] = pad_sequence(targets, batch_first=True, padding_value=IGNORED)
+        return batch
 
 
 class ImageCollator:

@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from fedpft.data.sources import fail
 
 TEXT, TEXT_PAIR, IMAGE, LABEL = "text", "text_pair", "image", "label"
+PROMPT, RESPONSE, PROMPT_LENGTH = "prompt", "response", "prompt_length"
+"""Of instruction data, see `fedpft.data.instructions`."""
 
 MAX_NUMBERED_LABELS = 100_000
 """Integers from here on are ids of something, not classes; numbered classes get a head and a name each."""
@@ -81,12 +83,40 @@ def normalise_labels(
                 fail(key, found, f"0..{len(names) - 1}, the labels of the training data")
         codes = [v.cast(pa.int64()).to_numpy(zero_copy_only=False) for v in values]
     else:
-        fail(key, f"column {column} of type {values[0].type}", "integers or strings")
-    labelled = [
-        s.remove_columns([n for n in s.column_names if n in (column, LABEL)]).add_column(LABEL, c)
-        for s, c in zip(splits, codes, strict=True)
-    ]
-    return labelled, tuple(names)
+        allowed = "integers or strings, or task.kind=regression" if _are_numbers(values[0]) else "integers or strings"
+        fail(key, f"column {column} of type {values[0].type}", allowed)
+    return [_with_labels(s, column, c) for s, c in zip(splits, codes, strict=True)], tuple(names)
+
+
+def normalise_numbers(
+    splits: Sequence[datasets.Dataset], column: str, key: str
+) -> tuple[list[datasets.Dataset], tuple[str, ...]]:
+    """Replace `column` in every split by a float32 column `label`, and return the column's name as the label's.
+
+    Raises:
+        ConfigError: missing column, nulls, no numbers, or numbers that are not finite in float32.
+
+    """
+    labelled = []
+    for split in splits:
+        require_column(split, column, key)
+        values = split.data.column(column)
+        if not _are_numbers(values):
+            fail(key, f"column {column} of type {values.type}", "numbers, because task.kind is regression")
+        with np.errstate(over="ignore"):  # infinity is refused below
+            numbers = values.to_numpy().astype(np.float32)
+        if len(odd := np.flatnonzero(~np.isfinite(numbers))):
+            fail(key, f"{values[int(odd[0])].as_py()} in row {odd[0]} of column {column}", "finite numbers")
+        labelled.append(_with_labels(split, column, numbers))
+    return labelled, (column,)
+
+
+def _with_labels(dataset: datasets.Dataset, column: str, labels: np.ndarray) -> datasets.Dataset:
+    return dataset.remove_columns([n for n in dataset.column_names if n in (column, LABEL)]).add_column(LABEL, labels)
+
+
+def _are_numbers(values: pa.Array | pa.ChunkedArray) -> bool:
+    return pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)
 
 
 def _are_strings(values: pa.Array | pa.ChunkedArray) -> bool:

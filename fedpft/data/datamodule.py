@@ -6,15 +6,18 @@
 Images stay encoded, text stays unpadded; the collator does the rest batch by batch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from fedpft.config import Config, FederatedConfig
-from fedpft.data.collate import Collator, ImageCollator, TextCollator, rows
-from fedpft.data.columns import IMAGE, LABEL, TEXT, TEXT_PAIR, require_column
+from fedpft.config import Config, FederatedConfig, TaskKind
+from fedpft.data.collate import CausalCollator, Collator, ImageCollator, TextCollator, rows
+from fedpft.data.columns import IMAGE, LABEL, PROMPT_LENGTH, TEXT, TEXT_PAIR, require_column
+from fedpft.data.corpus import Corpus, text_blocks
+from fedpft.data.instructions import tokenise_instructions
 from fedpft.data.partition import Partition, make_partition
 from fedpft.data.sources import fail, subset
 from fedpft.data.tasks import Modality, TaskData
@@ -23,8 +26,7 @@ from fedpft.seeding import numpy_rng
 __all__ = ["Collator", "FederatedData", "ImageCollator", "TextCollator", "build_data", "partition_task", "rows"]
 
 TOKENISE_BATCH = 1000
-# Rows that stay neighbours when only part of a corpus is read: enough for continuous text, few enough to mix.
-BLOCK_ROWS = 64
+CAUSAL_COLUMNS = ("input_ids", PROMPT_LENGTH, LABEL)
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,18 @@ class FederatedData:
     collate: Collator
     label_names: tuple[str, ...]
     modality: Modality
+    kind: TaskKind = "classification"
+    metrics: tuple[str, ...] = ("accuracy",)
+    """The primary one first."""
+    other_evaluations: Mapping[str, datasets.Dataset] = field(default_factory=dict)
+    """Further evaluation sets by name."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The FM's; None: a model of images."""
 
 
 def build_data(
     task: TaskData,
-    corpus: datasets.Dataset,
+    corpus: Corpus,
     processor: PreTrainedTokenizerBase | BaseImageProcessor,
     config: Config,
 ) -> FederatedData:
@@ -55,38 +64,81 @@ def build_data(
 
     """
     _require_same_modality(task, corpus, processor)
-    if len(task.label_names) < 2:
+    if task.kind == "classification" and len(task.label_names) < 2:
         fail("task.label_column", f"{len(task.label_names)} label in the training data", "at least 2")
+    if task.kind == "causal_lm":
+        assert isinstance(processor, PreTrainedTokenizerBase), "of one modality"
+        task = _tokenised(task, processor, config)  # some examples have no room for a response: nobody owns them
     partition = partition_task(task, config.federated, config.seed)
     collate: Collator
+    splits = [task.train, task.evaluation, *task.other_evaluations.values()]
     if isinstance(processor, PreTrainedTokenizerBase):
-        train, evaluation = (tokenise(d, processor, config.fm.max_length) for d in (task.train, task.evaluation))
+        if task.kind == "causal_lm":
+            splits = [s.select_columns([n for n in CAUSAL_COLUMNS if n in s.column_names]) for s in splits]
+            collate = CausalCollator(processor.pad_token_id)
+        else:
+            splits = [tokenise(split, processor, config.fm.max_length) for split in splits]
+            collate = TextCollator(processor)
         rng = numpy_rng(config.seed, "public")
         public = chunk_corpus(corpus, processor, config.public.chunk_length, config.public.max_examples, rng)
-        collate = TextCollator(processor)
     else:
-        train, evaluation = (d.select_columns([IMAGE, LABEL]) for d in (task.train, task.evaluation))
+        splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
+        assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
         limit, public = config.public.max_examples, corpus
         if limit is not None and limit < len(corpus):
             public = subset(corpus, numpy_rng(config.seed, "public").permutation(len(corpus))[:limit])
         collate = ImageCollator(processor)
-    return FederatedData(train, evaluation, public, partition, collate, task.label_names, task.modality)
+    train, evaluation, *others = splits
+    return FederatedData(
+        train=train,
+        evaluation=evaluation,
+        public=public,
+        partition=partition,
+        collate=collate,
+        label_names=task.label_names,
+        modality=task.modality,
+        kind=task.kind,
+        metrics=task.metrics,
+        other_evaluations=dict(zip(task.other_evaluations, others, strict=True)),
+        tokenizer=processor if isinstance(processor, PreTrainedTokenizerBase) else None,
+    )
+
+
+def _tokenised(task: TaskData, tokenizer: PreTrainedTokenizerBase, config: Config) -> TaskData:
+    """Return instruction data in tokens, other columns as they are."""
+    prefix, _ = special_tokens(tokenizer)
+
+    def encode(split: str, dataset: datasets.Dataset) -> datasets.Dataset:
+        chat, length = config.task.chat_template, config.fm.max_length
+        return tokenise_instructions(dataset, tokenizer, length, prefix=prefix, chat=chat, split=split)
+
+    return replace(
+        task,
+        train=encode("training", task.train),
+        evaluation=encode("evaluation", task.evaluation),
+        other_evaluations={name: encode(name, dataset) for name, dataset in task.other_evaluations.items()},
+    )
 
 
 def partition_task(task: TaskData, config: FederatedConfig, seed: int) -> Partition:
     """Deal the task's training examples to the clients as the config says.
 
     Raises:
-        ConfigError: as :func:`fedpft.data.partition.make_partition`; or no such owner column.
+        ConfigError: as :func:`fedpft.data.partition.make_partition`; no such owner column; or a partition by
+            labels of a task without classes.
 
     """
     settings, owners = config.partition, None
+    has_classes = task.kind != "regression" and LABEL in task.train.column_names
+    if not has_classes and settings.kind not in ("iid", "natural"):
+        hint = ", or a task.label_column of categories" if task.kind == "causal_lm" else ""
+        fail("federated.partition.kind", settings.kind, f"iid, natural, because task.kind is {task.kind}{hint}")
     if settings.kind == "natural":
         assert settings.column is not None
         require_column(task.train, settings.column, "federated.partition.column")
         owners = np.asarray(task.train[settings.column][:])
     return make_partition(
-        np.asarray(task.train[LABEL][:]),
+        np.asarray(task.train[LABEL][:]) if has_classes else np.zeros(len(task.train), dtype=np.int64),
         config.num_clients,
         numpy_rng(seed, "partition"),
         kind=settings.kind,
@@ -122,7 +174,7 @@ def tokenise(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_
 
 
 def chunk_corpus(
-    corpus: datasets.Dataset,
+    corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
     chunk_length: int,
     max_chunks: int | None,
@@ -132,7 +184,7 @@ def chunk_corpus(
 
     Returns:
         `input_ids`: `chunk_length` int32 tokens each, special tokens included. With `max_chunks`, blocks of rows are
-        read in random order until there are enough, so that a large corpus is not tokenised for a few chunks.
+        read in random order until there are enough: neither time nor memory grows with the corpus.
 
     Raises:
         ConfigError: not even one chunk.
@@ -140,14 +192,10 @@ def chunk_corpus(
     """
     prefix, suffix = special_tokens(tokenizer)
     body = chunk_length - len(prefix) - len(suffix)
-    starts = np.arange(0, len(corpus), BLOCK_ROWS)
-    if max_chunks is not None:
-        starts = rng.permutation(starts)
     wanted = np.inf if max_chunks is None else max_chunks * body
     pieces: list[np.ndarray] = []
     total = 0
-    for start in starts:
-        texts = corpus[int(start) : int(start) + BLOCK_ROWS][TEXT]
+    for texts in text_blocks(corpus, wanted, rng):
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         pieces += [np.asarray(ids, dtype=np.int32) for ids in encoded]
         total += sum(map(len, encoded))

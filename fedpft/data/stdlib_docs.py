@@ -42,7 +42,7 @@ def stdlib_docs_task(stdlib: Path | None = None) -> tuple[datasets.Dataset, data
         if (package := module.split(".")[0]) in packages
     ]
     groups = near_duplicate_groups([str(row["text"]) for row in rows])
-    held_out = _held_out_groups(groups, rows)
+    held_out = held_out_groups(groups, rows)
     sides = [[row for row, group in zip(rows, groups, strict=True) if (group in held_out) == side] for side in (0, 1)]
     train, evaluation = (datasets.Dataset.from_list(side, features=_FEATURES) for side in sides)
     return train, evaluation, tuple(packages)
@@ -101,19 +101,23 @@ def _unique_documents(stdlib: Path) -> dict[str, str]:
 
 
 def _documents(stdlib: Path) -> Iterator[tuple[str, str]]:
+    for module, tree in package_modules(stdlib):
+        for node in documented_nodes(tree):
+            text = " ".join((ast.get_docstring(node, clean=False) or "").split())
+            if text.count(" ") + 1 >= MIN_WORDS:
+                yield module, text
+
+
+def package_modules(stdlib: Path) -> Iterator[tuple[str, ast.Module]]:
+    """Yield dotted name and syntax tree of every module in a package, sorted, without tests."""
     for package in sorted(init.parent for init in stdlib.glob("*/__init__.py")):
         for file in sorted(package.rglob("*.py")):
             parts = file.relative_to(stdlib).with_suffix("").parts
             if SKIPPED_FOLDERS.intersection(parts):
                 continue
             tree = _parse(file)
-            if tree is None:
-                continue
-            module = ".".join(parts).removesuffix(".__init__")
-            for node in _documented_nodes(tree):
-                text = " ".join((ast.get_docstring(node, clean=False) or "").split())
-                if text.count(" ") + 1 >= MIN_WORDS:
-                    yield module, text
+            if tree is not None:
+                yield ".".join(parts).removesuffix(".__init__"), tree
 
 
 def _parse(file: Path) -> ast.Module | None:
@@ -129,7 +133,7 @@ def _parse(file: Path) -> ast.Module | None:
             gc.enable()
 
 
-def _documented_nodes(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+def documented_nodes(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     """Walk statements only: `ast.walk` spends most of its time in expressions, which hold no docstrings."""
     stack: list[ast.AST] = [tree]
     while stack:
@@ -153,7 +157,7 @@ def _first_sentence(text: str) -> str:
     return " ".join(_words(text.split(". ")[0]))
 
 
-def _held_out_groups(groups: Sequence[int], rows: Sequence[dict[str, object]]) -> set[int]:
+def held_out_groups(groups: Sequence[int], rows: Sequence[dict[str, object]]) -> set[int]:
     """Return whole groups, about a quarter of every package, in an order that only their texts decide."""
     sizes, held_out = Counter(groups), set()
     for label in {row["label"] for row in rows}:

@@ -20,7 +20,9 @@ from torch import Tensor
 from fedpft.data.collate import rows
 from fedpft.data.partition import Partition
 from fedpft.federated.local_tuning import LocalTuningModule
+from fedpft.federated.memory import GpuPeak
 from fedpft.federated.messages import ClientUpdate, LocalSettings, RoundPlan
+from fedpft.federated.step_costs import StepCosts
 from fedpft.models.activations import InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import get_adapter, set_adapter
@@ -40,6 +42,8 @@ class ClientPackage:
     partition: Partition
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
     settings: LocalSettings
+    step_costs: StepCosts | None = None
+    """For the client's own account of what it spent; None: there is none."""
 
 
 class LocalClient:
@@ -70,12 +74,13 @@ class LocalClient:
     def fit(self, plan: RoundPlan, client_id: int) -> ClientUpdate:
         """Train the plan's adapter on one client's shard and return it."""
         start = time.perf_counter()
-        settings, module = self._settings, self._module
+        settings, module, costs = self._settings, self._module, self._package.step_costs
         shard = self._package.partition.shard(client_id)
         set_adapter(module.proxy, plan.adapter)
         module.lr = plan.lr
         module.train()
         loss_sum, counter = 0.0, InactivityCounter(self._watched)
+        flops, memory_bytes, gpu_peak = 0, 0, GpuPeak(module, self._fabric.device)
         with ExitStack() as stack:
             stack.enter_context(_torch_threads(settings.num_threads))
             stack.enter_context(isolated_torch_rng(derive_seed(settings.seed, "local", plan.round_index, client_id)))
@@ -95,6 +100,9 @@ class LocalClient:
                 optimizer.step()
                 optimizer.zero_grad()
                 loss_sum += loss.item() * len(batch["labels"])
+                if costs is not None:
+                    flops += costs.flops(batch)
+                    memory_bytes = max(memory_bytes, costs.memory_bytes(batch))
         return ClientUpdate(
             client_id=client_id,
             num_examples=len(shard),
@@ -102,6 +110,8 @@ class LocalClient:
             metrics={
                 "loss": loss_sum / (len(shard) * settings.num_epochs),
                 "seconds": time.perf_counter() - start,
+                **({} if costs is None else {"flops": flops, "memory_bytes": memory_bytes}),
+                **gpu_peak.metrics(),
             },
             counts=counter.counts() if plan.count_activations else None,
             actor=self._name,

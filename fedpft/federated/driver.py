@@ -36,8 +36,10 @@ from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.sampling import Attendance, draw_attendance, round_lr
+from fedpft.federated.spending import add_round, clients_spent
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
+from fedpft.metrics import Goal, is_better
 from fedpft.tracking import Tracker
 
 MAX_UNCOUNTED_ROUNDS = 3
@@ -60,7 +62,9 @@ class ServerState:
     uncounted_rounds: int = 0
     """Rounds in a row, up to the last one done, that did not count."""
     best: Mapping[str, Any] = field(default_factory=dict)
-    """`round` and metrics by model of the evaluation in which the plugged-in FM was best, the earliest of equals."""
+    """`round` and primary metric by model of the evaluation with the best plugged-in FM, the earliest of equals."""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """What all rounds so far cost; see `spending.add_round`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,8 @@ class Driver:
     evaluate: Callable[[np.ndarray], Mapping[str, Any]]
     """Adapter -> what goes into the record, as JSON: `{"fm": 0.8, "sub_fm": 0.7}`, perhaps more."""
     evaluation_interval: int
+    goal: Goal = "max"
+    """Which way `fm` is better."""
     tracker: Tracker
     observer: RunObserver
     watchdog: MemoryWatchdog = field(default_factory=MemoryWatchdog)
@@ -127,12 +133,13 @@ class Driver:
         # 6. evaluate
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
             evaluation_start = time.perf_counter()
-            state = _with_evaluation(state, self.evaluate(state.adapter))
+            state = _with_evaluation(state, self.evaluate(state.adapter), self.goal)
             record.update(state.last_evaluation)
             record["time/evaluate_seconds"] = time.perf_counter() - evaluation_start
         # 7. track
         record |= self.watchdog.measure(self.pool.memory())
         record |= {"time/fit_seconds": fit_seconds, "seconds": time.perf_counter() - start}
+        state = replace(state, spent=add_round(state.spent, record))
         self.tracker.log_round(record)
         if updates:
             self.tracker.log_clients(round_index, [_client_row(update) for update in in_client_order(updates)])
@@ -210,6 +217,7 @@ class Driver:
             "comm/bytes_up": sum(update.num_bytes for update in updates),
             "comm/bytes_down": len(attendance.cohort) * (plan.adapter.nbytes + state.pending_bytes),
             "proxy_version": state.proxy_version,
+            **clients_spent(in_client_order(updates)),
             **{key: value for key, value in unusual.items() if value},
             **({"counted": False} if len(updates) < self.config.min_clients else {}),
         }
@@ -222,10 +230,10 @@ class Driver:
         return f"{state.uncounted_rounds} rounds in a row did not count: {why}"
 
 
-def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any]) -> ServerState:
-    is_best = not state.best or evaluation["fm"] > state.best["fm"]
-    accuracies = {name: evaluation[name] for name in ("fm", "sub_fm") if name in evaluation}
-    best = {"round": state.rounds_done, **accuracies} if is_best else state.best
+def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any], goal: Goal) -> ServerState:
+    is_best = not state.best or is_better(evaluation["fm"], state.best["fm"], goal)
+    values = {name: evaluation[name] for name in ("fm", "sub_fm") if name in evaluation}
+    best = {"round": state.rounds_done, **values} if is_best else state.best
     return replace(state, last_evaluation=evaluation, best=best)
 
 

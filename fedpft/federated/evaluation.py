@@ -1,4 +1,4 @@
-"""What the server measures: the accuracy of the FM and of the proxy with an adapter, and the fidelity meter."""
+"""What the server measures: the task's metrics of FM and proxy with an adapter, and the fidelity meter."""
 
 import time
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.evaluate import evaluate
 from fedpft.fidelity import measure_fidelity
 from fedpft.methods.base import Method, Proxy
+from fedpft.metrics import METRICS
 from fedpft.models.lora import AdaptedModel
 from fedpft.seeding import numpy_rng
 from fedpft.trainer import Progress
@@ -20,15 +21,16 @@ from fedpft.trainer import Progress
 class Evaluation:
     """Adapter -> what an evaluation round adds to its record; changes nothing in the run.
 
-    Always `fm` and `sub_fm`, the accuracies. With the meter (`evaluation.fidelity_examples` above 0) also
-    `leakage_gap`, the plugged-in FM's accuracy minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and
-    `time/fidelity_seconds`, what the meter took (a part of the round's `time/evaluate_seconds`). If the proxy is the FM
-    itself, only `fm`.
+    Always `fm` and `sub_fm`, the primary metric on the main evaluation set (only `fm` if the proxy is the FM itself);
+    its name and direction, `metric` and `metric_goal`; `metrics`: for each model all metrics by name, those on other
+    evaluation sets as `set/metric`. With the meter (`evaluation.fidelity_examples` above 0) also `leakage_gap`, the
+    plugged-in FM's primary metric minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and `time/fidelity_seconds`,
+    what the meter took (a part of the round's `time/evaluate_seconds`).
 
     Args:
         method: has built its proxy.
         proxy: what it built.
-        data: the evaluation set; the meter's batch is drawn from it once, by the run's seed.
+        data: the evaluation sets; the meter's batch is drawn from it once, by the run's seed.
         config: the run's settings.
         progress: hears about both stages.
 
@@ -46,21 +48,23 @@ class Evaluation:
     def __call__(self, adapter: np.ndarray) -> dict[str, Any]:
         """Evaluate the models with the adapter."""
         self._progress.stage("evaluate")
-        accuracies = {"fm": self._score(self._method.plug_in(adapter))}
+        scores = {"fm": self._score(self._method.plug_in(adapter))}
         if not self._proxy.is_fm:
-            accuracies["sub_fm"] = self._score(self._method.proxy_with(adapter))
-        return accuracies if self._batch is None else accuracies | self._meter(adapter, accuracies, time.perf_counter())
+            scores["sub_fm"] = self._score(self._method.proxy_with(adapter))
+        record = self._record(scores)
+        return record if self._batch is None else record | self._meter(adapter, record, time.perf_counter())
 
     def untuned(self, adapter: np.ndarray) -> dict[str, Any]:
         """Evaluate the FM before round 1; the proxy only for the meter, as a part of its time."""
         self._progress.stage("evaluate untuned FM")
-        accuracies = {"fm": self._score(self._method.plug_in(adapter))}
+        scores = {"fm": self._score(self._method.plug_in(adapter))}
         if self._batch is None:
-            return accuracies
+            return self._record(scores)
         start = time.perf_counter()
         self._progress.stage("evaluate untuned sub-FM")
-        accuracies["sub_fm"] = self._score(self._method.proxy_with(adapter))
-        return accuracies | self._meter(adapter, accuracies, start)
+        scores["sub_fm"] = self._score(self._method.proxy_with(adapter))
+        record = self._record(scores)
+        return record | self._meter(adapter, record, start)
 
     def summary(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
         """Return the meter's part of `result.json` from the first and the last evaluation; empty without the meter."""
@@ -77,7 +81,12 @@ class Evaluation:
             }
         }
 
-    def _meter(self, adapter: np.ndarray, accuracies: Mapping[str, float], start: float) -> dict[str, Any]:
+    def _record(self, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        primary = self._data.metrics[0]
+        values = {model: score[primary] for model, score in scores.items()}
+        return {**values, "metric": primary, "metric_goal": METRICS[primary].goal, "metrics": dict(scores)}
+
+    def _meter(self, adapter: np.ndarray, record: Mapping[str, Any], start: float) -> dict[str, Any]:
         assert self._batch is not None
         self._progress.stage("measure fidelity")
         fidelity = measure_fidelity(
@@ -92,17 +101,24 @@ class Evaluation:
         seconds = time.perf_counter() - start
         self.fidelity_seconds += seconds
         return {
-            "leakage_gap": round(accuracies["fm"] - accuracies["sub_fm"], 6),
+            "leakage_gap": round(record["fm"] - record["sub_fm"], 6),
             "fidelity": fidelity.record(),
             "time/fidelity_seconds": seconds,
         }
 
-    def _score(self, model: AdaptedModel) -> float:
-        return evaluate(
-            model,
-            self._data.evaluation,
-            self._data.collate,
-            batch_size=self._settings.batch_size,
-            server=self._server,
-            on_step=self._progress.progress,
-        )
+    def _score(self, model: AdaptedModel) -> dict[str, float]:
+        """Return a model's metrics on every evaluation set, those on the main one first."""
+        sets = {"": self._data.evaluation} | {f"{name}/": other for name, other in self._data.other_evaluations.items()}
+        return {
+            prefix + name: value
+            for prefix, dataset in sets.items()
+            for name, value in evaluate(
+                model,
+                dataset,
+                self._data.collate,
+                metrics=self._data.metrics,
+                batch_size=self._settings.batch_size,
+                server=self._server,
+                on_step=self._progress.progress,
+            ).items()
+        }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
+from torch import nn
 
 WARM_UP_ROUNDS = 5
 """Rounds left out at the start: caches, allocators and lazy imports still fill up."""
@@ -31,6 +32,29 @@ def process_memory() -> ProcessMemory:
     """Measure this process (some 20 microseconds)."""
     gpu_bytes = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
     return ProcessMemory(rss_bytes=psutil.Process().memory_info().rss, gpu_bytes=gpu_bytes)
+
+
+class GpuPeak:
+    """The most that torch allocates on a CUDA device for one model from now on, whatever else lies there.
+
+    Args:
+        model: is on the device; its tensors count.
+        device: of any kind; nothing is measured on a CPU, where a process has one peak for all it ever did.
+
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(device)
+            own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+            self._others = torch.cuda.memory_allocated(device) - own
+
+    def metrics(self) -> dict[str, int]:
+        """Return `gpu_bytes`, or nothing on a CPU."""
+        return (
+            {} if self._device is None else {"gpu_bytes": torch.cuda.max_memory_allocated(self._device) - self._others}
+        )
 
 
 class MemoryWatchdog:

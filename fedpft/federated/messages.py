@@ -55,7 +55,8 @@ class ClientUpdate:
     adapter: np.ndarray
     """(P,) float32, same layout as the plan's."""
     metrics: Mapping[str, float]
-    """`loss`: mean training loss per example; `seconds`: duration of the fit."""
+    """`loss`: mean training loss per example; `seconds`: duration of the fit; where they were counted, `flops` of all
+    steps and `memory_bytes` of the largest (see `StepCosts`); on a GPU `gpu_bytes`, the peak that torch allocated."""
     counts: ActivationCounts | None = None
     actor: str = field(default="driver", compare=False)
     """Who ran it; never part of the result."""

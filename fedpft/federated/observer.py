@@ -10,6 +10,9 @@ from fedpft.trainer import Progress, SilentProgress
 class RunObserver(Progress, Protocol):
     """Receives the events of one run, in order, from the driver's thread. Watching never changes the run."""
 
+    def note(self, line: str) -> None:
+        """Something that the user wants to know at once."""
+
     def run_started(self, record: Mapping[str, Any]) -> None:
         """Round 1 is next; `record` is what was evaluated before it, as the line of a round 0."""
 
@@ -28,6 +31,9 @@ class RunObserver(Progress, Protocol):
 
 class SilentObserver(SilentProgress):
     """Shows nothing."""
+
+    def note(self, line: str) -> None:
+        """Ignore."""
 
     def run_started(self, record: Mapping[str, Any]) -> None:
         """Ignore."""

@@ -4,11 +4,14 @@ from fedpft.config import Config
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import LocalSettings
+from fedpft.federated.step_costs import StepCosts
 from fedpft.methods.base import Proxy
 from fedpft.models.weights import pack_model
 
 
-def client_package(config: Config, proxy: Proxy, data: FederatedData) -> ClientPackage:
+def client_package(
+    config: Config, proxy: Proxy, data: FederatedData, step_costs: StepCosts | None = None
+) -> ClientPackage:
     """Return what goes to the clients before the first round: the proxy and the data, nothing of the FM."""
     return ClientPackage(
         proxy=pack_model(proxy.model),
@@ -17,6 +20,7 @@ def client_package(config: Config, proxy: Proxy, data: FederatedData) -> ClientP
         partition=data.partition,
         collate=data.collate,
         settings=local_settings(config),
+        step_costs=step_costs,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedpft.federated.client import ClientPackage, LocalClient
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.tracking import Tracker
 
 
 class ClientPool(Protocol):
@@ -24,6 +25,13 @@ class ClientPool(Protocol):
     @property
     def num_actors(self) -> int:
         """How many clients train at a time."""
+
+    @property
+    def dashboard(self) -> str | None:
+        """Where the places can be watched, as a URL; None: nowhere."""
+
+    def trackers(self, run: str) -> Sequence[Tracker]:
+        """Return who else wants the run's numbers, as numbers of the run of that name."""
 
     def broadcast(self, package: ClientPackage) -> None:
         """Give every place the proxy and the data; once, before the first round."""
@@ -53,9 +61,14 @@ class SequentialPool:
     """
 
     num_actors = 1
+    dashboard: str | None = None
 
     def __init__(self, max_retries: int = 2) -> None:
         self._max_retries = max_retries
+
+    def trackers(self, run: str) -> Sequence[Tracker]:
+        """Return nobody."""
+        return ()
 
     def broadcast(self, package: ClientPackage) -> None:
         """Build the one place."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fedpft.align.public import PublicData
 from fedpft.config import Config, LayerAlignConfig, MethodConfig
+from fedpft.config.unread import is_read
 from fedpft.construct.compress import resolve_layers
 from fedpft.construct.layer_drop import choose_layers
 from fedpft.models.digest import model_digest
@@ -54,7 +55,7 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
         "format": CACHE_FORMAT,
         "fm": {"model_type": fm.config.model_type, "digest": model_digest(find_backbone(fm))},
         "constructor": _constructor(config.method, len(find_ffns(fm))),
-        "align_layers": _settings_read(config.align.layers),
+        "align_layers": _settings_read(config.align.layers, config.method.name),
         "seed": config.seed,
         "arithmetic": {
             "device": device_kind(config.server),
@@ -86,6 +87,7 @@ def _reads_public_data(config: Config) -> bool:
     return scores or config.align.layers.kind != "none"
 
 
-def _settings_read(layers: LayerAlignConfig) -> dict[str, Any]:
+def _settings_read(layers: LayerAlignConfig, method: str) -> dict[str, Any]:
     settings = asdict(layers)
-    return {name: settings[name] for name in ("kind", *SETTINGS_OF_KIND.get(layers.kind, settings))}
+    names = ("kind", *SETTINGS_OF_KIND.get(layers.kind, settings))
+    return {name: settings[name] for name in names if is_read(f"align.layers.{name}", method)}

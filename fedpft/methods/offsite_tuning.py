@@ -70,7 +70,7 @@ class OffsiteTuning(FixedProxy):
 
     def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the FM with the proxy's adapter in the layers that it belongs to."""
-        return plug_in(self._fm, adapter[self._order])
+        return plug_in(self._fm, adapter, self._order)
 
     def proxy_with(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the proxy with the adapter in it."""

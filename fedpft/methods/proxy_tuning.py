@@ -25,6 +25,7 @@ from fedpft.methods.construction import built, construct_once, require_finite
 from fedpft.methods.ingredients import DATA_FREE_SCORERS
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
+from fedpft.models.layerwise import check_layer_by_layer
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
 from fedpft.plugin import check_same_layout, plug_in
 from fedpft.seeding import derive_seed
@@ -60,6 +61,9 @@ class ProxyTuning:
         except ValueError as error:
             raise ConfigError(f"method.{error}") from None
         lora_targets(fm, config.lora)  # a typo should not wait for the end of the alignment
+        for level in ("layers", "neurons"):
+            if "closed_form" in getattr(config.align, level).kind:
+                check_layer_by_layer(fm, f"align.{level}.kind")
         self._plain_fm = fm
 
     def build_proxy(self, saved: Mapping[str, Tensor] | None = None) -> Proxy:

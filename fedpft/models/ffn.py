@@ -5,7 +5,7 @@ row j of `up` (and `gate`), entry j of their biases and column j of `down`, in `
 stores the transpose, which this module hides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import cast
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from fedpft.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,12 @@ class FFNLocation:
     """Gated FFNs only: `h = act(gate(x)) * up(x)`."""
     closing_norm: str | None = None
     """Post-LN families only: the LayerNorm that closes the FFN."""
+    pre_norm_field: str | None = None
+    """Field of the transformers config that, where true, makes a model pre-LN: `closing_norm` then opens the FFN."""
     dropout: str | None = None
-    """Dropout at the FFN's output; None where there is none of its own (ViT shares one with attention)."""
+    """Dropout at the FFN's output; None where there is none of its own (ViT, DeiT and OPT share one with attention)."""
+    between_layers: str | None = None
+    """From the backbone: what some models compute between two layers; None in the model: it does not."""
     size_field: str = "intermediate_size"
     """Field of the transformers config that holds N."""
 
@@ -39,11 +45,14 @@ _BERT = FFNLocation(
     closing_norm="output.LayerNorm",
     dropout="output.dropout",
 )
+_VIT = FFNLocation(layers="layers", up="mlp.fc1", down="mlp.fc2")
 _LLAMA = FFNLocation(layers="layers", up="mlp.up_proj", gate="mlp.gate_proj", down="mlp.down_proj")
 
 FFN_LOCATIONS: dict[str, FFNLocation] = {
     "bert": _BERT,
     "roberta": _BERT,
+    "electra": _BERT,
+    "deberta-v2": replace(_BERT, between_layers="encoder.conv"),
     "distilbert": FFNLocation(
         layers="transformer.layer",
         up="ffn.lin1",
@@ -52,10 +61,22 @@ FFN_LOCATIONS: dict[str, FFNLocation] = {
         dropout="ffn.dropout",
         size_field="hidden_dim",
     ),
-    "vit": FFNLocation(layers="layers", up="mlp.fc1", down="mlp.fc2"),
+    "vit": _VIT,
+    "deit": _VIT,
     "gpt2": FFNLocation(layers="h", up="mlp.c_fc", down="mlp.c_proj", dropout="mlp.dropout", size_field="n_inner"),
+    "opt": FFNLocation(
+        layers="decoder.layers",
+        up="fc1",
+        down="fc2",
+        closing_norm="final_layer_norm",
+        pre_norm_field="do_layer_norm_before",
+        size_field="ffn_dim",
+    ),
     "llama": _LLAMA,
+    "mistral": _LLAMA,
     "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
 }
 
 
@@ -149,29 +170,45 @@ def find_backbone(model: nn.Module) -> PreTrainedModel:
     raise ValueError(f"no transformers model inside {type(model).__name__}")
 
 
+def known_family(model_type: str, origin: str) -> FFNLocation:
+    """Return the table row of a family.
+
+    Args:
+        model_type: as transformers' configs name it.
+        origin: what has it, for the error.
+
+    Raises:
+        ConfigError: the family has no row; the message names the known ones and this file.
+
+    """
+    if model_type not in FFN_LOCATIONS:
+        raise ConfigError(
+            f"fm.path: found {origin} of model type {model_type!r}, allowed: {', '.join(sorted(FFN_LOCATIONS))} "
+            "(a new one is a row in FFN_LOCATIONS of fedpft/models/ffn.py and one in LORA_TARGETS of lora.py beside it)"
+        )
+    return FFN_LOCATIONS[model_type]
+
+
 def ffn_location(model: nn.Module) -> FFNLocation:
     """Return the table row of a model's family.
 
     Raises:
-        ValueError: the family has no row; the message names the known ones and this file.
+        ConfigError: as :func:`known_family`.
 
     """
-    model_type = find_backbone(model).config.model_type
-    if model_type not in FFN_LOCATIONS:
-        known = ", ".join(sorted(FFN_LOCATIONS))
-        raise ValueError(f"model type {model_type!r}: no row in FFN_LOCATIONS of fedpft/models/ffn.py; known: {known}")
-    return FFN_LOCATIONS[model_type]
+    backbone = find_backbone(model)
+    return known_family(backbone.config.model_type, type(backbone).__name__)
 
 
 def find_ffns(model: nn.Module) -> list[FFN]:
     """Return the FFNs of a model, one a layer, in layer order.
 
     Raises:
-        ValueError: unknown model family.
+        ConfigError: unknown model family.
 
     """
-    location = ffn_location(model)
-    layers = attrgetter(location.layers)(find_backbone(model))
+    location, backbone = ffn_location(model), find_backbone(model)
+    pre_norm = location.pre_norm_field is not None and getattr(backbone.config, location.pre_norm_field)
 
     def part(layer: nn.Module, path: str | None) -> nn.Module | None:
         return None if path is None else attrgetter(path)(layer)
@@ -183,10 +220,10 @@ def find_ffns(model: nn.Module) -> list[FFN]:
             up=attrgetter(location.up)(layer),
             down=attrgetter(location.down)(layer),
             gate=part(layer, location.gate),
-            closing_norm=part(layer, location.closing_norm),
+            closing_norm=None if pre_norm else part(layer, location.closing_norm),
             dropout=part(layer, location.dropout),
         )
-        for index, layer in enumerate(layers)
+        for index, layer in enumerate(attrgetter(location.layers)(backbone))
     ]
 
 

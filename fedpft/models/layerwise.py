@@ -7,12 +7,15 @@ through all layers before it. Shapes: `B` batch, `T` tokens, `H` hidden, `N` neu
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedpft.models.ffn import FFN, find_backbone, find_ffns
+from fedpft.config import ConfigError
+from fedpft.models.activations import layer_outputs
+from fedpft.models.ffn import FFN, ffn_location, find_backbone, find_ffns
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,23 @@ class LayerCalls:
         return output[0] if isinstance(output, tuple) else output
 
 
+def check_layer_by_layer(model: nn.Module, key: str) -> None:
+    """Check that each layer's output is the next one's input, without which layers cannot be run one by one.
+
+    Args:
+        model: of a known family.
+        key: config key that asks for it.
+
+    Raises:
+        ConfigError: the model computes something between two layers.
+
+    """
+    path, backbone = ffn_location(model).between_layers, find_backbone(model)
+    if path is not None and attrgetter(path)(backbone) is not None:
+        found = f"closed_form for a {type(backbone).__name__} with {path} between its layers"
+        raise ConfigError(f"{key}: found {found}, allowed: distill, none")
+
+
 @torch.no_grad()
 def record_calls(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[LayerCalls]:
     """Return how the model calls its layers on each batch.
@@ -57,9 +77,10 @@ def record_calls(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> l
     try:
         for batch in batches:
             seen.clear()
-            with suppress(_SeenEnough):
+            with suppress(_SeenEnough), layer_outputs(layers[:-1]) as outputs:
                 backbone(**batch, **switches)
             calls = [_split_hidden(args, kwargs) for args, kwargs in seen]
+            assert all(calls[index + 1][0] is output for index, output in outputs.items()), "work between layers"
             hidden, arguments = calls[0][0], [call[1:] for call in calls]
             alike = alike or all(_same(arguments[0], other) for other in arguments[1:])
             mask = batch.get("attention_mask")
@@ -92,6 +113,9 @@ def trace_ffn(ffn: FFN) -> Iterator[FFNTrace]:
 
     def total_hook(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         trace.total = args[0] if ffn.closing_norm is not None else output[0] if isinstance(output, tuple) else output
+        # OPT flattens batch and tokens inside its layers
+        trace.activations = trace.activations.view(*trace.total.shape[:-1], -1)
+        trace.output = trace.output.view_as(trace.total)
 
     end: nn.Module = ffn.layer if ffn.closing_norm is None else ffn.closing_norm
     handles = [ffn.down.register_forward_hook(down_hook), end.register_forward_hook(total_hook)]

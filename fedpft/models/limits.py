@@ -4,8 +4,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fedpft.config import Config, ConfigError
 
-LEARNED_POSITIONS = frozenset({"bert", "distilbert", "gpt2", "roberta"})
+LEARNED_POSITIONS = frozenset({"bert", "deberta-v2", "distilbert", "electra", "gpt2", "opt", "roberta"})
 """Families with one embedding for each position; a new family without a row here has no limit (rotary positions)."""
+
+POSITIONS_FIELD = {"deberta-v2": "position_biased_input"}
+"""Those that have them only where this field of the config is true, and no limit elsewhere."""
 
 POSITIONS_AFTER_PADDING = frozenset({"roberta"})
 """Those that count positions from the id after the padding token's."""
@@ -13,7 +16,8 @@ POSITIONS_AFTER_PADDING = frozenset({"roberta"})
 
 def max_positions(fm: PretrainedConfig) -> int | None:
     """Return the longest text in tokens, special tokens included, or None: positions are computed for any length."""
-    if fm.model_type not in LEARNED_POSITIONS:
+    field = POSITIONS_FIELD.get(fm.model_type)
+    if fm.model_type not in LEARNED_POSITIONS or (field is not None and not getattr(fm, field)):
         return None
     reserved = (fm.pad_token_id or 0) + 1 if fm.model_type in POSITIONS_AFTER_PADDING else 0
     return fm.max_position_embeddings - reserved

@@ -1,6 +1,5 @@
 """Models and their tokenizers / image processors: from the hub, a folder, a Python package, or from scratch."""
 
-import difflib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,8 +20,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from fedpft.config import ConfigError, FMConfig
-from fedpft.models.ffn import FFN_LOCATIONS, ffn_location, find_ffns
+from fedpft.config import ConfigError, FMConfig, TaskKind
+from fedpft.models.checks import check_decoder, check_fields, check_weights
+from fedpft.models.ffn import ffn_location, find_ffns, known_family
 from fedpft.seeding import derive_seed, isolated_torch_rng
 
 Modality = Literal["text", "image"]
@@ -30,10 +31,11 @@ PACKAGE = "package://"
 FFN_SIZES_FIELD = "ffn_sizes"
 """Field of a non-uniform sub-FM's config.json: neurons of each layer."""
 
-_AUTO_MODELS: Mapping[Modality, Any] = {
+_CLASSIFIERS: Mapping[Modality, Any] = {
     "text": AutoModelForSequenceClassification,
     "image": AutoModelForImageClassification,
 }
+"""Modality -> what opens a model with the head of its task."""
 
 
 def resolve_path(path: str) -> str:
@@ -60,6 +62,11 @@ def resolve_path(path: str) -> str:
     return str(resolved)
 
 
+def is_from_scratch(config: FMConfig) -> bool:
+    """Whether the FM is an architecture without weights and files of its own."""
+    return config.path.startswith(SCRATCH)
+
+
 def load_processor(config: FMConfig, modality: Modality) -> Any:
     """Return the tokenizer (text) or image processor (image) that belongs to the FM.
 
@@ -67,7 +74,7 @@ def load_processor(config: FMConfig, modality: Modality) -> Any:
         ConfigError: nothing to load at `fm.path`, or a tokenizer without words.
 
     """
-    if config.path.startswith(SCRATCH):
+    if is_from_scratch(config):
         return _scratch_processor(config, modality)
     auto = AutoTokenizer if modality == "text" else AutoImageProcessor
     processor = _from_pretrained(auto, config.path)
@@ -82,35 +89,48 @@ def load_processor(config: FMConfig, modality: Modality) -> Any:
     return processor
 
 
-def load_fm_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
+def load_fm_config(config: FMConfig, num_labels: int, kind: TaskKind = "classification") -> PretrainedConfig:
     """Return the FM's transformers config, without its weights.
 
     Args:
         config: the `fm` section.
-        num_labels: classes of the head.
+        num_labels: outputs of the head; a language model has none of its own.
+        kind: the task's.
 
     Raises:
-        ConfigError: nothing to load at `fm.path`, a family without a row in `FFN_LOCATIONS`, or fields that it lacks.
+        ConfigError: nothing to load at `fm.path`, a family without a row in `FFN_LOCATIONS` or, for `causal_lm`, one of
+            encoders, or fields that it lacks.
 
     """
-    if config.path.startswith(SCRATCH):
-        return _scratch_config(config, num_labels)
+    if is_from_scratch(config):
+        return _scratch_config(config, num_labels, kind)
     stored = _from_pretrained(AutoConfig, config.path)
-    _check_family(stored.model_type, config.path)
-    _check_fields(stored, config.config)
-    return _from_pretrained(AutoConfig, config.path, num_labels=num_labels, **config.config)
+    known_family(stored.model_type, repr(config.path))
+    if kind == "causal_lm":
+        check_decoder(stored.model_type, config.path)
+    check_fields(stored, config.config)
+    return _from_pretrained(AutoConfig, config.path, **_head_fields(num_labels, kind), **config.config)
 
 
 def load_fm(
-    config: FMConfig, *, modality: Modality, num_labels: int, seed: int, pad_token_id: int | None = None
+    config: FMConfig,
+    *,
+    modality: Modality,
+    num_labels: int,
+    seed: int,
+    kind: TaskKind = "classification",
+    pad_token_id: int | None = None,
 ) -> PreTrainedModel:
     """Return the FM with a head for `num_labels` classes, in eval mode; a new head is initialised from `seed`.
+
+    For `causal_lm` it is the whole language model, with the head that it was pre-trained with.
 
     Args:
         config: the `fm` section.
         modality: which kind of head.
         num_labels: classes of the head.
         seed: the run's.
+        kind: the task's.
         pad_token_id: the tokenizer's; a decoder pools the last token that is not padding.
 
     Raises:
@@ -118,32 +138,29 @@ def load_fm(
             another shape or not finite, or an architecture that cannot be built.
 
     """
-    auto, fm_config = _AUTO_MODELS[modality], load_fm_config(config, num_labels)
+    auto, fm_config = auto_model(modality, kind), load_fm_config(config, num_labels, kind)
+    fm_config.architectures = []  # the class is the task's; DeiT's files name one with a teacher, which takes no labels
     with isolated_torch_rng(derive_seed(seed, "fm")):
-        if config.path.startswith(SCRATCH):
+        if is_from_scratch(config):
             with _one_line(f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"):
                 fm = auto.from_config(fm_config)
         else:
             fm, report = _from_pretrained(
-                auto,
-                config.path,
-                num_labels=num_labels,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **config.config,
+                auto, config.path, config=fm_config, ignore_mismatched_sizes=True, output_loading_info=True
             )
-            _check_weights(fm, report, config)
+            check_weights(fm, report, config)
     if pad_token_id is not None:
         fm.config.pad_token_id = pad_token_id
     return fm.float().eval()
 
 
-def _check_family(model_type: str, path: str) -> None:
-    if model_type not in FFN_LOCATIONS:
-        raise ConfigError(
-            f"fm.path: found {path!r} of model type {model_type!r}, allowed: {', '.join(sorted(FFN_LOCATIONS))} "
-            "(add a row to FFN_LOCATIONS in fedpft/models/ffn.py)"
-        )
+def auto_model(modality: Modality, kind: TaskKind) -> Any:
+    """Return the class of transformers that opens models with the head of such a task."""
+    return AutoModelForCausalLM if kind == "causal_lm" else _CLASSIFIERS[modality]
+
+
+def _head_fields(num_labels: int, kind: TaskKind) -> dict[str, int]:
+    return {} if kind == "causal_lm" else {"num_labels": num_labels}
 
 
 def record_ffn_sizes(model: PreTrainedModel) -> None:
@@ -160,15 +177,15 @@ def record_ffn_sizes(model: PreTrainedModel) -> None:
         setattr(model.config, FFN_SIZES_FIELD, sizes)
 
 
-def load_sub_fm(folder: str | Path, *, modality: Modality) -> PreTrainedModel:
+def load_sub_fm(folder: str | Path, *, modality: Modality, kind: TaskKind = "classification") -> PreTrainedModel:
     """Open a saved sub-FM, uniform or not, in eval mode.
 
     Args:
         folder: written by `save_pretrained` after :func:`record_ffn_sizes`.
-        modality: which kind of head it has.
+        modality, kind: which head it has.
 
     """
-    auto = _AUTO_MODELS[modality]
+    auto = auto_model(modality, kind)
     sizes = json.loads((Path(folder) / "config.json").read_text()).get(FFN_SIZES_FIELD)
     if sizes is None:
         return auto.from_pretrained(folder).eval()
@@ -208,42 +225,14 @@ def _one_line(message: str) -> Iterator[None]:
         raise ConfigError(f"{message}; {type(error).__name__}: {reason}") from error
 
 
-def _check_weights(fm: PreTrainedModel, report: Mapping[str, Any], config: FMConfig) -> None:
-    """Refuse an FM whose backbone is not wholly the stored one; only the head may start from random weights."""
-    fresh = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    # a pooler stands between backbone and head, and models that were pre-trained without it come without it
-    wrong = sorted(name for name in fresh if name.startswith(f"{fm.base_model_prefix}.") and ".pooler." not in name)
-    if wrong:
-        found = (
-            f"{config.path!r} without {wrong[0]} of the shape that its config and fm.config = {config.config} ask for"
-        )
-        raise ConfigError(f"fm.path: found {found} ({len(wrong)} tensors so), allowed: weights for the whole backbone")
-    _check_finite(fm, config.path)
-
-
-def _check_finite(fm: PreTrainedModel, path: str) -> None:
-    for name, parameter in fm.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ConfigError(f"fm.path: found NaN or infinite values in {name} of {path!r}, allowed: finite weights")
-
-
-def _scratch_config(config: FMConfig, num_labels: int) -> PretrainedConfig:
+def _scratch_config(config: FMConfig, num_labels: int, kind: TaskKind = "classification") -> PretrainedConfig:
     model_type = config.path.removeprefix(SCRATCH)
-    if model_type not in FFN_LOCATIONS:
-        raise ConfigError(
-            f"fm.path: found {config.path!r}, allowed after {SCRATCH}: {', '.join(sorted(FFN_LOCATIONS))}"
-        )
-    _check_fields(AutoConfig.for_model(model_type), config.config)
+    known_family(model_type, repr(config.path))
+    if kind == "causal_lm":
+        check_decoder(model_type, config.path)
+    check_fields(AutoConfig.for_model(model_type), config.config)
     with _one_line(f"fm.config: found {config.config}, allowed: fields that a {model_type} config can have"):
-        return AutoConfig.for_model(model_type, num_labels=num_labels, **config.config)
-
-
-def _check_fields(known: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
-    for key in overrides:
-        if key not in known.to_dict():
-            close = difflib.get_close_matches(key, known.to_dict(), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"fm.config.{key}: unknown field of a {known.model_type} config{hint}")
+        return AutoConfig.for_model(model_type, **_head_fields(num_labels, kind), **config.config)
 
 
 def _scratch_processor(config: FMConfig, modality: Modality) -> Any:

@@ -1,18 +1,22 @@
 """The adapter: LoRA weights plus the task head, the only thing that clients train (the only importer of peft).
 
+A language model has no task head: its adapter is LoRA alone.
+
 An adapter travels as one flat float32 vector in the order of :func:`adapter_layout`. The FM and a sub-FM have the same
 layout, because compression keeps every module's name and the shapes of everything that LoRA touches; a proxy of fewer
 layers has one of its own (`fedpft.plugin.adapter_order`).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -26,14 +30,24 @@ AdaptedModel = PeftModel
 
 AdapterLayout = tuple[tuple[str, tuple[int, ...]], ...]
 
+_BERT = ("query", "key", "value", "attention.output.dense")
+_PROJ = ("q_proj", "k_proj", "v_proj", "o_proj")
+
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
-    "bert": ("query", "key", "value", "attention.output.dense"),
-    "roberta": ("query", "key", "value", "attention.output.dense"),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "electra": _BERT,
+    "deberta-v2": ("query_proj", "key_proj", "value_proj", "attention.output.dense"),
     "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
-    "vit": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "vit": _PROJ,
+    "deit": _PROJ,
     "gpt2": ("c_attn", "attn.c_proj"),
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "llama": _PROJ,
+    "mistral": _PROJ,
+    "qwen2": _PROJ,
+    "qwen3": _PROJ,
+    "gemma": _PROJ,
 }
 """Query, key, value and attention output projections of each family (GPT-2 fuses the first three)."""
 
@@ -52,7 +66,7 @@ def attach_lora(
         layers: numbers of the layers that get LoRA; None: all, and targets outside the layers.
 
     Raises:
-        ConfigError: a target that matches no module, or a family without default targets.
+        ConfigError: a target that matches no module, or an unknown model family.
 
     """
     targets = lora_targets(model, config, layers)
@@ -64,6 +78,7 @@ def attach_lora(
         layers_to_transform=None if layers is None else list(layers),
         layers_pattern=None if layers is None else ffn_location(model).layers,
         modules_to_save=head_modules(model),
+        task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     training = model.training
@@ -75,15 +90,13 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig, layers: Sequence[in
     """Return the module name suffixes that get LoRA, each checked in these layers, or without any in the whole model.
 
     Raises:
-        ConfigError: a target that matches no module, or an FFN (whose size differs between FM and sub-FM), or a family
-            without default targets.
+        ConfigError: a target that matches no module, or an FFN (whose size differs between FM and sub-FM), or an
+            unknown model family.
 
     """
     model_type = model.config.model_type
-    targets = config.target_modules or LORA_TARGETS.get(model_type, ())
-    if not targets:
-        raise ConfigError(f"lora.target_modules: found none, and model type {model_type!r} has no row in LORA_TARGETS")
     ffns = find_ffns(model)
+    targets = config.target_modules or LORA_TARGETS[model_type]
     ffn_modules = {id(module) for ffn in ffns for module in (ffn.up, ffn.gate, ffn.down)}
     places, where = ([model], "module") if layers is None else ([ffns[i].layer for i in layers], "module in a layer")
     named = [item for place in places for item in place.named_modules()]
@@ -100,11 +113,15 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig, layers: Sequence[in
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """Return the names of the task head's top-level modules: everything outside the backbone that has parameters."""
+    """Return the names of the task head's top-level modules: everything outside the backbone that has parameters.
+
+    A language model's head is the FM's own, often its embeddings once more, and no part of the adapter.
+    """
+    frozen = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_children()
-        if name != model.base_model_prefix and next(module.parameters(), None) is not None
+        if name != model.base_model_prefix and module is not frozen and next(module.parameters(), None) is not None
     ]
 
 
@@ -158,8 +175,43 @@ def num_base_parameters(model: nn.Module) -> int:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter in PEFT's own format; opens with `PeftModel.from_pretrained` on the FM or the sub-FM."""
+    """Write the adapter in PEFT's own format; opens with `PeftModel.from_pretrained` on the FM or the sub-FM.
+
+    Beside it lies the model's config, for the number of labels and their names.
+    """
     model.save_pretrained(str(folder))
+    model.config.save_pretrained(folder)  # of the FM; PEFT's own is `peft_config`
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Attach an adapter that :func:`save_adapter` wrote, tensor by tensor; in eval mode.
+
+    Raises:
+        ConfigError: it cannot be read, or is not one for this model.
+
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of tensors that do not fit: they are an error below
+            adapted = PeftModel.from_pretrained(model, str(folder))
+        stored = load_peft_weights(str(folder), device="cpu")
+    except Exception as error:  # peft, safetensors, json and the system each have their own
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"adapter: found {str(folder)!r}, allowed: one for this FM; {reason}") from error
+    wanted = get_peft_model_state_dict(adapted)
+    different = sorted(
+        {name for name in wanted.keys() | stored.keys() if name not in wanted or name not in stored}
+        | {name for name in wanted.keys() & stored.keys() if not torch.equal(wanted[name].cpu(), stored[name])}
+    )
+    if different:
+        found = f"{str(folder)!r}, in which {different[0]} is not the FM's ({len(different)} tensors so)"
+        raise ConfigError(f"adapter: found {found}, allowed: one for this FM")
+    return adapted.eval()
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Fold LoRA into the weights for good and return the plain transformers model, with the tuned head."""
+    merged: Any = model.merge_and_unload()
+    return merged
 
 
 def without_adapter(model: PeftModel) -> PreTrainedModel:

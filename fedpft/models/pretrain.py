@@ -1,4 +1,4 @@
-"""Supervised pre-training of a `scratch://` FM on labelled public data: a small FM where no hub is reachable."""
+"""Pre-training of a `scratch://` FM on public data: a small FM where no hub is reachable."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -15,9 +15,12 @@ from fedpft.config import ConfigError, PretrainConfig, ServerConfig
 from fedpft.seeding import isolated_torch_rng
 from fedpft.trainer import StepReport, make_trainer
 
+Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+"""Rows -> a batch with labels."""
+
 
 class PretrainModule(L.LightningModule):
-    """Classification of public examples, all parameters trained, cosine learning rate."""
+    """Minimises a model's own loss of labelled public examples, all parameters trained, cosine learning rate."""
 
     def __init__(self, model: PreTrainedModel, *, lr: float, num_steps: int) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class PretrainModule(L.LightningModule):
         self.lr, self.num_steps = lr, num_steps
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
-        """Return the mean cross-entropy of a labelled batch."""
+        """Return a batch's loss."""
         return self.model(**batch).loss
 
     def configure_optimizers(self) -> dict:  # type: ignore[override]
@@ -38,7 +41,7 @@ class PretrainModule(L.LightningModule):
 def pretrain_backbone(
     fm: PreTrainedModel,
     public: Dataset,
-    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    collate: Collate,
     *,
     config: PretrainConfig,
     server: ServerConfig,
@@ -61,11 +64,44 @@ def pretrain_backbone(
     with isolated_torch_rng(seed):
         pretraining_config = copy.deepcopy(fm.config)
         pretraining_config.num_labels = max(public["label"]) + 1
+        pretraining_config.problem_type = "single_label_classification"
         model = type(fm)(pretraining_config)
         setattr(model, fm.base_model_prefix, fm.base_model)
-        loader = DataLoader(public, batch_size=config.batch_size, shuffle=True, collate_fn=collate)
-        num_steps = config.num_epochs * len(loader)
-        trainer = make_trainer(server, num_steps=num_steps, on_step=on_step)
-        model.train()
-        trainer.fit(PretrainModule(model, lr=config.lr, num_steps=num_steps), loader)
+        _fit(model, public, collate, config, server, on_step)
     fm.eval()
+
+
+def pretrain_language_model(
+    fm: PreTrainedModel,
+    public: Dataset,
+    collate: Collate,
+    *,
+    config: PretrainConfig,
+    server: ServerConfig,
+    seed: int,
+    on_step: StepReport | None = None,
+) -> None:
+    """Train a whole language model in place to go on with public texts.
+
+    Args:
+        public: rows of tokens that `collate` gives labels.
+
+    """
+    with isolated_torch_rng(seed):
+        _fit(fm, public, collate, config, server, on_step)
+    fm.eval()
+
+
+def _fit(
+    model: PreTrainedModel,
+    public: Dataset,
+    collate: Collate,
+    config: PretrainConfig,
+    server: ServerConfig,
+    on_step: StepReport | None,
+) -> None:
+    loader = DataLoader(public, batch_size=config.batch_size, shuffle=True, collate_fn=collate)
+    num_steps = config.num_epochs * len(loader)
+    trainer = make_trainer(server, num_steps=num_steps, on_step=on_step)
+    model.train()
+    trainer.fit(PretrainModule(model, lr=config.lr, num_steps=num_steps), loader)

@@ -29,10 +29,14 @@ class PackedModel:
 
 def pack_model(model: nn.Module) -> PackedModel:
     """Split a model into skeleton and weights; the weights are copies, the model is not changed."""
-    memo = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
-    skeleton = copy.deepcopy(model, memo)  # deepcopy takes the memo's meta parameters instead of copying the real ones
     weights = {name: parameter.detach().cpu().numpy().copy() for name, parameter in model.named_parameters()}
-    return PackedModel(skeleton, weights)
+    return PackedModel(skeleton_of(model), weights)
+
+
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with its parameters on the meta device; their values are not copied."""
+    memo = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)  # which takes the memo's meta parameters instead of copying the real ones
 
 
 def unpack_model(packed: PackedModel) -> nn.Module:

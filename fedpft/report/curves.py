@@ -42,6 +42,10 @@ class Curves:
             self._tracker.log_stage({"align/step": self.steps, "align/step_loss": metrics["loss"]})
         self._observer.progress(done, total, metrics)
 
+    def note(self, line: str) -> None:
+        """Pass on."""
+        self._observer.note(line)
+
     def run_started(self, record: Mapping[str, Any]) -> None:
         """Pass on; begin the heat map."""
         self._log_fidelity(record)

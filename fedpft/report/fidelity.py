@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedpft.report.scores import metric_change
+
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
 
@@ -60,7 +62,7 @@ def fidelity_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "gradient cosine", _change(before["gradient_cosine"], after["gradient_cosine"]), "1: the FM's direction"
     norms = _change(before["gradient_norm_ratio"], after["gradient_norm_ratio"])
     yield "gradient norm ratio", norms, "1: the FM's length"
-    yield "leakage gap", f"{100 * meter['leakage_gap']:+.1f} points", "plugged-in FM minus sub-FM"
+    yield "leakage gap", metric_change(meter["leakage_gap"], result["metric"]), "plugged-in FM minus sub-FM"
     share = 100 * meter["seconds"] / result["rounds_seconds"]
     yield "fidelity meter", f"{meter['seconds']:.1f} s", f"{share:.1f} % of the rounds' time"
 

@@ -7,10 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpft.metrics import metric_row
 from fedpft.output import ROUNDS_FILE
+from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import heat_map
-from fedpft.report.screen import ACCURACIES, MODELS
-from fedpft.report.wording import shown_models
+from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -26,12 +27,16 @@ body {{ font: 16px/1.4 system-ui, sans-serif; color: #222; max-width: 56rem; mar
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 0; }}
 dl {{ display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; }}
 dd {{ font-size: 1.8rem; margin: 0; }}
+table {{ display: block; overflow-x: auto; }}
+th, td {{ text-align: right; padding: 0.1rem 1.5rem 0.1rem 0; }} tr > :first-child {{ text-align: left; }}
 </style>
 </head>
 <body>
 <h1>{title}</h1>
 <p>{subtitle}</p>
 <dl>{numbers}</dl>
+{table}
+<p>{costs}</p>
 {sections}
 </body>
 </html>
@@ -58,22 +63,40 @@ def write_page(output_dir: Path) -> dict[str, Path]:
 
 def page(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """Return the page's HTML, plotly's program included, so that it opens without a network."""
-    metric, models = result["metric"], shown_models(MODELS, result["method"]).values()
+    metric, title = result["metric"], metric_title(result["metric"])
+    curves = shown_models(CURVES, result["method"]).values()
     figures = {
-        f"{metric.capitalize()} of the {' and of the '.join(models)}": _accuracy_figure(result, records),
+        f"{title[0].upper()}{title[1:]} of the {' and of the '.join(curves)}": _metric_figure(result, records),
         "Training loss of the clients": _loss_figure(records),
     }
     if "fidelity" in result:
         before = {"round": 0, "fidelity": result["fidelity"]["before"]}
         figures["Fidelity: how close the sub-FM is to the FM"] = heat_map([before, *records])
-    shown = shown_models(ACCURACIES, result["method"])
-    numbers = (f"<div><dt>{title}</dt><dd>{100 * result[key]:.1f} %</dd></div>" for key, title in shown.items())
+    shown = shown_models(MODELS, result["method"])
+    numbers = (
+        f"<div><dt>{model}</dt><dd>{metric_value(result[key], metric)}</dd></div>" for key, model in shown.items()
+    )
     return PAGE.format(
         title=escape(result["name"]),
-        subtitle=escape(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {metric}:"),
+        subtitle=escape(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {title}:"),
         numbers="".join(numbers),
+        table=_metric_table(result["metrics"], shown),
+        costs=escape("; ".join(f"{title} {value} ({note})" for title, value, note in compute_rows(result))),
         sections="\n".join(_section(*item, first=index == 0) for index, item in enumerate(figures.items())),
     )
+
+
+def _metric_table(metrics: Mapping[str, Mapping[str, float]], models: Mapping[str, str]) -> str:
+    """Return the table of all metrics of all models; nothing if there is but the primary one."""
+    if len(metrics["fm"]) == 1:
+        return ""
+    head = "".join(f"<th>{model}</th>" for model in ("", *models.values()))
+    rows = (
+        f"<td>{escape(metric_title(name))}</td>"
+        + "".join(f"<td>{metric_value(metrics[model][name], name)}</td>" for model in models)
+        for name in metrics["fm"]
+    )
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in (head, *rows))}</table>"
 
 
 def _section(title: str, figure: "Figure", first: bool) -> str:
@@ -82,15 +105,17 @@ def _section(title: str, figure: "Figure", first: bool) -> str:
     return f"<h2>{escape(title)}</h2>\n{figure}"
 
 
-def _accuracy_figure(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> "Figure":
+def _metric_figure(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> "Figure":
     start = {"round": 0, "fm": result["untuned_fm"]}
     if "fidelity" in result:
         start["sub_fm"] = start["fm"] - result["fidelity"]["leakage_gap_before"]
     evaluated = [start, *(record for record in records if "fm" in record)]
-    models = shown_models(MODELS, result["method"])
+    models = shown_models(CURVES, result["method"])
     lines = {title: [record.get(key) for record in evaluated] for key, title in models.items()}
     figure = _line_figure([record["round"] for record in evaluated], lines)
-    return figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    if metric_row(result["metric"]).is_fraction:
+        figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    return figure
 
 
 def _loss_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":

@@ -14,8 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
+from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
-from fedpft.report.wording import duration, percent, round_line, shown_models
+from fedpft.report.scores import CURVES, round_scores, score_rows, shown_models
+from fedpft.report.wording import duration, round_line
 
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
     from fedpft.federated.messages import ClientFailure, ClientUpdate
@@ -25,8 +27,6 @@ _MAX_CLIENT_ROWS = 20
 _SHADES = "·░▒▓█"
 _SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
 _LABEL_WIDTH = 7
-ACCURACIES = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
-MODELS = {"fm": "FM", "sub_fm": "sub-FM"}
 _COUNTS = (("params", "parameters", 10**6, "M"), ("transformer_params", "transformer layers", 2**20, "Mi"))
 """Count, its title, and its unit: for the layers alone it is the paper's."""
 
@@ -55,7 +55,7 @@ class Screen:
         self._stage: _Stage | None = None
         self._rounds: _Stage | None = None
         self._clients: TaskID | None = None
-        self._accuracy = ""
+        self._scores = ""
         self._reasons: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -78,6 +78,10 @@ class Screen:
         """Move the stage's bar."""
         if self._stage is not None:
             self._stage.update(done, total, metrics.get("loss"))
+
+    def note(self, line: str) -> None:
+        """Print the line."""
+        self._line(escape(line))
 
     def run_started(self, record: Mapping[str, Any]) -> None:
         """Show nothing of it: the final table has it."""
@@ -113,11 +117,11 @@ class Screen:
         self._progress.remove_task(self._clients)
         self._clients = None
         rounds, index = self._rounds, record["round"]
-        accuracy = [f"{name.lower()} {percent(record[key])}" for key, name in MODELS.items() if key in record]
-        self._accuracy = "  ".join(accuracy) or self._accuracy
-        rounds.update(index, rounds.total, record["train_loss"], self._accuracy)
+        scores = round_scores(record)
+        self._scores = "  ".join(scores) or self._scores
+        rounds.update(index, rounds.total, record["train_loss"], self._scores)
         if not self._live:
-            self._line(round_line(record, rounds.total, accuracy))
+            self._line(round_line(record, rounds.total, scores))
         if index == rounds.total:
             self._leave_line(rounds)
             self._rounds = None
@@ -176,7 +180,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 
     Keys of `plan` shown: config_yaml, label_histogram (clients x labels), label_names, num_params_fm,
     num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
-    bytes_up_per_client_round, bytes_down_per_client_round, actors, pool, warnings; by method.
+    bytes_up_per_client_round, bytes_down_per_client_round, local_step, actors, pool, warnings; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
     console.print(
@@ -195,10 +199,8 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
     """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
     facts = _facts_table(f"{result['name']}: {result['method']}, {result['rounds']} rounds, seed {result['seed']}")
-    for key, title in shown_models(ACCURACIES, result["method"]).items():
-        gain = 100 * (result[key] - result["untuned_fm"])
-        note = "" if key == "untuned_fm" else f"{gain:+.1f} points"
-        facts.add_row(f"{result['metric']}, {title}", percent(result[key]), note)
+    for row in score_rows(result):
+        facts.add_row(*row)
     facts.add_section()
     for row in fidelity_rows(result):
         facts.add_row(*row)
@@ -246,15 +248,15 @@ def partition_picture(histogram: Sequence[Sequence[int]], label_names: Sequence[
 
 def _facts_table(title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
     table.add_column()
     return table
 
 
 def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
-    """Add the rows that plan and result share: parameters, and bytes on the wire for one client in one round."""
-    models = shown_models(MODELS, values["method"])
+    """Add the rows that plan and result share: parameters, and a client's bytes, compute and memory."""
+    models = shown_models(CURVES, values["method"])
     for kind, title, unit, name in _COUNTS:
         counts = {model: values[f"num_{kind}_{model}"] for model in models}
         for model, count in counts.items():
@@ -264,3 +266,5 @@ def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
     for direction in ("up", "down"):
         size = format_bytes(values[f"bytes_{direction}_per_client_round"])
         table.add_row(f"traffic {direction}", size, "per client and round")
+    for row in compute_rows(values):
+        table.add_row(*row)

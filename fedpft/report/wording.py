@@ -6,7 +6,7 @@ from typing import Any
 _MAX_LINE_LENGTH = 80
 
 
-def round_line(record: Mapping[str, Any], num_rounds: int | None, accuracy: Sequence[str]) -> str:
+def round_line(record: Mapping[str, Any], num_rounds: int | None, scores: Sequence[str]) -> str:
     """Return a finished round's line; one that would be too long has single spaces."""
     parts = [
         f"round {record['round']}/{num_rounds}",
@@ -16,24 +16,14 @@ def round_line(record: Mapping[str, Any], num_rounds: int | None, accuracy: Sequ
         "" if record["train_loss"] is None else f"loss {record['train_loss']:.3f}",
         f"lr {record['lr']:.1e}",
         duration(record["seconds"]),
-        *accuracy,
+        *scores,
     ]
     said = [part for part in parts if part]
     line = "  ".join(said)
     return line if len(line) <= _MAX_LINE_LENGTH else " ".join(said)
 
 
-def percent(fraction: float) -> str:
-    """Return a share, e.g. `71.2 %`."""
-    return f"{100 * fraction:.1f} %"
-
-
 def duration(seconds: float) -> str:
     """Return a time, e.g. `14.1 s`, `2 min 21 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{seconds:.1f} s" if seconds < 120 else f"{minutes} min {rest} s"
-
-
-def shown_models(titles: Mapping[str, str], method: str) -> dict[str, str]:
-    """Return the titles by model, without the sub-FM's if clients tuned the FM itself."""
-    return {key: title for key, title in titles.items() if key != "sub_fm" or method != "full"}

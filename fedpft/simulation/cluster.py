@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private.worker import get_dashboard_url
 from ray.exceptions import AuthenticationError
 
 from fedpft.config import ConfigError, PoolConfig
@@ -62,6 +63,12 @@ def cluster_nodes() -> list[Node]:
     """Return the living nodes of the connected cluster."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in resources]
+
+
+def dashboard_url() -> str | None:
+    """Return where the connected cluster's dashboard is, as the nodes see it; None if it has none."""
+    address = get_dashboard_url()
+    return f"http://{address}" if address else None
 
 
 def room_for_actors(config: PoolConfig, nodes: list[Node]) -> int:

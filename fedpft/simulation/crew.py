@@ -76,10 +76,11 @@ class Crew:
     Args:
         config: size of the actors, limits, retries.
         size: how many actors to start, and to keep up as far as there is room.
+        strategy: where they get their places: Ray's scheduling strategy.
 
     """
 
-    def __init__(self, config: PoolConfig, size: int) -> None:
+    def __init__(self, config: PoolConfig, size: int, strategy: Any = "DEFAULT") -> None:
         self.actors: list[Actor] = []
         self.next_number = 0
         self._config, self._size = config, size
@@ -89,6 +90,7 @@ class Crew:
         self._remote = ray.remote(
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
+            scheduling_strategy=strategy,
             runtime_env={
                 "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
             },

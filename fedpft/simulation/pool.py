@@ -17,8 +17,11 @@ from fedpft.federated.client import ClientPackage
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.pool import one_line
-from fedpft.simulation.cluster import cluster_nodes, connect, num_actors, object_store_bytes
+from fedpft.simulation.cluster import cluster_nodes, connect, dashboard_url, num_actors, object_store_bytes
 from fedpft.simulation.crew import Actor, Crew, Job
+from fedpft.simulation.metrics import RayMetrics
+from fedpft.simulation.reservation import reserve
+from fedpft.tracking import Tracker
 
 _PEAK_TIMEOUT_SECONDS = 10
 
@@ -29,6 +32,9 @@ class RayClientPool:
     What is large travels once: the package (proxy and data) and each change of the proxy are put in the object store
     once for all actors, the plan with its adapter once per round. A reply is one flat vector, counts and some numbers.
 
+    On a cluster that others use, too, the pool waits until there is room for its actors, or starts with fewer (see
+    `reserve`); from then on the room is its own.
+
     A client that fails, whatever the reason, costs its actor: a fresh one takes that one's place (see `Crew`) and the
     client is tried there. When all attempts are used up its failure is yielded in place of an update.
 
@@ -37,7 +43,8 @@ class RayClientPool:
         clients_per_round: `per_client` starts that many actors, `auto` no more.
 
     Raises:
-        ConfigError: no cluster, or one that can never hold the actors; nothing was started on it then.
+        ConfigError: no cluster, one that can never hold the actors, or one whose other users left no room for them in
+            time; nothing was started on it then.
 
     """
 
@@ -45,8 +52,9 @@ class RayClientPool:
         self._config = config
         self._owns_connection = connect(config.address)
         try:
+            self._places = reserve(config, num_actors(config, clients_per_round, cluster_nodes()))
             # the actors start importing now, while the server still builds and aligns the proxy
-            self._crew = Crew(config, num_actors(config, clients_per_round, cluster_nodes()))
+            self._crew = Crew(config, self._places.size, self._places.strategy)
         except Exception:
             self.close()
             raise
@@ -55,6 +63,15 @@ class RayClientPool:
     def num_actors(self) -> int:
         """How many actors there are, those just starting included."""
         return len(self._crew.actors)
+
+    @property
+    def dashboard(self) -> str | None:
+        """The URL of the cluster's dashboard, as the nodes see it."""
+        return dashboard_url()
+
+    def trackers(self, run: str) -> list[Tracker]:
+        """Return what tells the cluster of the run's numbers, if others started it: one of our own has no metrics."""
+        return [] if self._config.address is None else [RayMetrics(run, lambda: self.num_actors)]
 
     def broadcast(self, package: ClientPackage) -> None:
         """Give every actor proxy and data; wait until they have them."""
@@ -106,6 +123,8 @@ class RayClientPool:
         """End the actors, and Ray if this pool started or joined it."""
         if hasattr(self, "_crew"):
             self._crew.close()
+        if hasattr(self, "_places"):
+            self._places.release()
         if self._owns_connection:
             ray.shutdown()
 

@@ -18,8 +18,9 @@ from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_text_run, tiny_vision_run
 
 RESULT_KEYS = {
-    "name", "seed", "method", "metric", "untuned_fm", "sub_fm", "fm", "rounds", "num_params_fm", "num_params_sub_fm",
-    "num_params_adapter", "bytes_up_per_client_round", "bytes_down_per_client_round", "wall_seconds", "versions",
+    "name", "seed", "method", "metric", "metric_goal", "metrics",
+    "untuned_fm", "sub_fm", "fm", "rounds", "num_params_fm", "num_params_sub_fm", "num_params_adapter",
+    "bytes_up_per_client_round", "bytes_down_per_client_round", "wall_seconds", "versions",
 }  # fmt: skip
 VARIANTS = {
     "text, uniform sub-FM": ("text", tiny_text_run, ["evaluation.interval=2"]),
@@ -55,7 +56,8 @@ def accuracy(finished, model):
     """Return the accuracy of a model on the run's evaluation set, and the FM that the run started from."""
     fm, data = load_fm_and_data(finished.config, SilentProgress())
     model = model(fm) if callable(model) and not isinstance(model, torch.nn.Module) else model
-    return evaluate(model, data.evaluation, data.collate, batch_size=7, server=finished.config.server)
+    settings = {"metrics": data.metrics, "batch_size": 7, "server": finished.config.server}
+    return evaluate(model, data.evaluation, data.collate, **settings)["accuracy"]
 
 
 def test_the_output_folder_holds_what_is_promised(finished):
@@ -137,6 +139,8 @@ def test_result_has_the_promised_keys_and_true_numbers(finished):
     assert result == json.loads(json.dumps(finished.returned.result))
     assert (result["name"], result["seed"], result["method"], result["rounds"]) == ("tiny", 42, "fedpft", 4)
     assert {key: finished.rounds[-1][key] for key in ("fm", "sub_fm")} == {key: result[key] for key in ("fm", "sub_fm")}
+    assert (result["metric"], result["metric_goal"]) == ("accuracy", "max")
+    assert result["metrics"] == {key: {"accuracy": result[key]} for key in ("untuned_fm", "fm", "sub_fm")}
     assert result["bytes_up_per_client_round"] == 4 * result["num_params_adapter"]
     assert {"torch", "transformers", "peft", "lightning", "python"} <= result["versions"].keys()
     fm, _ = load_fm_and_data(finished.config, SilentProgress())
@@ -145,6 +149,26 @@ def test_result_has_the_promised_keys_and_true_numbers(finished):
     assert result["num_params_sub_fm"] == sum(parameter.numel() for parameter in sub_fm.parameters())
     layers = 3 if finished.uniform else 2
     assert result["num_params_fm"] - result["num_params_sub_fm"] == layers * 12 * (16 + 1 + 16)
+
+
+def test_the_result_has_what_the_rounds_cost_together(finished):
+    result, rounds = finished.result, finished.rounds
+    sums = {
+        "client_flops_total": "clients/flops",
+        "bytes_up_total": "comm/bytes_up",
+        "bytes_down_total": "comm/bytes_down",
+        "align_seconds": "time/align_seconds",
+    }
+    for key, source in sums.items():
+        assert result[key] == sum(record.get(source, 0) for record in rounds) > 0
+    assert result["client_fits"] == 12
+    assert result["client_flops_per_round"] == round(result["client_flops_total"] / 12)
+    assert result["client_memory_bytes"] == max(record["clients/memory_bytes_max"] for record in rounds)
+    step = result["local_step"]
+    assert step["flops_fm"] > step["flops_sub_fm"] > 0
+    assert all(0 < record["clients/flops_mean"] <= record["clients/flops_max"] for record in rounds)
+    assert "MFLOP (per client and round" in (finished.out / "report.html").read_text()
+    assert plan(finished.config)["local_step"] == step, "known before the run"
 
 
 def test_the_tuning_did_something(finished):

@@ -50,11 +50,16 @@ CONFIG_ERRORS = [
         "error: federated.clients_per_round: found 200, allowed: at most federated.num_clients = 100",
     ),
     (["pool.actors=many"], "error: pool.actors: found 'many', allowed: auto, per_client or an integer > 0"),
+    (
+        ["pool.address=ray://head:10001"],
+        "error: pool.address: found 'ray://head:10001', allowed: null, auto or host:port; from outside a cluster: "
+        "fedpft submit CONFIG --address http://HEAD:8265",
+    ),
     (["rounds"], "error: override 'rounds': allowed: key=value, e.g. federated.rounds=4"),
 ]
 
 
-@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("command", ["run", "plan", "submit"])
 @pytest.mark.parametrize(("overrides", "expected"), CONFIG_ERRORS)
 def test_a_setting_that_cannot_work_is_one_line_with_key_found_and_allowed(fails, config, command, overrides, expected):
     assert fails(command, config, *overrides) == expected
@@ -84,6 +89,12 @@ def test_a_typo_in_the_file_is_one_line(fails, config):
 def test_an_unreadable_file_is_one_line(fails, config):
     config.write_text("name: [unclosed\n")
     assert fails("run", config).startswith(f"error: {config}: not readable as YAML")
+
+
+def test_a_part_that_does_not_exist_is_one_line_with_those_that_do(fails, config, tmp_path):
+    (tmp_path / "fm").mkdir()
+    (tmp_path / "fm" / "roberta.yaml").write_text("fm: {path: a}")
+    assert fails("plan", config, "fm=robert").endswith(f"parts in {tmp_path}/fm: roberta (did you mean roberta?)")
 
 
 def test_an_unknown_task_is_one_line_with_the_nearest_name(fails, config, tmp_path):
@@ -153,7 +164,7 @@ def test_run_tells_about_doubtful_settings_and_prints_the_result(monkeypatch, co
 
 
 def test_address_is_the_pools(config):
-    assert cli._load(config, ["federated.rounds=2"], "ray://there:1").pool.address == "ray://there:1"
+    assert cli._load(config, ["federated.rounds=2"], "there:6379").pool.address == "there:6379"
     assert cli._load(config, None, None).pool.address is None
 
 

@@ -13,6 +13,7 @@ def test_every_event_is_passed_on():
     made, observer, _ = curves()
     made.stage("align layers")
     made.progress(1, 2, {"loss": 0.5})
+    made.note("dashboard  http://x")
     made.run_started({"round": 0})
     made.round_started(1, 3, [4, 5])
     made.client_finished("update")
@@ -20,6 +21,7 @@ def test_every_event_is_passed_on():
     assert observer.mock_calls == [
         call.stage("align layers"),
         call.progress(1, 2, {"loss": 0.5}),
+        call.note("dashboard  http://x"),
         call.run_started({"round": 0}),
         call.round_started(1, 3, [4, 5]),
         call.client_finished("update"),

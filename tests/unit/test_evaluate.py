@@ -1,6 +1,8 @@
 import datasets
+import numpy as np
 import pytest
 import torch
+from scipy.stats import pearsonr, spearmanr
 
 from fedpft.config import LoraConfig, ServerConfig
 from fedpft.data.collate import TextCollator
@@ -18,8 +20,13 @@ def model():
     return attach_lora(tiny_fm("bert", num_labels=2, seed=3), LoraConfig(rank=2), seed=0).eval()
 
 
+def scores(of, dataset=DATASET, **kwargs):
+    defaults = {"metrics": ["accuracy"], "batch_size": 4, "server": SERVER}
+    return evaluate(of, dataset, TextCollator(TOKENIZER), **(defaults | kwargs))
+
+
 def score(of, **kwargs):
-    return evaluate(of, DATASET, TextCollator(TOKENIZER), **({"batch_size": 4, "server": SERVER} | kwargs))
+    return scores(of, **kwargs)["accuracy"]
 
 
 @torch.no_grad()
@@ -35,6 +42,31 @@ def test_accuracy_is_the_fraction_of_right_answers_over_every_example():
     right = brute_force(of)
     assert 0 < right < 23
     assert score(of) == pytest.approx(right / 23)
+
+
+def test_all_metrics_come_from_one_pass_in_the_order_asked_for():
+    steps, of = [], model()
+    found = scores(of, metrics=["f1", "accuracy"], batch_size=23, on_step=lambda *step: steps.append(step))
+    assert list(found) == ["f1", "accuracy"]
+    assert found["accuracy"] == score(of)
+    assert len(steps) == 1
+
+
+@torch.no_grad()
+def test_a_model_of_one_output_is_scored_by_its_numbers():
+    of = attach_lora(tiny_fm("bert", num_labels=1, problem_type="regression"), LoraConfig(rank=2), seed=0).eval()
+    numbers = np.random.default_rng(0).normal(2.5, 1, len(TEXTS)).astype(np.float32)
+    dataset = DATASET.remove_columns("label").add_column("label", numbers)
+    found = scores(of, dataset, metrics=["pearson", "spearman", "mse"])
+    outputs = [of(input_ids=torch.tensor([ids])).logits.item() for ids in DATASET["input_ids"]]
+    assert found == pytest.approx(
+        {
+            "pearson": pearsonr(outputs, numbers).statistic,
+            "spearman": spearmanr(outputs, numbers).statistic,
+            "mse": np.mean((outputs - numbers) ** 2),
+        },
+        abs=1e-5,
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])

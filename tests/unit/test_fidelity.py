@@ -11,7 +11,7 @@ from fedpft.construct.compress import compress
 from fedpft.fidelity import measure_fidelity
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, POST_NORM_FAMILIES, tiny_batch, tiny_fm
 
 SERVER = ServerConfig(accelerator="cpu")
 RATIO = 0.5
@@ -67,7 +67,7 @@ def test_every_number_is_that_of_a_plain_computation_on_the_whole_batch(family):
     record = measure(fm, sub_fm, batch, batch_size=4).record()
 
     depth = 3
-    last = depth if family in ("bert", "roberta", "distilbert") else depth - 1  # pre-LN: normalised once more
+    last = depth if family in POST_NORM_FAMILIES else depth - 1  # pre-LN: normalised once more
     errors = [float((t - s).norm() / t.norm()) for t, s in zip(fm_hidden, sub_hidden, strict=True)]
     assert record["hidden_error"][:last] == pytest.approx(errors[:last], rel=1e-4)
     cosines = [float(torch.cosine_similarity(t, s, dim=0)) for t, s in zip(fm_gradients, sub_gradients, strict=True)]
@@ -86,7 +86,24 @@ def test_every_number_is_that_of_a_plain_computation_on_the_whole_batch(family):
     assert all(error > 1e-3 for error in record["hidden_error"]), "the sub-FM does differ"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
+def test_a_model_of_one_output_is_compared_by_the_gradients_of_its_squared_error(family):
+    fm, sub_fm = models(family, num_labels=1, problem_type="regression")
+    batch = tiny_batch(family, batch_size=6) | {"labels": torch.linspace(0, 5, 6)}
+    gradients = []
+    for model in (fm, sub_fm):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        loss = (model(**inputs).logits[:, 0] - batch["labels"]).square().mean()
+        lora = [p for ffn in find_ffns(model) for n, p in sorted(ffn.layer.named_parameters()) if "lora_" in n]
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, lora)]))
+    total = measure(fm, sub_fm, batch, batch_size=4).record()["total"]
+    expected = torch.cosine_similarity(*gradients, dim=0)
+    assert abs(float(expected)) < 0.9999
+    assert total["gradient_cosine"] == pytest.approx(float(expected), rel=1e-4)
+    assert total["gradient_norm_ratio"] == pytest.approx(float(gradients[1].norm() / gradients[0].norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
 def test_a_sub_fm_that_kept_every_neuron_is_the_fm(family):
     record = measure(*models(family, retained_ratio=1.0), labelled(family)).record()
     assert record["hidden_error"] == pytest.approx([0, 0, 0], abs=1e-6)

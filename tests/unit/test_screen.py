@@ -24,7 +24,9 @@ PLAN = SIZES | {
     "warnings": ["method.scorer has no effect [yet]"],
 }
 RESULT = SIZES | {"name": "demo", "seed": 42, "method": "fedpft", "metric": "accuracy", "rounds": 8, "versions": {}}
-RESULT |= {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823, "wall_seconds": 141.2}
+ACCURACIES = {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823}
+RESULT |= ACCURACIES | {"wall_seconds": 141.2, "metrics": {key: {"accuracy": v} for key, v in ACCURACIES.items()}}
+EVALUATED = {"fm": 0.712, "sub_fm": 0.64, "metric": "accuracy"}
 
 
 def make_console(terminal: bool) -> Console:
@@ -34,6 +36,13 @@ def make_console(terminal: bool) -> Console:
 def written(console: Console) -> str:
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
+
+
+def test_a_note_is_a_line_at_once_whatever_it_contains():
+    console = make_console(terminal=False)
+    with Screen(console) as screen:
+        screen.note("dashboard  http://[::1]:8265 [red]")
+        assert written(console) == "dashboard  http://[::1]:8265 [red]\n"
 
 
 def watch_a_run(console: Console, num_rounds: int = 2, client_ids: tuple[int, ...] = (3, 7)) -> None:
@@ -52,7 +61,7 @@ def watch_a_run(console: Console, num_rounds: int = 2, client_ids: tuple[int, ..
             screen.stage("align neurons")
             screen.progress(1, 1, {"loss": 0.5})
             record = {"round": index, "clients": list(client_ids), "train_loss": 0.912, "lr": 6.2e-4, "seconds": 14.1}
-            screen.round_finished(record | ({"fm": 0.712, "sub_fm": 0.64} if index == num_rounds else {}))
+            screen.round_finished(record | (EVALUATED if index == num_rounds else {}))
 
 
 def test_plain_lines():

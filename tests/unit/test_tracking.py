@@ -8,6 +8,7 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from fedpft.config import Config, ConfigError, TrackingConfig
+from fedpft.metric_names import wandb_definitions, wandb_metrics
 from fedpft.report.fidelity import heat_map
 from fedpft.tracking import JsonlTracker, check_tracking, make_trackers
 
@@ -123,6 +124,24 @@ def test_offline_run_holds_everything(output: Path, capfd: pytest.CaptureFixture
     artifacts = {record.artifact.name: record.artifact for record in records if record.HasField("artifact")}
     assert artifacts["my-run-adapter"].type == "model"
     assert not any("sub_fm" in name for name in artifacts)
+
+
+@pytest.mark.parametrize("goal", ["max", "min"])
+def test_the_summary_keeps_the_best_of_the_primary_metric(goal: str):
+    kept = {name: summary for name, _, summary in wandb_definitions(goal)}
+    assert (kept["server/fm"], kept["server/sub_fm"], kept["metrics/*"]) == (goal, goal, None)
+
+
+def test_every_metric_of_a_record_has_a_name_of_its_own():
+    metrics = {"fm": {"f1": 0.5, "mismatched/f1": 0.25}, "sub_fm": {"f1": 0.75, "mismatched/f1": 0.0}}
+    record = {"round": 1, "fm": 0.5, "metric": "f1", "metric_goal": "max", "metrics": metrics}
+    assert wandb_metrics(record) == {
+        "server/fm": 0.5,
+        "metrics/fm/f1": 0.5,
+        "metrics/fm/mismatched/f1": 0.25,
+        "metrics/sub_fm/f1": 0.75,
+        "metrics/sub_fm/mismatched/f1": 0.0,
+    }
 
 
 def test_disabled_never_imports_wandb(tmp_path: Path):

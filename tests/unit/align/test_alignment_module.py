@@ -6,10 +6,11 @@ from fedpft.align.module import AlignmentModule
 from fedpft.construct.compress import compress
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_ffns
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, POST_NORM_FAMILIES, TEXT_FAMILIES, tiny_batch, tiny_fm
 
 DROPOUT = {
-    "bert": "hidden_dropout_prob", "roberta": "hidden_dropout_prob", "distilbert": "dropout", "gpt2": "resid_pdrop",
+    **dict.fromkeys(["bert", "deberta-v2", "electra", "roberta"], "hidden_dropout_prob"),
+    "distilbert": "dropout", "gpt2": "resid_pdrop",
 }  # fmt: skip
 """The setting of the dropout at an FFN's output, in the families that have one."""
 
@@ -45,7 +46,7 @@ def test_loss_is_the_mean_over_layers_of_both_terms(model_type):
     torch.testing.assert_close(loss.total, loss.hidden + 0.5 * loss.product)
 
 
-@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != "vit"])
+@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
 def test_what_stands_in_the_padding_does_not_count(model_type):
     module, batch = alignment(model_type), tiny_batch(model_type)
     other = batch | {"input_ids": torch.where(batch["attention_mask"].bool(), batch["input_ids"], 39)}
@@ -77,7 +78,7 @@ def test_only_the_compressed_ffns_get_a_gradient(model_type):
     assert {id(p) for p in module.parameters() if p.grad is not None} == trained
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("model_type", POST_NORM_FAMILIES)
 def test_post_ln_families_train_the_norm_that_closes_the_ffn(model_type):
     module = alignment(model_type)
     assert all(ffn.closing_norm.weight.requires_grad for ffn in find_ffns(module.student)[1:])

@@ -9,7 +9,7 @@ from fedpft.construct.compress import NeuronMap, compress
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, OPT_350M, TEXT_FAMILIES, tiny_batch, tiny_fm
 
 SERVER = ServerConfig(accelerator="cpu")
 SETTINGS = {"kind": "closed_form", "num_examples": 64, "batch_size": 8}
@@ -17,7 +17,7 @@ SETTINGS = {"kind": "closed_form", "num_examples": 64, "batch_size": 8}
 
 def public_data(model_type, num_examples=64, padding=0):
     batch = tiny_batch(model_type, batch_size=num_examples, num_tokens=9)
-    if padding and model_type != "vit":
+    if padding and model_type in TEXT_FAMILIES:
         batch = {name: torch.nn.functional.pad(value, (0, padding)) for name, value in batch.items()}
     rows = [{name: value[row] for name, value in batch.items()} for row in range(num_examples)]
     return PublicData(dataset=rows, collate=torch.utils.data.default_collate)
@@ -58,9 +58,9 @@ def hidden_error(fm, sub_fm, batch):
     return float((outputs[0] - outputs[1]).square().mean() / outputs[0].square().mean())
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_dropped_copies_of_kept_neurons_are_made_up_for(model_type):
-    fm = tiny_fm(model_type)
+@pytest.mark.parametrize(("model_type", "overrides"), [*((family, {}) for family in FAMILIES), ("opt", OPT_350M)])
+def test_dropped_copies_of_kept_neurons_are_made_up_for(model_type, overrides):
+    fm = tiny_fm(model_type, **overrides)
     with torch.no_grad():
         for ffn in find_ffns(fm):
             for parameter, axis in ffn.neuron_axes():
@@ -149,7 +149,7 @@ def test_the_last_layer_solves_its_ridge_problem_on_the_sub_fms_own_inputs():
     assert float(gradient[:, 12].abs().max() / size) < 1e-2
 
 
-@pytest.mark.parametrize("model_type", [family for family in FAMILIES if family != "vit"])
+@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
 def test_padding_does_not_count(model_type):
     solutions = []
     for padding in (0, 5):

@@ -51,7 +51,7 @@ def test_activation_scores_equal_a_brute_force_computation_without_padding(model
             length = int(one["attention_mask"].sum())
             one = {name: value[:, :length] for name, value in one.items()}
         hooks = [
-            ffn.down.register_forward_pre_hook(lambda module, args, to=to: to.append(args[0][0].double()))
+            ffn.down.register_forward_pre_hook(lambda module, args, to=to: to.append(args[0].flatten(0, -2).double()))
             for ffn, to in zip(find_ffns(fm), seen, strict=True)
         ]
         with torch.no_grad():

@@ -1,5 +1,6 @@
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -11,6 +12,7 @@ from fedpft.config import ConfigError, TaskConfig
 from fedpft.data import sources
 from fedpft.data.columns import normalise_labels
 from fedpft.data.tasks import TASKS, load_task
+from fedpft.metrics import METRICS
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +95,112 @@ def test_an_image_folder_carries_its_bytes(tmp_path):
     assert task.train.cast_column("image", datasets.Image(decode=False))[0]["image"]["bytes"]
 
 
+def image_folder(root: Path, *files: str) -> TaskConfig:
+    for split in ("train", "validation"):
+        for file in files:
+            path = root / split / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png() if path.suffix == ".png" else b"file_name,label,age\nx.png,a,1.5\ny.png,b,2.5\n")
+    return TaskConfig(name="custom", path=str(root), image_column="image", label_column="label")
+
+
+@pytest.mark.parametrize("files", [("x.png", "y.png"), ("x.png", "cat/y.png", "dog/z.png")])
+def test_images_outside_of_class_folders_are_an_error(tmp_path, files):
+    with pytest.raises(ConfigError, match=r"task\.path: found 'images in .*train itself', allowed: train/CLASS"):
+        load_task(image_folder(tmp_path, *files), seed=0)
+
+
+def test_a_table_beside_the_images_labels_them(tmp_path):
+    config = image_folder(tmp_path, "x.png", "y.png", "metadata.csv")
+    assert load_task(config, seed=0).label_names == ("a", "b")
+    ages = load_task(replace(config, label_column="age", kind="regression"), seed=0)
+    assert (ages.modality, ages.train["label"][:]) == ("image", [1.5, 2.5])
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    task = load_task(image_folder(tmp_path, "train/x.png", "validation/y.png"), seed=0)
+    assert task.label_names == ("train", "validation")
+
+
+def test_one_file_cannot_be_training_and_evaluation_data(tmp_path):
+    path = folder(tmp_path, {"words": ["a"], "y": [0]})
+    with pytest.raises(ConfigError, match=r"task\.path: found '.*train\.parquet', allowed: a folder with train\.\*"):
+        load_task(custom(f"{path}/train.parquet"), seed=0)
+
+
+def test_a_table_row_may_have_further_evaluation_sets(tmp_path):
+    pairs = {"premise": ["p"] * 4, "hypothesis": ["h"] * 4, "label": [2, 0, 1, 1]}
+    path = folder(tmp_path, pairs, classes="yes\nmaybe\nno\n")
+    assert load_task(TaskConfig(name="mnli", path=path), seed=0).other_evaluations == {}
+    datasets.Dataset.from_dict(pairs | {"label": [2, 2, 2, 2]}).to_csv(f"{path}/validation_mismatched.csv")
+    task = load_task(TaskConfig(name="mnli", path=path, max_eval_examples=3), seed=0)
+    assert list(task.other_evaluations) == ["mismatched"]
+    mismatched = task.other_evaluations["mismatched"]
+    assert mismatched["label"][:] == [2, 2, 2]
+    assert (mismatched[0]["text"], mismatched[0]["text_pair"]) == ("p", "h")
+
+
+def test_bad_labels_in_a_further_evaluation_set_are_an_error(tmp_path):
+    pairs = {"premise": ["p"] * 2, "hypothesis": ["h"] * 2, "label": [0, 1]}
+    path = folder(tmp_path, pairs)
+    datasets.Dataset.from_dict(pairs | {"label": [0, -1]}).to_parquet(f"{path}/validation_mismatched.parquet")
+    with pytest.raises(ConfigError, match="label -1 in column label"):
+        load_task(TaskConfig(name="mnli", path=path), seed=0)
+
+
+def test_the_hub_is_asked_for_the_rows_splits_and_revision(monkeypatch):
+    asked = []
+
+    def load(path, config_name, *, split, revision, keep_in_memory):
+        asked.append((path, config_name, split, revision))
+        columns = ["text", "coarse_label"] if "trec" in path else ["premise", "hypothesis", "label"]
+        return datasets.Dataset.from_dict({name: [0, 1] if "label" in name else ["a", "b"] for name in columns})
+
+    monkeypatch.setattr(sources.datasets, "load_dataset", load)
+    load_task(TaskConfig(name="mnli"), seed=0)
+    splits = ["train", "validation_matched", "validation_mismatched"]
+    assert asked == [("nyu-mll/glue", "mnli", split, None) for split in splits]
+    asked.clear()
+    load_task(TaskConfig(name="trec"), seed=0)
+    assert asked == [("CogComp/trec", None, split, "refs/convert/parquet") for split in ("train", "test")]
+    asked.clear()
+    load_task(TaskConfig(name="mnli", path="me/my-mnli", eval_split="dev"), seed=0)
+    assert asked == [("me/my-mnli", None, split, None) for split in ("train", "dev")]
+
+
+def test_metrics_are_the_configs_else_the_rows_else_the_kinds(tmp_path):
+    path = folder(tmp_path, {"sentence1": ["q"] * 2, "sentence2": ["a"] * 2, "label": [0, 1]})
+    mrpc = TaskConfig(name="mrpc", path=path)
+    assert load_task(mrpc, seed=0).metrics == ("accuracy", "f1")
+    assert load_task(replace(mrpc, metrics=("matthews", "f1")), seed=0).metrics == ("matthews", "f1")
+    assert load_task(replace(mrpc, kind="regression"), seed=0).metrics == ("pearson", "spearman")
+    other = custom(path, text_columns=("sentence1",), label_column="label")
+    assert load_task(other, seed=0).metrics == ("accuracy",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "message"),
+    [
+        ([0, 1], {"metrics": ("f2",)}, "found 'f2', allowed: for 2 classes: accuracy, f1, macro_f1, matthews"),
+        (
+            [0, 1, 2],
+            {"metrics": ("accuracy", "f1")},
+            "found 'f1', allowed: for 3 classes: accuracy, macro_f1, matthews",
+        ),
+        ([0, 1], {"metrics": ("pearson",)}, "found 'pearson', allowed: for 2 classes: accuracy"),
+        (
+            [0, 1],
+            {"metrics": ("accuracy",), "kind": "regression"},
+            "found 'accuracy', allowed: for regression: pearson, spearman, mse, mae",
+        ),
+    ],
+)
+def test_a_metric_that_the_task_cannot_have_is_an_error(tmp_path, labels, settings, message):
+    path = folder(tmp_path, {"words": ["a"] * len(labels), "y": labels})
+    with pytest.raises(ConfigError, match=rf"task\.metrics: {message}"):
+        load_task(custom(path, **settings), seed=0)
+
+
 def test_subsets_depend_on_the_seed_and_pickle_small(tmp_path):
     path = folder(tmp_path, {"words": ["word " * 50] * 1000, "y": [0] * 1000, "i": list(range(1000))})
     config = custom(path, max_train_examples=5)
@@ -117,7 +225,11 @@ def test_subsets_depend_on_the_seed_and_pickle_small(tmp_path):
             {"classes": "p\nq"},
             r"label 'r' in column y\", allowed: one of p, q",
         ),
-        ({"words": ["a"], "y": [0.5]}, {}, r"column y of type double', allowed: integers or strings"),
+        (
+            {"words": ["a"], "y": [0.5]},
+            {},
+            r"column y of type double', allowed: integers or strings, or task\.kind=regr",
+        ),
         ({"words": ["a"], "y": [[0]]}, {}, r"column y of type list.*', allowed: integers or strings"),
         ({"words": ["a", "b"], "y": [0, -2]}, {}, r"label -2 in column y', allowed: 0\.\.99999, or strings"),
         ({"words": ["a", "b"], "y": [0, 10**12]}, {}, r"label 1000000000000 in column y', allowed: 0\.\.99999, or"),
@@ -206,7 +318,18 @@ def test_an_unreachable_hub_names_the_way_out(monkeypatch):
 def test_every_row_has_a_source_and_one_kind_of_input():
     for name, row in TASKS.items():
         assert bool(row.path) != bool(row.loader), name
-        assert bool(row.text_columns) != bool(row.image_column), name
+        inputs = (bool(row.text_columns), bool(row.image_column), bool(row.response_column))
+        assert sum(inputs) == 1, name
+        assert (row.kind == "causal_lm") == inputs[2], name
+        assert row.metrics, name
+        assert all(METRICS[metric].kind == row.kind for metric in row.metrics), name
+
+
+def test_no_row_reads_a_test_split_of_glue():
+    glue = [row for row in TASKS.values() if row.path == "nyu-mll/glue"]
+    assert len(glue) == 8
+    for row in glue:
+        assert all("test" not in split for split in (row.train_split, row.eval_split, *row.other_eval_splits.values()))
 
 
 def test_digits_clients_own_five_to_nine():

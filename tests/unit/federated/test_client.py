@@ -13,9 +13,8 @@ from fedpft.federated.messages import RoundPlan
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import adapter_layout, attach_lora, get_adapter, set_adapter
 from fedpft.models.weights import unpack_model
-from tests.tiny import FAMILIES, tiny_fm, tiny_package
+from tests.tiny import TEXT_FAMILIES, tiny_fm, tiny_package
 
-TEXT_FAMILIES = [family for family in FAMILIES if family != "vit"]
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},

@@ -240,13 +240,14 @@ def test_any_state_goes_on_to_the_same_records(resumed_after):
     assert untimed(resumed.tracker.records) == untimed(straight.tracker.records)[resumed_after:]
 
 
-def test_the_best_evaluation_is_the_earliest_with_the_highest_plugged_in_fm():
+@pytest.mark.parametrize(("goal", "best"), [("max", (2, 0.75)), ("min", (3, 0.25))])
+def test_the_best_evaluation_is_the_earliest_with_the_best_plugged_in_fm(goal, best):
     made, _ = driver()
-    scores = iter([0.5, 0.75, 0.25, 0.75, 0.7])
-    made = replace(made, evaluate=lambda _: {"fm": next(scores), "sub_fm": 0.1}, evaluation_interval=1)
-    final = made.run(start())
-    assert final.best == {"round": 2, "fm": 0.75, "sub_fm": 0.1}
-    assert final.last_evaluation["fm"] == 0.7
+    scores = iter([0.5, 0.75, 0.25, 0.75, 0.25])
+    evaluate = {"evaluate": lambda _: {"fm": next(scores), "sub_fm": 0.1}, "evaluation_interval": 1}
+    final = replace(made, **evaluate, goal=goal).run(start())
+    assert final.best == {"round": best[0], "fm": best[1], "sub_fm": 0.1}
+    assert final.last_evaluation["fm"] == 0.25
 
 
 def test_cohorts_depend_on_the_seed_only():

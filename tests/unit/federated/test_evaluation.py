@@ -37,10 +37,11 @@ class FakeMethod:
         return self.sub_fm
 
 
-def made(num_examples=8, *, seed=0, layer_pairs=None):
+def made(num_examples=8, *, seed=0, layer_pairs=None, metrics=("accuracy",), others=()):
     method, progress = FakeMethod(), Mock(spec=SilentProgress)
     config = Config(seed=seed, evaluation=EvaluationConfig(batch_size=5, fidelity_examples=num_examples), server=SERVER)
-    data = Mock(evaluation=DATASET, collate=TextCollator(TOKENIZER))
+    sets = {"evaluation": DATASET, "other_evaluations": dict(others)}
+    data = Mock(**sets, collate=TextCollator(TOKENIZER), metrics=metrics)
     proxy = Proxy(model=method.sub_fm, watched_layers=(), layer_pairs=layer_pairs)
     return Evaluation(method, proxy, data, config, progress), method, progress
 
@@ -51,7 +52,9 @@ def tuned(method):
 
 
 def accuracy(model):
-    return evaluate(model, DATASET, TextCollator(TOKENIZER), batch_size=23, server=SERVER)
+    return evaluate(model, DATASET, TextCollator(TOKENIZER), metrics=["accuracy"], batch_size=23, server=SERVER)[
+        "accuracy"
+    ]
 
 
 def stages(progress):
@@ -72,6 +75,21 @@ def test_the_record_has_both_accuracies_their_gap_and_the_fidelity():
     assert record["time/fidelity_seconds"] > 0
     assert stages(progress) == ["evaluate", "measure fidelity"]
     assert call(23, 23, {}) in progress.progress.mock_calls
+
+
+def test_every_metric_of_every_evaluation_set_is_recorded_and_the_first_is_the_primary_one():
+    other = DATASET.select(range(9))
+    evaluation, method, _ = made(num_examples=0, metrics=("f1", "accuracy"), others={"mismatched": other})
+    record = evaluation(tuned(method))
+    assert (record["metric"], record["metric_goal"]) == ("f1", "max")
+    for key, model in (("fm", method.fm), ("sub_fm", method.sub_fm)):
+        found = record["metrics"][key]
+        assert list(found) == ["f1", "accuracy", "mismatched/f1", "mismatched/accuracy"]
+        assert record[key] == found["f1"]
+        assert found["accuracy"] == accuracy(model)
+        collate = TextCollator(TOKENIZER)
+        expected = evaluate(model, other, collate, metrics=["f1"], batch_size=9, server=SERVER)
+        assert found["mismatched/f1"] == expected["f1"]
 
 
 def test_the_untuned_models_are_measured_alike():
@@ -99,9 +117,10 @@ def test_off_costs_nothing_and_leaves_no_key(monkeypatch):
     monkeypatch.setattr(module_under_test, "measure_fidelity", None)
     evaluation, method, progress = made(num_examples=0)
     adapter = get_adapter(method.fm)
-    assert evaluation.untuned(adapter).keys() == {"fm"}
+    about = {"metric", "metric_goal", "metrics"}
+    assert evaluation.untuned(adapter).keys() == {"fm"} | about
     assert stages(progress) == ["evaluate untuned FM"]
-    assert evaluation(adapter).keys() == {"fm", "sub_fm"}
+    assert evaluation(adapter).keys() == {"fm", "sub_fm"} | about
     assert evaluation.summary({}, {}) == {}
 
 

@@ -11,8 +11,8 @@ from fedpft.construct.store import key_of
 from fedpft.inputs import load_fm_and_data
 from fedpft.methods import ingredients as module_under_test
 from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
-from fedpft.pipeline import public_data
 from fedpft.trainer import SilentProgress
+from fedpft.tuning import public_data
 from tests.tiny import tiny_fm, tiny_text_run, tiny_texts, tiny_vision_run
 
 BASE = ["fm.config={hidden_act: gelu}", "public.max_examples=40", "align.layers.warmup_ratio=0.5"]
@@ -46,6 +46,9 @@ LEAVES_THE_SUB_FM = {
     "task.path": "OTHER_TASK",
     "task.max_train_examples": 20,
     "task.max_eval_examples": 20,
+    "task.eval_ratio": 0.5,
+    "task.kind": "regression",
+    "task.metrics": ["macro_f1"],
     "method.name": "fedpft",
     "method.adapter_layers": 1,
     "method.kept_layers": 7,
@@ -117,6 +120,7 @@ NOT_HERE = {
     *("fm.pretrain.num_epochs", "fm.pretrain.lr", "fm.pretrain.batch_size"),  # only for a scratch:// FM, see below
     *("task.name", "task.text_columns", "task.image_column", "task.label_column"),  # read through the public data's
     *("task.train_split", "task.eval_split"),
+    *("task.prompt_column", "task.response_column", "task.prompt_template", "task.chat_template"),  # language models'
     *("public.name", "public.text_column", "public.image_column"),  # content alone counts, see the digests' tests
     "server.accelerator",  # the device that it means counts, see below
 }
@@ -276,3 +280,16 @@ def test_public_data_of_unknown_content_cannot_be_cached_where_it_is_read():
     assert of() is None
     assert of(scorer="activation", layers={"kind": "none"}) is None
     assert of(layers={"kind": "none"}) is not None
+
+
+def test_of_fedot_the_kept_layers_and_the_distillation_count_and_no_setting_of_a_sub_fm():
+    def drop(layers=(), public="a", **settings):
+        fedot = {"name": "fedot", "adapter_layers": 1, "kept_layers": 3} | settings
+        return of(public, layers={"kind": "distill"} | dict(layers), **fedot)
+
+    base = drop()
+    assert base["constructor"] == {"kept_layers": [0, 1, 2], "emulator": [1]}
+    assert base == drop(scorer="greedy", retained_ratio=0.5) == drop({"product_weight": 0.5, "refit": "bias"})
+    changed = [drop(kept_layers=2), drop({"num_steps": 7}), drop({"lr": 0.1}), drop({"kind": "none"}), drop(public="b")]
+    assert base not in changed
+    assert drop({"kind": "none"}) == drop({"kind": "none"}, public="b", scorer="greedy"), "no public data is read"

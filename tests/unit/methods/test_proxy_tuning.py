@@ -24,7 +24,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import pack_model, replace_weights, unpack_model
 from fedpft.trainer import SilentProgress
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode", "ignore:Converting a tensor")
 RATIO = 0.25
@@ -144,7 +144,7 @@ def test_teacher_and_student_carry_the_current_aggregate_while_neurons_align(mon
     assert seen[0][4]["seed"] != seen[1][4]["seed"], "other public examples each time"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_only_least_used_neurons_of_compressed_layers_change_in_the_broadcast(model_type):
     made = method(model_type)
     proxy = made.build_proxy()
@@ -313,7 +313,7 @@ def test_the_random_scorer_follows_the_seed():
     assert not torch.equal(first[name], second[name])
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_a_saved_proxy_comes_back_bit_for_bit_and_is_aligned_on_alike(model_type):
     made, restored = (method(model_type, layers="distill") for _ in range(2))
     adapter = somewhere(made.build_proxy())
@@ -339,3 +339,20 @@ def test_a_saved_proxy_is_a_copy():
     before = {name: tensor.clone() for name, tensor in saved.items()}
     made.after_round(2, adapter, counts())
     assert all(torch.equal(saved[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "key"), [({"layers": "closed_form+distill"}, "layers"), ({"neurons": "closed_form"}, "neurons")]
+)
+def test_a_model_that_no_closed_form_can_walk_is_refused_before_anything_is_built(kinds, key):
+    fm = tiny_fm("deberta-v2", **DEBERTA_V2_XLARGE)
+    with pytest.raises(
+        ConfigError, match=rf"^align\.{key}\.kind: found closed_form for a DebertaV2Model with encoder\.conv"
+    ):
+        method("deberta-v2", fm=fm, **kinds)
+
+
+def test_a_model_with_a_convolution_between_its_layers_is_distilled():
+    made = method("deberta-v2", fm=tiny_fm("deberta-v2", **DEBERTA_V2_XLARGE), layers="distill")
+    adapter = somewhere(made.build_proxy())
+    assert made.after_round(2, adapter, counts()).weights

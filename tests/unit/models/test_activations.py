@@ -1,13 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from fedpft.models.activations import InactivityCounter, NeuronWatch, layer_outputs
 from fedpft.models.ffn import find_ffns
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
-
-HAS_TOKENS = [name for name in FAMILIES if name != "vit"]
+from tests.tiny import ACTIVATIONS, FAMILIES, TEXT_FAMILIES, tiny_batch, tiny_fm
 
 
 def count(model, batches):
@@ -18,7 +15,7 @@ def count(model, batches):
     return counter.counts()
 
 
-@pytest.mark.parametrize("model_type", HAS_TOKENS)
+@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
 def test_padding_is_not_counted(model_type):
     fm, batch = tiny_fm(model_type), tiny_batch(model_type)
     lengths = batch["attention_mask"].sum(dim=1)
@@ -66,13 +63,12 @@ def test_the_neurons_are_read_after_activation_and_gate(model_type):
     hook = ffn.up.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     with torch.no_grad():
         fm(**tiny_batch(model_type))
-        act = {"llama": nn.functional.silu, "qwen2": nn.functional.silu}.get(model_type, nn.functional.gelu)
+        act = ACTIVATIONS[model_type]
         up = ffn.up(inputs[0])
         expected = act(up) if ffn.gate is None else act(ffn.gate(inputs[0])) * up
     hook.remove()
     watch.close()
-    tolerance = 1e-3 if model_type == "gpt2" else 1e-5  # GPT-2 approximates GELU
-    torch.testing.assert_close(seen[0], expected.flatten(0, 1), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(seen[0], expected.flatten(0, -2), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -5,12 +5,20 @@ from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import LoraConfig
 from fedpft.models.ffn import FFN_LOCATIONS, find_backbone, find_ffns, num_transformer_parameters
-from fedpft.models.lora import attach_lora
-from tests.tiny import FAMILIES, TINY_CONFIGS, tiny_batch, tiny_fm
+from fedpft.models.lora import LORA_TARGETS, attach_lora
+from tests.tiny import (
+    FAMILIES,
+    GATED_FAMILIES,
+    OPT_350M,
+    POST_NORM_FAMILIES,
+    TINY_CONFIGS,
+    tiny_batch,
+    tiny_fm,
+)
 
 
-def test_every_family_of_the_table_is_tested():
-    assert set(TINY_CONFIGS) == set(FFN_LOCATIONS)
+def test_every_family_has_a_row_in_both_tables_and_is_tested():
+    assert set(FFN_LOCATIONS) == set(LORA_TARGETS) == set(TINY_CONFIGS)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -21,10 +29,10 @@ def test_each_layer_has_one_ffn_with_all_its_parts(model_type):
         assert ffn.num_neurons == 24
         assert ffn.up_weight.shape == (24, 16)
         assert ffn.down_weight.shape == (16, 24)
-        assert (ffn.gate is not None) == (model_type in ("llama", "qwen2"))
+        assert (ffn.gate is not None) == (model_type in GATED_FAMILIES)
         assert ffn.gate is None or ffn.gate_weight.shape == (24, 16)
         assert ffn.closing_norm is None or isinstance(ffn.closing_norm, nn.LayerNorm)
-        assert (ffn.closing_norm is not None) == (model_type in ("bert", "roberta", "distilbert"))
+        assert (ffn.closing_norm is not None) == (model_type in POST_NORM_FAMILIES)
         assert ffn.dropout is None or isinstance(ffn.dropout, nn.Dropout)
         assert isinstance(ffn.up, Conv1D) == (model_type == "gpt2")
 
@@ -59,6 +67,16 @@ def test_backbone_is_found_inside_lora_and_containers_and_alone(model_type):
     assert find_backbone(wrapped) is backbone
     assert find_ffns(wrapped)[2].up is find_ffns(backbone)[2].up
     assert num_transformer_parameters(wrapped) == count
+
+
+def test_an_opt_has_a_closing_norm_only_where_its_config_says_post_ln():
+    norms = {
+        before: [ffn.closing_norm for ffn in find_ffns(tiny_fm("opt", do_layer_norm_before=before))]
+        for before in (True, False)
+    }
+    assert norms[True] == [None] * 3
+    layers = tiny_fm("opt", **OPT_350M).model.decoder.layers
+    assert [type(norm) for norm in norms[False]] == [type(layer.final_layer_norm) for layer in layers]
 
 
 def test_a_module_without_a_transformer_is_an_error():

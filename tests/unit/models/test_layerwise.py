@@ -1,16 +1,18 @@
 import pytest
 import torch
 
+from fedpft.config import ConfigError
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone, find_ffns
-from fedpft.models.layerwise import record_calls, trace_ffn
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from fedpft.models.layerwise import check_layer_by_layer, record_calls, trace_ffn
+from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, IMAGE_FAMILIES, OPT_350M, tiny_batch, tiny_fm
 
 SLIDING = {
     "layer_types": ["full_attention", "sliding_attention", "full_attention"],
     "use_sliding_window": True,
     "sliding_window": 2,
 }
+VARIANTS = [*((family, {}) for family in FAMILIES), ("opt", OPT_350M), ("qwen2", SLIDING), ("qwen3", SLIDING)]
 
 
 def own_outputs(model, batch):
@@ -20,7 +22,7 @@ def own_outputs(model, batch):
     return [outputs[i] for i in range(len(layers))]
 
 
-@pytest.mark.parametrize(("model_type", "overrides"), [*((family, {}) for family in FAMILIES), ("qwen2", SLIDING)])
+@pytest.mark.parametrize(("model_type", "overrides"), VARIANTS)
 def test_layers_run_one_by_one_give_the_models_own_hidden_states(model_type, overrides):
     model = tiny_fm(model_type, **overrides)
     batches = [tiny_batch(model_type, seed=seed, num_tokens=6 + seed) for seed in (1, 2, 3)]
@@ -53,15 +55,15 @@ def test_only_the_first_batch_runs_through_all_layers_when_they_are_called_alike
 def test_padding_is_not_real(model_type):
     batch = tiny_batch(model_type)
     (calls,) = record_calls(tiny_fm(model_type), [batch])
-    if model_type == "vit":
+    if model_type in IMAGE_FAMILIES:
         assert calls.real.all()
     else:
         assert torch.equal(calls.real, batch["attention_mask"].bool())
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_layers_output_is_the_closing_norm_of_residual_plus_down_of_the_activations(model_type):
-    model = tiny_fm(model_type)
+@pytest.mark.parametrize(("model_type", "overrides"), VARIANTS)
+def test_a_layers_output_is_the_closing_norm_of_residual_plus_down_of_the_activations(model_type, overrides):
+    model = tiny_fm(model_type, **overrides)
     (calls,) = record_calls(model, [tiny_batch(model_type)])
     ffn = find_ffns(model)[0]
     with torch.no_grad(), trace_ffn(ffn) as trace:
@@ -69,3 +71,18 @@ def test_a_layers_output_is_the_closing_norm_of_residual_plus_down_of_the_activa
         total = (trace.total - trace.output) + ffn.down(trace.activations)
         rebuilt = total if ffn.closing_norm is None else ffn.closing_norm(total)
     torch.testing.assert_close(rebuilt, output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("model_type", "overrides"), VARIANTS)
+def test_models_whose_layers_follow_each_other_pass(model_type, overrides):
+    check_layer_by_layer(tiny_fm(model_type, **overrides), "align.layers.kind")
+
+
+def test_a_model_with_work_between_its_layers_cannot_be_run_one_by_one():
+    model = tiny_fm("deberta-v2", **DEBERTA_V2_XLARGE)
+    with pytest.raises(ConfigError) as error:
+        check_layer_by_layer(model, "align.layers.kind")
+    found = "closed_form for a DebertaV2Model with encoder.conv between its layers"
+    assert str(error.value) == f"align.layers.kind: found {found}, allowed: distill, none"
+    with pytest.raises(AssertionError, match="work between layers"):
+        record_calls(model, [tiny_batch("deberta-v2")])

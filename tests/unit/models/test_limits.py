@@ -3,10 +3,8 @@ import torch
 from transformers import AutoConfig
 
 from fedpft.config import Config, ConfigError, FMConfig, PublicConfig
-from fedpft.models.limits import LEARNED_POSITIONS, check_texts_fit, max_positions
-from tests.tiny import FAMILIES, TINY_CONFIGS, tiny_fm, tiny_tokenizer
-
-TEXT_FAMILIES = [family for family in FAMILIES if family != "vit"]
+from fedpft.models.limits import LEARNED_POSITIONS, POSITIONS_FIELD, check_texts_fit, max_positions
+from tests.tiny import TEXT_FAMILIES, TINY_CONFIGS, tiny_fm, tiny_tokenizer
 
 
 def ids(length):
@@ -15,7 +13,7 @@ def ids(length):
 
 @pytest.mark.parametrize("model_type", sorted(LEARNED_POSITIONS))
 def test_the_longest_text_runs_and_one_token_more_does_not(model_type):
-    fm = tiny_fm(model_type)
+    fm = tiny_fm(model_type, **({POSITIONS_FIELD[model_type]: True} if model_type in POSITIONS_FIELD else {}))
     limit = max_positions(fm.config)
     with torch.no_grad():
         assert fm(input_ids=ids(limit)).logits.isfinite().all()
@@ -23,8 +21,8 @@ def test_the_longest_text_runs_and_one_token_more_does_not(model_type):
             fm(input_ids=ids(limit + 1))
 
 
-@pytest.mark.parametrize("model_type", sorted(set(TEXT_FAMILIES) - LEARNED_POSITIONS))
-def test_rotary_positions_go_on(model_type):
+@pytest.mark.parametrize("model_type", sorted(set(TEXT_FAMILIES) - LEARNED_POSITIONS | {"deberta-v2"}))
+def test_rotary_and_relative_positions_go_on(model_type):
     fm = tiny_fm(model_type, max_position_embeddings=8)
     assert max_positions(fm.config) is None
     with torch.no_grad():

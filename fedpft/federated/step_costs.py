@@ -1,0 +1,188 @@
+"""What a local step costs, counted by torch on a model without data.
+
+The step is a real one (forward, loss, backward, with the adapter attached and the same weights frozen), but on the meta
+device: tensors have shapes and no values. So counting draws no random number, changes no bit, and gives the same
+numbers wherever the clients run. Shapes: `B` batch, `T` tokens.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from fedpft.data.collate import rows
+from fedpft.data.datamodule import FederatedData
+from fedpft.federated.local_tuning import LocalTuningModule
+from fedpft.models.weights import skeleton_of
+
+_MaskShape = Callable[[int, int], tuple[int, ...] | None]
+_MASK_SHAPES: tuple[_MaskShape, ...] = (lambda B, T: (B, 1, T, T), lambda B, T: (B, T), lambda B, T: None)
+"""Of attention masks: the first with which a family reads no value is taken; most look into those of (B, T)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCount:
+    """What one step costs for one shape of batch."""
+
+    flops: int
+    """Of matrix products and convolutions, a multiplication and an addition each being one; attention in its plain
+    form, without what fused kernels compute a second time."""
+    activation_bytes: int
+    """What autograd keeps for the backward pass, in float32 and with plain attention; weights are not in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCosts:
+    """What a step costs for every shape of batch.
+
+    Both counts are proportional to B (but for some bytes). In T they are quadratic polynomials, so that three lengths
+    give every other one: a run sees dozens of shapes, and counting one takes as long as two steps of a small model.
+    """
+
+    batch_size: int
+    """B of the batches that were counted."""
+    unit: int
+    """These had `unit`, 2 `unit` and 3 `unit` tokens; 0: all batches are of one length (images)."""
+    counts: tuple[StepCount, ...]
+    """One for each length that was counted."""
+    fixed_bytes: int
+    """Weights, and for each trainable one its gradient and AdamW's two moments."""
+
+    def flops(self, batch: Mapping[str, Tensor]) -> int:
+        """Return the FLOPs of a step on a batch."""
+        return self._at(batch, [count.flops for count in self.counts])
+
+    def memory_bytes(self, batch: Mapping[str, Tensor]) -> int:
+        """Return what training needs for a batch: weights, gradients, moments and activations."""
+        return self.fixed_bytes + self._at(batch, [count.activation_bytes for count in self.counts])
+
+    def _at(self, batch: Mapping[str, Tensor], counts: list[int]) -> int:
+        value = float(counts[0])
+        if self.unit:  # Newton's form of the polynomial
+            steps = num_tokens(batch) / self.unit - 1
+            slope, curvature = counts[1] - counts[0], counts[2] - 2 * counts[1] + counts[0]
+            value += steps * slope + steps * (steps - 1) / 2 * curvature
+        return round(value * len(batch["labels"]) / self.batch_size)
+
+
+def step_costs(model: nn.Module, batch: Mapping[str, Tensor], *, any_length: bool = True) -> StepCosts | None:
+    """Count local steps of a model; it is not changed.
+
+    Args:
+        model: with the adapter that clients tune, its other parameters frozen.
+        batch: any one of the task, with `labels` and `input_ids`, (B, T), or `pixel_values`; only its shapes are read.
+        any_length: whether texts of other lengths will be asked for; if not, one count is enough.
+
+    Returns:
+        None, with a warning, for a model whose computation depends on values.
+
+    """
+    skeleton = _without_fused_attention(skeleton_of(model).to("meta").train())
+    module = LocalTuningModule(skeleton)
+    length = num_tokens(batch)
+    unit = max(1, length // 3) if length and any_length else 0
+    lengths = [unit, 2 * unit, 3 * unit] if unit else [length]
+    errors: list[Exception] = []
+    for mask_shape in _MASK_SHAPES:
+        try:
+            counts = tuple(count_step(module, _meta_batch(batch, length, mask_shape)) for length in lengths)
+            break
+        except (RuntimeError, NotImplementedError, ValueError) as error:  # a value is read, an operator has no shapes
+            errors.append(error)
+    else:
+        reason = str(errors[0]).splitlines()[0]
+        warnings.warn(f"FLOPs and memory of clients cannot be counted for this model: {reason}", stacklevel=2)
+        return None
+    weights = sum(tensor.nbytes for tensor in (*skeleton.parameters(), *skeleton.buffers()))
+    trainable = sum(parameter.nbytes for parameter in skeleton.parameters() if parameter.requires_grad)
+    return StepCosts(batch_size=len(batch["labels"]), unit=unit, counts=counts, fixed_bytes=weights + 3 * trainable)
+
+
+def count_step(module: LocalTuningModule, batch: Mapping[str, Tensor]) -> StepCount:
+    """Count one step; module and batch may be on any device, on the meta device nothing is computed."""
+    kept: dict[Any, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()  # views share a storage
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = module.training_step(batch, 0)
+        loss.backward()
+    for parameter in module.parameters():
+        parameter.grad = None
+        kept.pop(parameter.untyped_storage()._cdata, None)
+    return StepCount(flops=counter.get_total_flops(), activation_bytes=sum(kept.values()))
+
+
+def typical_batch(data: FederatedData, batch_size: int) -> Mapping[str, Tensor]:
+    """Return a batch of training examples; of texts, cut into batches as they lie, the one of median padded length."""
+    num_batches = max(1, len(data.train) // batch_size)
+    chosen = 0
+    if "input_ids" in data.train.column_names:
+        lengths = [len(ids) for ids in data.train["input_ids"]][: num_batches * batch_size]
+        longest = [max(part) for part in np.array_split(lengths, num_batches)]
+        chosen = int(np.argsort(longest, kind="stable")[num_batches // 2])
+    end = min((chosen + 1) * batch_size, len(data.train))
+    return data.collate(rows(data.train, range(chosen * batch_size, end)))
+
+
+def compare_steps(batch: Mapping[str, Tensor], fm: nn.Module, costs: StepCosts | None) -> dict[str, Any]:
+    """Return what a step on the batch costs with the FM and with the sub-FM, for `result.json`; empty if unknown.
+
+    Args:
+        batch: a labelled one.
+        fm: with the adapter.
+        costs: the sub-FM's.
+
+    """
+    fm_costs = step_costs(fm, batch, any_length=False) if costs else None
+    if costs is None or fm_costs is None:
+        return {}
+    length = num_tokens(batch)
+    return {
+        "local_step": {
+            "examples": len(batch["labels"]),
+            **({"tokens": length} if length else {}),
+            "flops_fm": fm_costs.flops(batch),
+            "flops_sub_fm": costs.flops(batch),
+            "memory_bytes_fm": fm_costs.memory_bytes(batch),
+            "memory_bytes_sub_fm": costs.memory_bytes(batch),
+        }
+    }
+
+
+def num_tokens(batch: Mapping[str, Tensor]) -> int:
+    """Return T; 0 for images."""
+    return batch["input_ids"].shape[1] if "input_ids" in batch else 0
+
+
+def _meta_batch(batch: Mapping[str, Tensor], length: int, mask_shape: _MaskShape) -> dict[str, Tensor]:
+    """Return tensors without values of the batch's shapes, texts of `length` tokens instead of their own."""
+    made = {}
+    for name, tensor in batch.items():
+        shape = list(tensor.shape)
+        if length and len(shape) == 2:
+            shape[1] = length
+        if name != "attention_mask":
+            made[name] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        elif (mask := mask_shape(shape[0], length)) is not None:
+            made[name] = torch.empty(mask, dtype=torch.bool, device="meta")
+    return made
+
+
+def _without_fused_attention(model: nn.Module) -> nn.Module:
+    """Make the model compute attention by matrix products, which torch counts alike on every device."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.set_attn_implementation("eager")
+            break
+    return model

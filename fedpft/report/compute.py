@@ -1,0 +1,33 @@
+"""What clients compute and hold, for people: rows of the tables of plan and result."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.filesize import decimal as format_bytes
+
+
+def compute_rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of each row: what clients spent, or before a run, one step; none if not counted."""
+    if "local_step" not in values:
+        return
+    step = values["local_step"]
+    batch = f"{step['examples']} x {step['tokens']} tokens" if "tokens" in step else f"{step['examples']} examples"
+    more_flops, more_bytes = (step[f"{what}_fm"] / step[f"{what}_sub_fm"] for what in ("flops", "memory_bytes"))
+    if "client_flops_per_round" in values:
+        flops, per, size = values["client_flops_per_round"], "client and round", values["client_memory_bytes"]
+    else:
+        flops, per = step["flops_sub_fm"], f"step of {batch}"
+        size = step["memory_bytes_sub_fm"]
+    yield "compute", format_flops(flops), f"per {per}; FM: {more_flops:.2f} x"
+    yield "memory", format_bytes(size), f"of a client; FM: {more_bytes:.2f} x"
+    if "client_gpu_bytes" in values:
+        yield "GPU memory", format_bytes(values["client_gpu_bytes"]), "of a client, measured"
+
+
+def format_flops(flops: float) -> str:
+    """Return a number of floating-point operations, e.g. `4.31 GFLOP`."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if round(flops, 1) < 1000:
+            return f"{flops:.3g} {prefix}FLOP"
+        flops /= 1000
+    return f"{flops:.3g} EFLOP"

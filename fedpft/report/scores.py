@@ -1,0 +1,54 @@
+"""Metrics in words, each in its own unit: for the screen's lines, the final table and the page."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedpft.metrics import metric_row
+
+MODELS = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
+"""Key in `result.json` -> what people read."""
+CURVES = {"fm": "FM", "sub_fm": "sub-FM"}
+"""Key in a round's record -> the curve's name."""
+
+
+def shown_models(titles: Mapping[str, str], method: str) -> dict[str, str]:
+    """Return the titles by model, without the sub-FM's if clients tuned the FM itself."""
+    return {key: title for key, title in titles.items() if key != "sub_fm" or method != "full"}
+
+
+def metric_title(name: str) -> str:
+    """Return what a metric is called, e.g. `accuracy`, and on another evaluation set `mismatched accuracy`."""
+    return " ".join([*name.split("/")[:-1], metric_row(name).title])
+
+
+def metric_value(value: float, name: str) -> str:
+    """Return a metric's value in its unit, e.g. `71.2 %`, `0.864`."""
+    return f"{100 * value:.1f} %" if metric_row(name).is_fraction else f"{value:.3f}"
+
+
+def metric_change(difference: float, name: str) -> str:
+    """Return a difference of two values of a metric, e.g. `+3.1 points`, `-0.020`."""
+    return f"{100 * difference:+.1f} points" if metric_row(name).is_fraction else f"{difference:+.3f}"
+
+
+def round_scores(record: Mapping[str, Any]) -> list[str]:
+    """Return the primary metric of both models in a round's line, e.g. `fm 71.2 %`; nothing if it was not evaluated."""
+    return [
+        f"{name.lower()} {metric_value(record[key], record['metric'])}" for key, name in CURVES.items() if key in record
+    ]
+
+
+def score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of each row in the final table: one a model for the primary metric.
+
+    Any other metric has one row, the plugged-in FM's, with the other models in its note.
+    """
+    metric, models = result["metric"], shown_models(MODELS, result["method"])
+    for key, model in models.items():
+        note = "" if key == "untuned_fm" else metric_change(result[key] - result["untuned_fm"], metric)
+        yield f"{metric_title(metric)}, {model}", metric_value(result[key], metric), note
+    for name in result["metrics"]["fm"]:
+        if name != metric:
+            values = {key: metric_value(result["metrics"][key][name], name) for key in models}
+            others = [f"{models[key]} {value}" for key, value in reversed(values.items()) if key != "fm"]
+            yield metric_title(name), values["fm"], ", ".join(others)

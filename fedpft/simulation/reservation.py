@@ -1,0 +1,95 @@
+"""Room for all actors of a run, claimed at once: two runs on one cluster never wait for each other's halves.
+
+The claim is a placement group: Ray gives all of its places or none, and what is in it no other run gets, not even while
+an actor is replaced. PACK, because a node holds the proxy once for all its actors.
+"""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fedpft.config import ConfigError, PoolConfig
+from fedpft.simulation.cluster import Node, cluster_nodes, room_for_actors
+
+LOOK_SECONDS = 1.0
+"""How often to look what has become free."""
+FIRST_LINE_SECONDS = 5.0
+"""Of waiting, before it is told; each further line after twice the time."""
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Places for `size` actors, held until released."""
+
+    size: int
+    group: PlacementGroup
+
+    @property
+    def strategy(self) -> PlacementGroupSchedulingStrategy:
+        """How an actor gets one of the places."""
+        return PlacementGroupSchedulingStrategy(self.group)
+
+    def release(self) -> None:
+        """Give the places back; whatever is in them ends."""
+        remove_placement_group(self.group)
+
+
+def reserve(config: PoolConfig, wanted: int) -> Reservation:
+    """Claim places for `wanted` actors, or wait for them and say so; `auto` takes those that are free, at least one.
+
+    Raises:
+        ConfigError: `pool.start_timeout_seconds` passed; nothing is claimed then.
+
+    """
+    start, next_line = time.monotonic(), FIRST_LINE_SECONDS
+    claim = _claim(config, wanted)
+    try:
+        while not claim.group.wait(min(LOOK_SECONDS, config.start_timeout_seconds)):
+            waited, free = time.monotonic() - start, free_nodes()
+            if config.actors == "auto":
+                size = max(1, min(wanted, room_for_actors(config, free)))
+                if size != claim.size:
+                    claim.release()
+                    claim = _claim(config, size)
+            line = f"{_need(config, claim.size)}; the cluster has {_free(config, free)} free"
+            if waited >= config.start_timeout_seconds:
+                advice = "lower pool.actors, or wait for longer: pool.start_timeout_seconds"
+                raise ConfigError(f"pool.actors: waited {waited:.0f} s for {line}; {advice}")
+            if waited >= next_line:
+                warnings.warn(f"pool: waiting for {line}; since {waited:.0f} s", stacklevel=2)
+                next_line *= 2
+    except BaseException:
+        claim.release()
+        raise
+    if claim.size < wanted:
+        occupied = "others hold the rest of the cluster"
+        warnings.warn(f"pool: starts {claim.size} actor(s) instead of {wanted}: {occupied}", stacklevel=2)
+    return claim
+
+
+def free_nodes() -> list[Node]:
+    """Return what nobody has claimed on each living node."""
+    return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in available_resources_per_node().values()]
+
+
+def _claim(config: PoolConfig, size: int) -> Reservation:
+    place = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    bundles = [{name: amount for name, amount in place.items() if amount} for _ in range(size)]
+    return Reservation(size, placement_group(bundles, strategy="PACK"))
+
+
+def _need(config: PoolConfig, size: int) -> str:
+    gpus = f" + {config.gpus_per_actor:g} GPU" if config.gpus_per_actor else ""
+    return f"{size} x {config.cpus_per_actor:g} CPU{gpus}"
+
+
+def _free(config: PoolConfig, free: Sequence[Node]) -> str:
+    total = cluster_nodes()
+    cpus = f"{sum(node.cpus for node in free):g} of {sum(node.cpus for node in total):g} CPU"
+    gpus = f" and {sum(node.gpus for node in free):g} of {sum(node.gpus for node in total):g} GPU"
+    return cpus + gpus * bool(config.gpus_per_actor)

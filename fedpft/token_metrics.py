@@ -1,0 +1,75 @@
+"""Metrics of a language model, each over all target tokens of an evaluation set, whatever its batches are.
+
+torchmetrics' own `Perplexity` takes the logarithm of a softmax and adds up in float32: tokens of small probability
+become infinite and the sum depends on the batches. Here the logarithm is taken at once and added up in float64.
+Legend: `B` batch, `T` tokens, `V` vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics import Metric
+
+IGNORED = -100
+"""Label of a token that is no target, for transformers and torch alike."""
+
+
+def predictions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits, (targets, V) float32, and token ids, (targets,), of all target tokens of a batch.
+
+    Args:
+        logits: (B, T, V); those at a position tell of the token after it.
+        labels: (B, T), `IGNORED` where a token is no target.
+
+    """
+    after = labels[:, 1:]
+    chosen = after != IGNORED
+    return logits[:, :-1][chosen].float(), after[chosen]
+
+
+def num_targets(labels: Tensor) -> int:
+    """Return over how many terms a model's loss of a batch is the mean: examples (B,), or target tokens (B, T)."""
+    return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != IGNORED).sum())
+
+
+class TokenLoss(Metric):
+    """Mean cross entropy in nats a target token."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take a batch: (B, T, V) and (B, T)."""
+        chosen, targets = predictions(logits, labels)
+        self.total += self.score(chosen, targets).sum(dtype=torch.float64)
+        self.count += len(targets)
+
+    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return what each target token adds, (targets,)."""
+        return cross_entropy(logits, targets, reduction="none")
+
+    def compute(self) -> Tensor:
+        """Return the mean over all target tokens."""
+        return self.total / self.count
+
+
+class Perplexity(TokenLoss):
+    """e to the mean cross entropy."""
+
+    def compute(self) -> Tensor:
+        """Return it."""
+        return super().compute().exp()
+
+
+class TokenAccuracy(TokenLoss):
+    """Fraction of target tokens that are the most probable ones."""
+
+    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return 1 for each that is, else 0."""
+        return (logits.argmax(dim=-1) == targets).float()

@@ -1,0 +1,189 @@
+"""The baselines run as FedPFT does: the same files, resumed and on Ray with the same bits."""
+
+import json
+from io import StringIO
+
+import pytest
+from peft import PeftModel
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification
+
+from fedpft.checkpoint import load_newest
+from fedpft.config import ConfigError, load_config
+from fedpft.evaluate import evaluate
+from fedpft.federated.observer import SilentObserver
+from fedpft.inputs import load_fm_and_data
+from fedpft.pipeline import run
+from fedpft.planning import plan
+from fedpft.report.screen import Screen, print_plan, print_result
+from fedpft.resume import go_on
+from fedpft.trainer import SilentProgress
+from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
+
+FEDOT = ["method.name=fedot", "method.adapter_layers=1", "method.kept_layers=3"]
+METHODS = {"full": ["method.name=full"], "fedot": FEDOT}
+DEPTH = 4
+MEASURED = ("seconds", "memory", "cached")
+
+
+class Stop(BaseException):
+    pass
+
+
+class StopBeforeRound3(SilentObserver):
+    def round_started(self, round_index, num_rounds, client_ids):
+        if round_index == 3:
+            raise Stop
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    made = [*tiny_text_run(folder), "evaluation.interval=2"]
+    tiny_fm("bert", num_hidden_layers=DEPTH).save_pretrained(folder / "fm")
+    return made
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request, settings, tmp_path_factory):
+    """Run a method once, sequentially; return its name, config and folder."""
+    out = tmp_path_factory.mktemp(request.param) / "out"
+    config = load_config(None, [*settings, *METHODS[request.param], f"output_dir={out}"])
+    run(config)
+    return request.param, config, out
+
+
+def outcome(folder):
+    """Return what a run leaves but for times, places and memory."""
+
+    def lasting(record):
+        return {k: lasting(v) if isinstance(v, dict) else v for k, v in record.items() if not k.endswith(MEASURED)}
+
+    weights = {
+        name: (folder / name).read_bytes()
+        for name in ("adapter/adapter_model.safetensors", "sub_fm/model.safetensors")
+        if (folder / name).exists()
+    }
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    rounds = [{k: v for k, v in lasting(line).items() if not k.startswith("memory/")} for line in rounds]
+    result = lasting(json.loads((folder / "result.json").read_text()))
+    return weights, rounds, {k: v for k, v in result.items() if k not in ("peak_memory_bytes", "actors")}
+
+
+def accuracy(config, wrap):
+    fm, data = load_fm_and_data(config, SilentProgress())
+    return evaluate(wrap(fm), data.evaluation, data.collate, batch_size=7, server=config.server)
+
+
+def test_stopped_and_resumed_is_the_straight_run(finished, settings, tmp_path):
+    name, _, out = finished
+    config = load_config(None, [*settings, *METHODS[name], f"output_dir={tmp_path / 'out'}"])
+    with pytest.raises(Stop):
+        run(config, StopBeforeRound3())
+    assert load_newest(tmp_path / "out/checkpoints").rounds_done == 2
+    go_on(config)
+    assert outcome(tmp_path / "out") == outcome(out)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_actors_give_the_bits_of_the_sequential_run(finished, settings, tmp_path):
+    name, _, out = finished
+    ray = ["pool.kind=ray", "pool.actors=2", f"output_dir={tmp_path / 'out'}"]
+    run(load_config(None, [*settings, *METHODS[name], *ray]))
+    assert outcome(tmp_path / "out") == outcome(out)
+
+
+def test_the_adapter_opens_on_the_fm_with_peft_and_gives_the_result(finished):
+    _, config, out = finished
+    result = json.loads((out / "result.json").read_text())
+    assert accuracy(config, lambda fm: PeftModel.from_pretrained(fm, str(out / "adapter"))) == result["fm"]
+    assert result["untuned_fm"] == accuracy(config, lambda fm: fm)
+
+
+def test_the_result_names_the_method_and_counts_its_layers(finished):
+    name, config, out = finished
+    result = json.loads((out / "result.json").read_text())
+    planned = plan(config)
+    a_layer = result["num_transformer_params_fm"] // DEPTH
+    assert result["method"] == planned["method"] == name
+    assert result["num_transformer_params_sub_fm"] == a_layer * {"full": 4, "fedot": 3}[name]
+    for key in (
+        "num_params_sub_fm",
+        "num_transformer_params_fm",
+        "num_transformer_params_sub_fm",
+        "num_params_adapter",
+    ):
+        assert planned[key] == result[key]
+    lora_layers = {"full": 4, "fedot": 2}[name]
+    assert result["num_params_adapter"] == lora_layers * 4 * 2 * (16 + 16) + 2 * 16 + 2
+
+
+def test_fedot_leaves_a_proxy_that_opens_with_plain_transformers_and_a_meter_of_three_layers(settings, tmp_path):
+    run(load_config(None, [*settings, *FEDOT, "federated.rounds=1", f"output_dir={tmp_path / 'out'}"]))
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/sub_fm")
+    assert opened.config.num_hidden_layers == 3
+    record = json.loads((tmp_path / "out/rounds.jsonl").read_text())
+    first, emulator, last = record["fidelity"]["gradient_cosine"]
+    assert (first is None, emulator, last is None) == (False, None, False)
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["fidelity"]["leakage_gap"] == pytest.approx(result["fm"] - result["sub_fm"], abs=1e-6)
+    assert "align_loss_last" in result["construction"], "the emulator was distilled"
+
+
+def test_a_proxy_of_all_layers_with_an_adapter_in_all_is_the_full_model(settings, tmp_path):
+    everything = ["method.name=fedot", f"method.adapter_layers={DEPTH // 2}", f"method.kept_layers={DEPTH}"]
+    outcomes = {}
+    for name, method in {"fedot": everything, "full": METHODS["full"]}.items():
+        run(load_config(None, [*settings, *method, f"output_dir={tmp_path / name}"]))
+        weights, rounds, result = outcome(tmp_path / name)
+        losses = [(line["train_loss"], line.get("fm")) for line in rounds]
+        outcomes[name] = weights["adapter/adapter_model.safetensors"], losses, result["fm"], result["sub_fm"]
+    assert outcomes["fedot"] == outcomes["full"]
+
+
+def test_of_the_full_model_nothing_is_called_a_sub_fm_and_nothing_is_compared(settings, tmp_path, monkeypatch):
+    scored = []
+    real = evaluate
+    monkeypatch.setattr("fedpft.federated.evaluation.evaluate", lambda *a, **k: scored.append(1) or real(*a, **k))
+    monkeypatch.setattr("fedpft.federated.evaluation.measure_fidelity", None)
+    config = load_config(None, [*settings, *METHODS["full"], f"output_dir={tmp_path / 'out'}"])
+    console = Console(file=StringIO(), width=100)
+    with Screen(console) as screen:
+        finished = run(config, screen)
+    print_result(console, finished.result, {})
+    text = console.file.getvalue()
+    print_plan(console, plan(config) | {"config_yaml": ""})
+    page = (tmp_path / "out/report.html").read_text()
+    shown = [console.file.getvalue(), page[:4000], page[-20_000:]]  # plotly's own program lies between
+    assert not any(word in part.lower() for part in shown for word in ("sub-fm", "fidelity", "gradient", "leakage"))
+    assert "round 2/4" in text
+    assert "accuracy, plugged-in FM" in text
+    assert len(scored) == 3, "before round 1, after rounds 2 and 4"
+    assert finished.result["sub_fm"] == finished.result["fm"]
+    assert not (tmp_path / "out/sub_fm").exists()
+    assert "sub_fm" not in finished.locations
+
+
+@pytest.mark.parametrize("method", [METHODS["full"], ["method.name=fedot", "method.adapter_layers=1"]])
+def test_baselines_run_on_images(method, tmp_path):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    result = run(load_config(None, [*tiny_vision_run(tmp_path), *method, "federated.rounds=1"])).result
+    assert result["num_transformer_params_sub_fm"] / result["num_transformer_params_fm"] == pytest.approx(
+        1 if "method.name=full" in method else 2 / 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.kept_layers=5", "method.kept_layers: found 5, allowed: 2 to 4, from 2 * adapter_layers to the FM's"),
+        ("method.adapter_layers=3", "method.adapter_layers: found 3, allowed: 1 to 2, half of the FM's layers"),
+    ],
+)
+def test_layers_that_the_fm_does_not_have_are_one_line_in_plan_and_run(settings, override, message):
+    overrides = ["method.name=fedot", "method.adapter_layers=1", override]
+    for action in (plan, run):
+        with pytest.raises(ConfigError) as error:
+            action(load_config(None, [*settings, *overrides]))
+        assert str(error.value).startswith(message)
+        assert "\n" not in str(error.value)
