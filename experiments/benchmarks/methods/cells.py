@@ -7,7 +7,8 @@ from pathlib import Path
 from fedpft.config import Config, load_config
 
 BASE = Path(__file__).parent / "base.yaml"
-TASKS = ("sst2", "qnli")
+TEXT_TASKS, IMAGE_TASKS = ("sst2", "qnli"), ("cifar10",)
+TASKS = TEXT_TASKS + IMAGE_TASKS
 METHODS_AT_67 = ("full", "fedot_67", "fedpft_67")
 METHODS_AT_50 = ("fedot_50", "fedpft_50")
 ABLATIONS = {"fedpft_67_n": "none", "fedpft_67_b": "before", "fedpft_67_d": "during"}
@@ -32,12 +33,21 @@ class Cell:
     def name(self) -> str:
         return f"{self.task}_{self.method}_{self.partition}_seed{self.seed}"
 
-    def config(self, data_dir: Path, cache_dir: Path) -> Config:
-        """Return the run's config; `data_dir` holds a folder for each task, and `align_text`."""
+    def config(self, data_dir: Path, work_dir: Path) -> Config:
+        """Return the run's config.
+
+        Args:
+            data_dir: a folder for each task and each kind of public data.
+            work_dir: the sub-FM cache, and the pre-trained ViT.
+
+        """
         method = searched_method(self.method)
+        fm, public = ("vit", "tiny_imagenet") if self.task in IMAGE_TASKS else ("minilm", "align_text")
         return load_config(
             BASE,
             [
+                f"fm={fm}",
+                *([f"fm.path={work_dir / 'vit'}"] if fm == "vit" else []),
                 f"task={self.task}",
                 f"method={method}",
                 *([f"align={ABLATIONS.get(self.method, 'both')}"] if method.startswith("fedpft") else []),
@@ -45,8 +55,8 @@ class Cell:
                 f"federated.lr={self.lr}",
                 f"seed={self.seed}",
                 f"task.path={data_dir / self.task}",
-                f"public.path={data_dir / 'align_text'}",
-                f"cache.dir={cache_dir}",
+                f"public.path={data_dir / public}",
+                f"cache.dir={work_dir / 'cache'}",
             ],
         )
 
@@ -59,9 +69,10 @@ def searched_method(method: str) -> str:
 def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[Cell]:
     """Yield the cells, the most important ones first; a pair (task, method) without a learning rate has none."""
     parts = [
-        (TASKS, METHODS_AT_67, "iid"),
-        (TASKS, METHODS_AT_67, "dirichlet"),
-        (TASKS, METHODS_AT_50, "iid"),
+        (TEXT_TASKS, METHODS_AT_67, "iid"),
+        (IMAGE_TASKS, METHODS_AT_67, "iid"),
+        (TEXT_TASKS, METHODS_AT_67, "dirichlet"),
+        (TEXT_TASKS, METHODS_AT_50, "iid"),
         (("qnli",), tuple(ABLATIONS), "iid"),
     ]
     for tasks, methods, partition in parts:
@@ -72,9 +83,9 @@ def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[
                         yield Cell(task=task, method=method, partition=partition, seed=seed, lr=lr)
 
 
-def search_cells(tasks: tuple[str, ...] = TASKS) -> Iterator[Cell]:
+def search_cells() -> Iterator[Cell]:
     """Yield the trials of the learning-rate search: as many for every method."""
-    for methods in (METHODS_AT_67, METHODS_AT_50):
+    for methods, tasks in ((METHODS_AT_67, TASKS), (METHODS_AT_50, TEXT_TASKS)):
         for task in tasks:
             for lr in LEARNING_RATES:
                 for method in methods:

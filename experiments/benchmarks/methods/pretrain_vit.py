@@ -57,7 +57,9 @@ def main() -> None:
     make_trainer(SERVER, num_steps=num_steps, on_step=_report).fit(
         PretrainModule(model, lr=LR, num_steps=num_steps), loader
     )
-    accuracy = evaluate(model.eval(), task.evaluation, collate, batch_size=250, server=SERVER)
+    accuracy = evaluate(model.eval(), task.evaluation, collate, metrics=task.metrics, batch_size=250, server=SERVER)[
+        "accuracy"
+    ]
     model.save_pretrained(WORK / "vit")
     processor.save_pretrained(WORK / "vit")
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,9 @@
     python -m experiments.benchmarks.methods.run search DATA_DIR
     python -m experiments.benchmarks.methods.run cells DATA_DIR [--seeds 3] [--match GLOB]
 
-DATA_DIR holds `sst2`, `qnli` and `align_text` as parquet. Set OMP_NUM_THREADS=1. What is finished is skipped, so it can be stopped and
-started at will; several workers share the work. One JSON a trial or cell lies in `experiments/results/methods/`.
+DATA_DIR holds `sst2`, `qnli`, `cifar10`, `align_text` and `tiny_imagenet` as parquet; `cifar10` needs the ViT of
+pretrain_vit.py. Set OMP_NUM_THREADS=1. What is finished is skipped, so it can be stopped and started at will; several
+workers share the work. One JSON a trial or cell lies in `experiments/results/methods/`.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
 from fedpft.inputs import load_fm_and_data
 from fedpft.output import package_versions, write_json
-from fedpft.pipeline import tune
 from fedpft.tracking import TrackerGroup
 from fedpft.trainer import SilentProgress
+from fedpft.tuning import tune
 
 RESULTS = Path("experiments/results/methods")
 WORK = Path("outputs/methods_benchmark")
@@ -75,7 +76,7 @@ def unclaimed(cells: Iterator[Cell], folder: Path, match: str) -> Iterator[tuple
 
 def measure(cell: Cell, data_dir: Path) -> dict[str, Any]:
     """Run one cell and return what is worth keeping of its result."""
-    config = cell.config(data_dir, WORK / "cache")
+    config = cell.config(data_dir, WORK)
     fm, data = load_fm_and_data(config, SilentProgress())
     result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result
     return {name: result[name] for name in KEPT if name in result}
@@ -107,8 +108,9 @@ def search_data(data_dir: Path) -> Path:
             (folder / task).mkdir(exist_ok=True)
             parts["train"].to_parquet(folder / task / "train.parquet")
             parts["test"].to_parquet(folder / task / "validation.parquet")
-        if not (folder / "align_text").exists():
-            (folder / "align_text").symlink_to((data_dir / "align_text").resolve())
+        for public in ("align_text", "tiny_imagenet"):
+            if not (folder / public).exists():
+                (folder / public).symlink_to((data_dir / public).resolve())
     return folder
 
 
