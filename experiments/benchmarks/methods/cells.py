@@ -1,0 +1,92 @@
+"""The cells of the methods benchmark: what is compared, in the order of importance."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpft.config import Config, load_config
+
+BASE = Path(__file__).parent / "base.yaml"
+TEXT_TASKS, IMAGE_TASKS = ("sst2", "qnli"), ("cifar10",)
+TASKS = TEXT_TASKS + IMAGE_TASKS
+METHODS_AT_67 = ("full", "fedot_67", "fedpft_67")
+METHODS_AT_50 = ("fedot_50", "fedpft_50")
+ABLATIONS = {"fedpft_67_n": "none", "fedpft_67_b": "before", "fedpft_67_d": "during"}
+"""FedPFT at 67 % with another part `align` than `both`."""
+
+LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+SEARCH_SEED = 7
+"""Of the search alone: no measured cell has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One federated run."""
+
+    task: str
+    method: str
+    partition: str
+    seed: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}_{self.method}_{self.partition}_seed{self.seed}"
+
+    def config(self, data_dir: Path, work_dir: Path) -> Config:
+        """Return the run's config.
+
+        Args:
+            data_dir: a folder for each task and each kind of public data.
+            work_dir: the sub-FM cache, and the pre-trained ViT.
+
+        """
+        method = searched_method(self.method)
+        fm, public = ("vit", "tiny_imagenet") if self.task in IMAGE_TASKS else ("minilm", "align_text")
+        return load_config(
+            BASE,
+            [
+                f"fm={fm}",
+                *([f"fm.path={work_dir / 'vit'}"] if fm == "vit" else []),
+                f"task={self.task}",
+                f"method={method}",
+                *([f"align={ABLATIONS.get(self.method, 'both')}"] if method.startswith("fedpft") else []),
+                f"federated.partition.kind={self.partition}",
+                f"federated.lr={self.lr}",
+                f"seed={self.seed}",
+                f"task.path={data_dir / self.task}",
+                f"public.path={data_dir / public}",
+                f"cache.dir={work_dir / 'cache'}",
+            ],
+        )
+
+
+def searched_method(method: str) -> str:
+    """Return whose learning rate a method uses: an ablation has that of the whole method."""
+    return "fedpft_67" if method in ABLATIONS else method
+
+
+def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[Cell]:
+    """Yield the cells, the most important ones first; a pair (task, method) without a learning rate has none."""
+    parts = [
+        (TEXT_TASKS, METHODS_AT_67, "iid"),
+        (IMAGE_TASKS, METHODS_AT_67, "iid"),
+        (TEXT_TASKS, METHODS_AT_67, "dirichlet"),
+        (TEXT_TASKS, METHODS_AT_50, "iid"),
+        (("qnli",), tuple(ABLATIONS), "iid"),
+    ]
+    for tasks, methods, partition in parts:
+        for seed in seeds:
+            for task in tasks:
+                for method in methods:
+                    if lr := rates.get((task, searched_method(method))):
+                        yield Cell(task=task, method=method, partition=partition, seed=seed, lr=lr)
+
+
+def search_cells() -> Iterator[Cell]:
+    """Yield the trials of the learning-rate search: as many for every method."""
+    for methods, tasks in ((METHODS_AT_67, TASKS), (METHODS_AT_50, TEXT_TASKS)):
+        for task in tasks:
+            for lr in LEARNING_RATES:
+                for method in methods:
+                    yield Cell(task=task, method=method, partition="iid", seed=SEARCH_SEED, lr=lr)

@@ -1,0 +1,118 @@
+"""Methods benchmark: every method at an equal budget, at its own best learning rate. See README.md.
+
+    python -m experiments.benchmarks.methods.run search DATA_DIR
+    python -m experiments.benchmarks.methods.run cells DATA_DIR [--seeds 3] [--match GLOB]
+
+DATA_DIR holds `sst2`, `qnli`, `cifar10`, `align_text` and `tiny_imagenet` as parquet; `cifar10` needs the ViT of
+pretrain_vit.py. Set OMP_NUM_THREADS=1. What is finished is skipped, so it can be stopped and started at will; several
+workers share the work. One JSON a trial or cell lies in `experiments/results/methods/`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from experiments.benchmarks.methods.cells import TASKS, Cell, all_cells, search_cells
+from fedpft.data.sources import load_local
+from fedpft.federated.observer import SilentObserver
+from fedpft.federated.pool import SequentialPool
+from fedpft.inputs import load_fm_and_data
+from fedpft.output import package_versions, write_json
+from fedpft.tracking import TrackerGroup
+from fedpft.trainer import SilentProgress
+from fedpft.tuning import tune
+
+RESULTS = Path("experiments/results/methods")
+WORK = Path("outputs/methods_benchmark")
+SEARCH_VALIDATION_EXAMPLES = 1000
+KEPT = (
+    "metric", "untuned_fm", "sub_fm", "fm", "metrics", "fidelity", "num_transformer_params_fm",
+    "num_transformer_params_sub_fm", "num_params_adapter", "num_eval_examples", "rounds_seconds", "construction",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("search", "cells"))
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--match", default="*", help="only the cells with such a name")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data_dir, folder, todo = options.data_dir, RESULTS, all_cells(best_rates(), range(42, 42 + options.seeds))
+    if options.what == "search":
+        data_dir, folder, todo = search_data(options.data_dir), RESULTS / "search", search_cells()
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell, file in unclaimed(todo, folder, options.match):
+        start = time.perf_counter()
+        measured = measure(cell, data_dir)
+        write_json(file, {**vars(cell), **measured, "versions": package_versions()})
+        Console().print(f"{file.stem}: {100 * measured['fm']:.1f} %, {time.perf_counter() - start:.0f} s")
+
+
+def unclaimed(cells: Iterator[Cell], folder: Path, match: str) -> Iterator[tuple[Cell, Path]]:
+    """Yield every cell that is neither finished nor taken by another worker, and hold it until the next one."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        name = f"{cell.name}_lr{cell.lr:g}" if folder.name == "search" else cell.name
+        file = folder / f"{name}.json"
+        if not fnmatch(name, match):
+            continue
+        try:
+            with FileLock(WORK / f"{folder.name}_{name}.lock", timeout=0):
+                if not file.exists():
+                    yield cell, file
+        except Timeout:
+            continue
+
+
+def measure(cell: Cell, data_dir: Path) -> dict[str, Any]:
+    """Run one cell and return what is worth keeping of its result."""
+    config = cell.config(data_dir, WORK)
+    fm, data = load_fm_and_data(config, SilentProgress())
+    result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result
+    return {name: result[name] for name in KEPT if name in result}
+
+
+def best_rates() -> dict[tuple[str, str], float]:
+    """Return (task, method) -> the learning rate with the best plugged-in FM in the search; the smaller of equals."""
+    trials = [json.loads(file.read_text()) for file in sorted((RESULTS / "search").glob("*.json"))]
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for trial in sorted(trials, key=lambda trial: (-trial["fm"], trial["lr"])):
+        best.setdefault((trial["task"], trial["method"]), trial)
+    return {pair: trial["lr"] for pair, trial in best.items()}
+
+
+def search_data(data_dir: Path) -> Path:
+    """Write a folder of the same layout whose evaluation sets are parts of the training data; return it.
+
+    No learning rate is chosen on examples that a cell is evaluated on.
+    """
+    folder = WORK / "search_data"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(WORK / "search_data.lock"):
+        for task in TASKS:
+            if (folder / task / "validation.parquet").exists():
+                continue
+            parts = load_local(str(data_dir / task), "train", "DATA_DIR").train_test_split(
+                SEARCH_VALIDATION_EXAMPLES, seed=0
+            )
+            (folder / task).mkdir(exist_ok=True)
+            parts["train"].to_parquet(folder / task / "train.parquet")
+            parts["test"].to_parquet(folder / task / "validation.parquet")
+        for public in ("align_text", "tiny_imagenet"):
+            if not (folder / public).exists():
+                (folder / public).symlink_to((data_dir / public).resolve())
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Print the methods benchmark's tables in Markdown: `python -m experiments.benchmarks.methods.table`."""
+
+import json
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t
+
+from experiments.benchmarks.methods.cells import TASKS
+from experiments.benchmarks.methods.run import RESULTS
+
+Cells = list[dict[str, Any]]
+
+
+def interval(values: list[float]) -> str:
+    """Return mean and half the 95 % interval (Student's t over seeds) of fractions, in per cent."""
+    if len(values) < 2:
+        return f"{100 * values[0]:.1f}" if values else ""
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{100 * fmean(values):.1f} ± {100 * half:.1f}"
+
+
+def main() -> None:
+    """Print mean and interval of every finished cell, and its difference to `full` seed by seed."""
+    cells = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+    for partition in ("iid", "dirichlet"):
+        methods = dict.fromkeys(cell["method"] for cell in cells if cell["partition"] == partition)
+        if not methods:
+            continue
+        header = ["method", "Params (Mi)"]
+        for task in TASKS:
+            header += [f"{task} FM %", "minus full", "proxy %", "lr", "s", "seeds"]
+        print(f"\n{partition}\n\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+        for method in methods:
+            found = [cell for cell in cells if (cell["partition"], cell["method"]) == (partition, method)]
+            row = [method, f"{found[0]['num_transformer_params_sub_fm'] / 2**20:.2f}"]
+            for task in TASKS:
+                row += _task_columns([cell for cell in found if cell["task"] == task], _full(cells, partition, task))
+            print(f"| {' | '.join(row)} |")
+
+
+def _full(cells: Cells, partition: str, task: str) -> dict[int, float]:
+    wanted = {"partition": partition, "task": task, "method": "full"}
+    return {cell["seed"]: cell["fm"] for cell in cells if wanted.items() <= cell.items()}
+
+
+def _task_columns(cells: Cells, full: dict[int, float]) -> list[str]:
+    if not cells:
+        return [""] * 6
+    differences = [cell["fm"] - full[cell["seed"]] for cell in cells if cell["seed"] in full]
+    return [
+        interval([cell["fm"] for cell in cells]),
+        interval(differences),
+        interval([cell["sub_fm"] for cell in cells]),
+        f"{cells[0]['lr']:g}",
+        f"{fmean(cell['rounds_seconds'] for cell in cells):.0f}",
+        str(len(cells)),
+    ]
+
+
+if __name__ == "__main__":
+    main()
