@@ -119,6 +119,7 @@ def local_ray() -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep whole runs and Ray's tests in one process of `pytest -n`: two Ray clusters would starve each other."""
     for item in items:
