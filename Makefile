@@ -15,7 +15,8 @@ digits: $(INSTALLED)
 	@$(BIN)/fedpft run experiments/configs/digits_vit.yaml
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --durations 12
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit
+	@$(BIN)/python -m pytest --durations 12 tests/integration tests/simulation
 
 cluster-test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m cluster --durations 0

@@ -119,14 +119,6 @@ def local_ray() -> Iterator[Any]:
     ray.shutdown()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep whole runs and Ray's tests in one process of `pytest -n`: two Ray clusters would starve each other."""
-    for item in items:
-        if item.path.relative_to(item.config.rootpath).parts[1] in ("integration", "simulation"):
-            item.add_marker(pytest.mark.xdist_group("runs"))
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --golden."""
     parser.addoption("--golden", action="store_true", help="print the differences to the numbers of the authors' code")
