@@ -17,6 +17,7 @@ def sweep(tmp_path_factory):
     """Return a folder with runs of two methods, one seed each."""
     folder = tmp_path_factory.mktemp("sweep")
     settings = [*tiny_text_run(folder), "federated.rounds=2", "evaluation.interval=1"]
+    settings.append("cache.enabled=false")  # a cached sub-FM has no time of its own to compare
     for name in ("fedpft", "full"):
         run(load_config(None, [*settings, f"method.name={name}", f"output_dir={folder / 'runs' / name}"]))
     return folder / "runs"
