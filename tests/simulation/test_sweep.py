@@ -106,6 +106,7 @@ def rank_sweep(tmp_path, **settings):
     return SweepConfig(base=str(tmp_path / "base.yaml"), output_dir=str(tmp_path / "sweep"), **settings)
 
 
+@pytest.mark.cluster
 def test_asha_stops_a_bad_trial_early_and_one_that_fails_spoils_no_other(local_ray, tmp_path):
     space = {"lora.rank": {"grid": [4, 7, 1]}}
     sweep = rank_sweep(tmp_path, space=space, scheduler="asha", reduction_factor=2, max_concurrent=1, max_retries=0)
@@ -166,6 +167,7 @@ def test_a_trial_that_the_cluster_can_never_hold_is_refused(local_ray, tmp_path)
         engine.run_trials(sweep, planned_trials(sweep), ranks(), Heard())
 
 
+@pytest.mark.cluster
 def test_a_sweep_whose_driver_was_killed_goes_on_with_what_is_missing(tmp_path):
     base = tiny_base(tmp_path)
     file = tmp_path / "sweep.yaml"
