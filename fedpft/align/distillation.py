@@ -1,5 +1,6 @@
 """What every distillation of a proxy towards the FM has in common, as a LightningModule."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import lightning as L
@@ -11,7 +12,7 @@ from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone
 
 
-class Distillation(L.LightningModule):
+class Distillation(L.LightningModule, ABC):
     """Teacher = FM, student = its proxy: trains a part of the student towards the teacher's hidden states.
 
     A subclass says which part, by :meth:`trained_parameters` and :meth:`active_modules`, and what the loss is.
@@ -41,13 +42,13 @@ class Distillation(L.LightningModule):
         self.lr, self.num_steps, self.num_warmup_steps = lr, num_steps, num_warmup_steps
         self.weight_decay = weight_decay
 
+    @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the distillation changes; everything else is frozen."""
-        raise NotImplementedError
 
+    @abstractmethod
     def active_modules(self) -> list[nn.Module]:
         """Return the modules that are in training mode; all others are in eval mode."""
-        raise NotImplementedError
 
     def on_fit_start(self) -> None:
         """Freeze all but the trained parameters; all modules in eval mode but the active ones."""

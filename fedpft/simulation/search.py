@@ -74,7 +74,7 @@ class SeededOptuna(Searcher):
                 self._study.tell(number, state=failed)
 
     def save(self, checkpoint_path: str) -> None:
-        """Write all that was asked and told."""
+        """Write all that was asked and told into Tune's own folder of the sweep, all of which Tune pickles."""
         with open(checkpoint_path, "wb") as file:
             pickle.dump(self.__dict__, file)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-CONFIDENCE = 0.95
+from fedpft.report.intervals import CONFIDENCE, half_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,10 @@ class Difference:
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Return mean, standard deviation and interval of at least one value."""
-    n, mean = len(values), fmean(values)
-    if n < 2:
+    n, mean, half = len(values), fmean(values), half_interval(values)
+    if half is None:
         return Estimate(n=n, mean=mean)
-    sd = stdev(values)
-    half = _t_quantile(n - 1) * sd / math.sqrt(n)
-    return Estimate(n=n, mean=mean, sd=sd, low=mean - half, high=mean + half)
+    return Estimate(n=n, mean=mean, sd=stdev(values), low=mean - half, high=mean + half)
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
@@ -86,9 +84,3 @@ def holm(differences: Mapping[str, Difference]) -> dict[str, Difference]:
 def binomial_error(accuracy: float, num_examples: int) -> float:
     """Return the standard error of one accuracy that comes from the evaluation set's size alone."""
     return math.sqrt(accuracy * (1 - accuracy) / num_examples)
-
-
-def _t_quantile(degrees: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf((1 + CONFIDENCE) / 2, degrees))
