@@ -38,7 +38,8 @@ from fedpft.output import (
 )
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
-from fedpft.tracking import check_tracking, make_trackers
+from fedpft.tracking import make_trackers
+from fedpft.tracking_wandb import check_tracking
 from fedpft.tuning import tune
 
 

@@ -23,6 +23,8 @@ from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import METHODS
 from fedpft.metrics import METRICS
 from fedpft.models.costs import costs
+from fedpft.models.digest import model_digest
+from fedpft.models.ffn import find_backbone
 from fedpft.models.lora import AdaptedModel, get_adapter
 from fedpft.tracking import Tracker
 
@@ -61,6 +63,7 @@ def tune(
         keep: called with the state before the first round and after every round.
 
     """
+    fm_digest = model_digest(find_backbone(fm))  # before it gets an adapter
     method = METHODS[config.method.name](fm, public_data(data), config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 
@@ -120,6 +123,7 @@ def tune(
         **evaluation.summary(untuned, final.last_evaluation),
         "best": dict(final.best),
         "rounds": final.rounds_done,
+        "fm_digest": fm_digest,
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
         **costs(fm, proxy.model),

@@ -57,8 +57,11 @@ class TrackingConfig:
     project: str = "fedpft"
     entity: str | None = None
     group: str | None = None
+    """A sweep's trials have its name."""
     job_type: str | None = None
+    """null: `run`; a sweep's trials have `trial`."""
     tags: tuple[str, ...] = ()
+    """Beside the method's and the task's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
