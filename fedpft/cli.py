@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fedpft.arguments import ConfigPath, Overrides, Resume
+from fedpft.cli_dashboard import dashboard_app
 from fedpft.cli_jobs import jobs_app
 from fedpft.cli_sweep import sweep_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 app.add_typer(jobs_app)
 app.add_typer(sweep_app)
+app.add_typer(dashboard_app)
 cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 
