@@ -18,6 +18,7 @@ from fedpft.config.flat import flat_settings
 from fedpft.config.sweep import SweepConfig
 from fedpft.metrics import Goal
 from fedpft.output import write_json
+from fedpft.report.clients import SPREAD
 from fedpft.report.compare.groups import differing_keys
 from fedpft.trials import planned_trials
 
@@ -203,6 +204,10 @@ def _sections(dashboard: Dashboard) -> Iterator[tuple[str, str, list[Any]]]:
             lines("loss: mean, best and worst client", "clients/loss_mean", "clients/loss_min", "clients/loss_max"),
             lines("FLOPs of a client", "clients/flops_mean", "clients/flops_max"),
             lines("memory of a client", "clients/memory_bytes_max"),
+            wr.BarPlot(
+                title="accuracy that clients may expect: mean, 10th percentile, worst (classifiers)",
+                metrics=[f"result/client_expected_accuracy.{key}" for key in SPREAD],
+            ),
         ],
     )
     yield (
