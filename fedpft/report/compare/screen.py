@@ -19,7 +19,7 @@ from fedpft.report.scores import metric_title, metric_value
 def print_comparison(console: Console, comparison: Comparison, files: Mapping[str, Path]) -> None:
     """Print the groups, what they cost, the settings that differ, the verdicts, what was left out, and the files."""
     labels = [group.label for group in comparison.groups]
-    scores = _table("group", f"{metric_title(comparison.metric)} [95 %]", "seeds", "minus baseline")
+    scores = _table("group", f"{metric_title(comparison.metric)} [95 %]", "seeds", "minus baseline", wraps=True)
     for group in comparison.groups:
         label, score = group.label, comparison.score(group.label)
         scores.add_row(escape(label), escape(score), str(len(group.runs)), comparison.change(label))
