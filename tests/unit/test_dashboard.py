@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import wandb
 
+from fedpft.cli_dashboard import dashboard
 from fedpft.config import ConfigError, load_config
 from fedpft.config.sweep import SweepConfig
 from fedpft.dashboard import Dashboard, save, specs, sweep_dashboard
@@ -120,6 +121,20 @@ def test_a_sweeps_dashboard_sets_its_searched_keys_against_the_outcome(tmp_path)
 
 def test_a_name_with_symbols_that_wandb_refuses_is_still_a_name():
     assert specs(Dashboard(project="p", group="lr=0.1 + 🙂"))["workspace"]["displayName"] == "fedpft: lr-0.1 - -"
+
+
+def test_the_command_writes_the_spec_of_a_sweep_and_its_options_come_first(tmp_path, capsys):
+    (tmp_path / "base.yaml").write_text("tracking: {project: mine}\n")
+    (tmp_path / "sweep.yaml").write_text("name: ratios\nbase: base.yaml\nspace: {lora.rank: {grid: [1, 2]}}\n")
+    spec = tmp_path / "new" / "spec.json"
+    dashboard(tmp_path / "sweep.yaml", entity="us", spec=spec)
+    assert capsys.readouterr().out == f"spec      {spec}\n"
+    made = json.loads(spec.read_text())
+    assert (made["workspace"]["project"], made["workspace"]["entity"]) == ("mine", "us")
+    assert made["report"]["displayName"] == "fedpft: ratios"
+    dashboard(tmp_path / "sweep.yaml", project="other", group="g", spec=spec)
+    made = json.loads(spec.read_text())
+    assert (made["workspace"]["project"], made["workspace"]["displayName"]) == ("other", "fedpft: g")
 
 
 class Server:
