@@ -16,7 +16,7 @@ digits: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit
-	@$(BIN)/python -m pytest --durations 12 tests/integration tests/simulation
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 tests/integration tests/simulation
 
 cluster-test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m cluster --durations 0

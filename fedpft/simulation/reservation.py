@@ -66,6 +66,8 @@ def reserve(config: PoolConfig, wanted: int) -> Reservation:
             if config.actors == "auto":
                 size = max(1, min(wanted, room_for_actors(config, free)))
                 if size != claim.size:
+                    if claim.group.wait(min(LOOK_SECONDS, config.start_timeout_seconds)):
+                        break  # what was no longer free was this very claim
                     claim.release()
                     claim = _claim(config, size)
             line = f"{_need(config, claim.size)}; the cluster has {_free(config, free)} free"
