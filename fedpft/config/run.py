@@ -132,7 +132,10 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
     if config.pool.kind == "sequential":
         defaults = PoolConfig()
-        names = ("actors", "client_timeout_seconds", "start_timeout_seconds", "max_actor_memory_gigabytes")
+        names = (
+            *("actors", "memory_per_actor_gigabytes", "client_timeout_seconds", "start_timeout_seconds"),
+            "max_actor_memory_gigabytes",
+        )
         changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
         lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]
     if unread := unread_settings(config, method.name):

@@ -114,19 +114,16 @@ def actors_that_fit(config: PoolConfig, clients_per_round: int) -> int:
 
 
 def num_actors(config: PoolConfig, clients_per_round: int, nodes: list[Node]) -> int:
-    """Return how many actors to start: `auto` takes what fits, at most one for each client of a round.
+    """Return how many actors to start: what is asked for, or with an `auto` for them or their GPUs at most what fits.
 
     Raises:
         ConfigError: the cluster can never hold that many; the message names both numbers.
 
     """
     capacity = room_for_actors(config, nodes)
-    if config.actors == "auto":
-        wanted = max(1, min(capacity, clients_per_round))
-    elif config.actors == "per_client":
-        wanted = clients_per_round
-    else:
-        wanted = int(config.actors)
+    wanted = config.actors if isinstance(config.actors, int) else clients_per_round
+    if "auto" in (config.actors, config.gpus_per_actor):
+        wanted = max(1, min(capacity, wanted))
     if wanted > capacity:
         need = f"{wanted} actors x {config.cpus_per_actor:g} CPU"
         have = f"{sum(n.cpus for n in nodes):g} CPU"

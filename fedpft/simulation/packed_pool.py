@@ -107,10 +107,8 @@ class PackedPool(RayClientPool):
             wanted = num_actors(config, size - 1, cluster_nodes())
         else:
             wanted = size
-        clients = ", ".join(map(str, starved))
-        self._say(
-            f"out of memory: client(s) {clients} tried again alone; the pool goes on with {wanted} of {size} actors"
-        )
+        again = f"client(s) {', '.join(map(str, starved))} tried again alone"
+        self._say(f"out of memory: {again}; the pool goes on with {wanted} of {size} actors")
         if wanted != size:
             self._move(config, wanted)
 

@@ -82,6 +82,11 @@ def test_gpus_are_shared_in_fractions():
         num_actors(PoolConfig(actors=8, gpus_per_actor=0.25), 10, nodes)
 
 
+@pytest.mark.parametrize(("actors", "expected"), [("auto", 2), ("per_client", 2), (5, 2), (1, 1)])
+def test_before_a_gpus_share_is_known_each_has_one_actor_at_most(actors, expected):
+    assert num_actors(PoolConfig(actors=actors, gpus_per_actor="auto"), 10, [Node(16, 2)]) == expected
+
+
 def test_planning_looks_at_this_machine_without_starting_ray(monkeypatch):
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: pytest.fail("started"))
