@@ -61,8 +61,11 @@ def reserve(config: PoolConfig, wanted: int) -> Reservation:
     start, next_line = time.monotonic(), FIRST_LINE_SECONDS
     claim = _claim(config, wanted)
     try:
-        while not claim.group.wait(min(LOOK_SECONDS, config.start_timeout_seconds)):
-            waited, free = time.monotonic() - start, free_nodes()
+        while True:
+            free = free_nodes()  # before the wait: afterwards what is gone may be what this claim was just given
+            if claim.group.wait(min(LOOK_SECONDS, config.start_timeout_seconds)):
+                break
+            waited = time.monotonic() - start
             if config.actors == "auto":
                 size = max(1, min(wanted, room_for_actors(config, free)))
                 if size != claim.size:
