@@ -18,7 +18,7 @@ from fedpft.cli_dashboard import dashboard_app
 from fedpft.cli_jobs import jobs_app
 from fedpft.cli_sweep import sweep_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
-from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
+from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, unmasked
 
 app = typer.Typer(
     help="Federated Proxy Fine-Tuning of foundation models.",
@@ -186,15 +186,11 @@ def _run(config: Config, *, resume: bool) -> None:
     for line in doubtful_settings(config):
         console.print(f"note: {line}", style="yellow", soft_wrap=True)
     try:
-        with Screen(console) as screen:
+        with unmasked(), Screen(console) as screen:
             screen.stage("load libraries")
-            from fedpft.pipeline import run as run_pipeline  # torch and transformers, after the config was checked
-            from fedpft.resume import go_on
+            from fedpft.launch import launch  # torch and transformers, after the config was checked
 
-            if resume:
-                finished = go_on(config, screen, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
-            else:
-                finished = run_pipeline(config, screen)
+            finished = launch(config, screen, resume=resume)
     except (Interrupted, OSError) as stop:
         if any(Path(config.output_dir, "checkpoints").glob("round-*/state.json")):
             stop.add_note(f"; go on with: fedpft resume {shlex.quote(config.output_dir)}")

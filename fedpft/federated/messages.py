@@ -88,6 +88,8 @@ class ClientFailure:
     """One line."""
     traceback: str = ""
     """The last attempt's, from where it ran; empty where there is none, e.g. for a killed process."""
+    out_of_memory: bool = False
+    """Whether it asked for more memory than there was."""
 
     def __str__(self) -> str:
         """Return everything but the traceback in one line."""

@@ -10,6 +10,7 @@ from fedpft.federated.client import ClientPackage, LocalClient
 from fedpft.federated.memory import ProcessMemory, process_memory
 from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
+from fedpft.simulation.packing import MemoryUse, probe
 
 
 class ClientActor:
@@ -42,6 +43,10 @@ class ClientActor:
     def fit(self, plan: RoundPlan, client_id: int) -> tuple[ClientUpdate, ProcessMemory]:
         """Train one client; return its update, and what this process holds after it."""
         return self._client.fit(plan, client_id), process_memory()
+
+    def probe(self, package: ClientPackage) -> MemoryUse:
+        """Measure what memory a client of this package needs, and how much there is."""
+        return probe(package)
 
     def peak_memory_bytes(self) -> int:
         """Return this process' peak resident memory, shared pages included."""

@@ -83,13 +83,22 @@ class Crew:
     def __init__(self, config: PoolConfig, size: int, strategy: Any = "DEFAULT") -> None:
         self.actors: list[Actor] = []
         self.next_number = 0
+        self._package: ClientPackage | None = None
+        self._appoint(config, size, strategy)
+
+    def move(self, config: PoolConfig, size: int, strategy: Any) -> None:
+        """Replace all actors by others of another size, in other places; wait until they hold what those held."""
+        self.close()
+        self._appoint(config, size, strategy)
+        self._settle()
+
+    def _appoint(self, config: PoolConfig, size: int, strategy: Any) -> None:
         self._config, self._size = config, size
         self._failed_starts, self._announced = 0, size
-        self._package: ClientPackage | None = None
         threads = str(config.threads_per_client)
         self._remote = ray.remote(
             num_cpus=config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor,
+            num_gpus=config.gpu_claim,
             scheduling_strategy=strategy,
             runtime_env={
                 "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}

@@ -20,6 +20,7 @@ from fedpft.federated.pool import one_line
 from fedpft.simulation.cluster import cluster_nodes, connect, dashboard_url, num_actors, object_store_bytes
 from fedpft.simulation.crew import Actor, Crew, Job
 from fedpft.simulation.metrics import RayMetrics
+from fedpft.simulation.packing import is_out_of_memory
 from fedpft.simulation.reservation import reserve
 from fedpft.tracking import Tracker
 
@@ -36,7 +37,8 @@ class RayClientPool:
     `reserve`); from then on the room is its own.
 
     A client that fails, whatever the reason, costs its actor: a fresh one takes that one's place (see `Crew`) and the
-    client is tried there. When all attempts are used up its failure is yielded in place of an update.
+    client is tried there. When all attempts are used up its failure is yielded in place of an update; for one that runs
+    out of memory the first is the last, as the next would be no better off (see `PackedPool`).
 
     Args:
         config: number and size of the actors, limits, address of the cluster.
@@ -150,7 +152,7 @@ class RayClientPool:
         self._crew.discard(actor)
         job.first_actor = self._crew.next_number
         self._crew.heal()
-        if job.attempts > self._config.max_retries:
+        if job.attempts > self._config.max_retries or is_out_of_memory(result):
             return self._failure(plan, actor, job, result)
         waiting.appendleft(job)
         return None
@@ -176,4 +178,5 @@ class RayClientPool:
             node=actor.node or "an unknown node",
             reason=one_line(error.cause if isinstance(error, RayTaskError) else error),
             traceback=re.sub(r"\x1b\[\d+m", "", str(error)),  # Ray's are coloured
+            out_of_memory=is_out_of_memory(error),
         )

@@ -60,6 +60,9 @@ def faulty_actor(folder: Path) -> type:
         def fail(self):
             raise ValueError("broken\nin many lines")
 
+        def starve(self):
+            raise MemoryError("Unable to allocate 9 TB")
+
         def hang(self):
             time.sleep(1000)
 

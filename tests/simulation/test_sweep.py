@@ -164,6 +164,7 @@ def test_optuna_runs_every_point_that_it_asks_for_with_every_seed(local_ray, tmp
         ("{actors: auto}", {"max_concurrent": 2}, [{"CPU": 1.0}] * 4),
         ("{actors: auto}", {"max_concurrent": 20}, [{"CPU": 1.0}] * 2),
         ("{actors: auto, gpus_per_actor: 0.5}", {}, [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 0.5}] * 4]),
+        ("{actors: auto, gpus_per_actor: auto}", {}, [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 1.0}] * 2]),
         ("{actors: per_client}", {}, [{"CPU": 1.0}] * 11),
     ],
 )  # fmt: skip
@@ -171,6 +172,11 @@ def test_a_trial_asks_for_its_driver_and_all_its_actors_at_once(pool, settings, 
     sweep = SweepConfig(base="", **settings)
     config = load_config(None, [f"pool={pool}"])
     assert engine.bundles(sweep, config, [engine.Node(cpus=4, gpus=1), engine.Node(cpus=4, gpus=1)]) == expected
+
+
+def test_a_trials_driver_claims_the_gpus_of_its_server():
+    config = load_config(None, ["pool.kind=sequential", "server.num_gpus=1"])
+    assert engine.bundles(SweepConfig(base=""), config, [engine.Node(cpus=4, gpus=1)]) == [{"CPU": 1.0, "GPU": 1.0}]
 
 
 def test_a_trial_that_the_cluster_can_never_hold_is_refused(local_ray, tmp_path):
