@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from fedpft.federated.messages import ClientUpdate
 
-BATCH_SECONDS = 0.1
+BATCH_SECONDS = 0.25
 """How long the clients of a batch train together: many times what sending them out and back takes (a few ms)."""
 
-SHARES_PER_ACTOR = 4
+SHARES_PER_ACTOR = 2
 """A batch is at most the actor's share of what waits over this, so that the last batches are small and end together."""
 
 
