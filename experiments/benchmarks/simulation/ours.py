@@ -7,7 +7,9 @@ checks, aggregation, the record, its line in `rounds.jsonl`. There is nothing to
 """
 
 import argparse
+import json
 import os
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -23,13 +25,14 @@ def main() -> None:
     parser.add_argument("--workload", choices=["minilm", "overhead"], required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--actors", type=int, default=2, help="0: clients train in the driver, without Ray")
+    parser.add_argument("--clients", type=int, help="define so many, and draw them as a run does; default: the peers'")
     options = parser.parse_args()
     sys.path.insert(0, str(options.peers))
     os.environ["PYTHONPATH"] = f"{options.peers}:{ROOT}"  # the actors' as well
-    play(options.workload, options.rounds, options.actors)
+    play(options.workload, options.rounds, options.actors, options.clients)
 
 
-def play(workload: str, rounds: int, num_actors: int) -> None:
+def play(workload: str, rounds: int, num_actors: int, num_clients: int | None) -> None:
     """Play `rounds` rounds and one to warm up, and measure them as the peers do."""
     import common
 
@@ -52,18 +55,19 @@ def play(workload: str, rounds: int, num_actors: int) -> None:
     def peers_cohort(config: FederatedConfig, sizes: np.ndarray, seed: int, round_index: int) -> Attendance:
         return Attendance(cohort=dict.fromkeys(sorted(common.sample(workload, round_index - 1)), 1))
 
-    driver.draw_attendance = peers_cohort
+    if num_clients is None:
+        driver.draw_attendance = peers_cohort
     torch.set_num_threads(1)
     numbers: dict[str, Any] = common.WORKLOADS[workload]
     pool = RayClientPool(PoolConfig(actors=num_actors), numbers["sampled"]) if num_actors else SequentialPool()
-    package = make_package(workload)
+    package = make_package(workload, num_clients)
     pool.broadcast(package)
     start = get_adapter(unpack_model(package.proxy))
     with tempfile.TemporaryDirectory() as folder:
         tracker = JsonlTracker(Path(folder))
         made = driver.Driver(
             config=FederatedConfig(
-                num_clients=numbers["clients"],
+                num_clients=package.partition.num_clients,
                 clients_per_round=numbers["sampled"],
                 rounds=rounds + 2,  # the last one, which is not played, would evaluate
                 lr=numbers["lr"],
@@ -85,6 +89,13 @@ def play(workload: str, rounds: int, num_actors: int) -> None:
             state = made.run_round(state)
             meter.mark()
         tracker.fail()
+        records = [json.loads(line) for line in (Path(folder) / "rounds.jsonl").read_text().splitlines()][1:]
+    driver_rss = max(record["memory/driver_rss_bytes"] for record in records)
+    meter.extra = {
+        "clients_defined": package.partition.num_clients,
+        "actor_utilisation": round(statistics.median(record["time/actor_utilisation_mean"] for record in records), 3),
+        "driver_rss_mb": round(driver_rss / 2**20),
+    }
     meter.finish([state.adapter], [start])
     pool.close()
 

@@ -58,8 +58,8 @@ class TensorCollator:
         return batch
 
 
-def make_package(workload: str) -> ClientPackage:
-    """Return proxy, data and settings of a workload, `minilm` or `overhead`."""
+def make_package(workload: str, num_clients: int | None = None) -> ClientPackage:
+    """Return proxy, data and settings of `minilm` or `overhead`; more clients than it has share its data."""
     numbers = common.WORKLOADS[workload]
     model = common.build_model(workload)
     column = "input_ids" if workload == "minilm" else "pixel_values"
@@ -72,7 +72,10 @@ def make_package(workload: str) -> ClientPackage:
             column: list(inputs.reshape(clients * examples, -1).numpy()),
             "label": labels.flatten().numpy(),
         }),
-        partition=Partition(np.arange(clients * examples), np.arange(clients + 1) * examples),
+        partition=Partition(
+            np.arange((num_clients or clients) * examples) % (clients * examples),
+            np.arange((num_clients or clients) + 1) * examples,
+        ),
         collate=TensorCollator(column, tuple(shape)),
         settings=LocalSettings(
             seed=0, num_epochs=1, batch_size=numbers["batch"], head_lr_ratio=1.0, weight_decay=0.01,
