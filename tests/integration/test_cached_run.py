@@ -34,7 +34,7 @@ def start(tmp_path):
         result = run(config, titles).result
         files = ("adapter/adapter_model.safetensors", "sub_fm/model.safetensors", "sub_fm/config.json")
         rounds = [json.loads(line) for line in (tmp_path / name / "rounds.jsonl").read_text().splitlines()]
-        measured = re.compile("seconds|memory/")
+        measured = re.compile("seconds|utilisation|memory/")
         rounds = [{key: value for key, value in record.items() if not measured.search(key)} for record in rounds]
         assert result == json.loads((tmp_path / name / "result.json").read_text())
         return result, titles.titles, [(tmp_path / name / file).read_bytes() for file in files] + rounds
