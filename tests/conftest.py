@@ -11,7 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-os.environ["RAY_worker_niceness"] = "0"  # Ray's own 15 starves the actors beside whatever else runs on the machine
+# with Ray's own 15, actors starve beside whatever else runs on the machine
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 import pytest
 import torch

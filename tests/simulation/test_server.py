@@ -198,6 +198,7 @@ def nodes(tmp_path):
     return Nodes(tmp_path)
 
 
+@pytest.mark.cluster
 def test_the_fm_is_loaded_on_the_gpu_node_alone_and_the_run_ends_with_the_bits_of_one_here(nodes):
     found = nodes("end")
     assert found["ended"] == "finished"
