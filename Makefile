@@ -1,5 +1,5 @@
 # make run    the quickstart: everything from an empty machine to a tuned foundation model
-# make test   the test suite; make cluster-test: on a Ray with dashboard and jobs, and long sweeps; minutes
+# make test   the test suite; make cluster-test: several nodes, a Ray with dashboard and jobs, long runs; many minutes
 # Both create .venv from constraints.txt when it is missing or older than the project's requirements.
 
 PYTHON ?= python3

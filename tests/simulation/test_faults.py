@@ -155,6 +155,7 @@ def test_a_fault_in_a_batch_is_no_attempt_of_anybody_and_changes_no_bit(pool, fa
     assert max(numbers(pool)) == max(before) + 1, "one actor was replaced"
 
 
+@pytest.mark.cluster
 def test_a_client_that_always_fails_in_a_batch_is_dropped_and_no_other(pool, faults, batches):
     faults("2-3", "fail", "fail", "fail")
     _, records, (failure,) = run(pool)
@@ -163,6 +164,7 @@ def test_a_client_that_always_fails_in_a_batch_is_dropped_and_no_other(pool, fau
     assert records[1]["retries"] == 1
 
 
+@pytest.mark.cluster
 def test_a_lost_plan_and_a_lost_package_are_sent_again_and_change_no_bit(pool, monkeypatch):
     """The plan is lost, so its actor is replaced; then the package is lost, so the first replacement cannot start."""
     pool.broadcast(PACKAGE)
@@ -223,6 +225,7 @@ def test_closing_leaves_no_process_behind(shared_pool):
     assert shared_pool.num_actors == 0
 
 
+@pytest.mark.cluster
 def test_the_pool_goes_on_without_a_node_that_left(local_ray):
     """In a process of its own: a process joins one cluster at a time."""
     script = Path(__file__).with_name("node_leaves.py")

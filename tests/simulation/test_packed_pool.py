@@ -147,6 +147,7 @@ def test_actors_that_share_a_gpu_are_packed_by_a_probe_and_give_the_bits_of_one_
         pool.close()
 
 
+@pytest.mark.cluster
 def test_a_client_without_memory_is_tried_alone_after_the_others_with_fewer_actors(
     local_ray, monkeypatch, tmp_path, expected
 ):

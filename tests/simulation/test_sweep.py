@@ -66,6 +66,7 @@ def numbers(folder):
     ]
 
 
+@pytest.mark.cluster
 def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of_plain_runs(local_ray, tmp_path):
     sweep = SweepConfig(
         base=tiny_base(tmp_path, "pool={actors: 1, cpus_per_actor: 0.5}"), output_dir=str(tmp_path / "sweep"),
