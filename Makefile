@@ -1,5 +1,5 @@
 # make run    the quickstart: everything from an empty machine to a tuned foundation model
-# make test   the test suite; make cluster-test: on a Ray with dashboard and jobs, and long sweeps; minutes
+# make test   the test suite; make cluster-test: several nodes, a Ray with dashboard and jobs, long runs; many minutes
 # Both create .venv from constraints.txt when it is missing or older than the project's requirements.
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ digits: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit
-	@$(BIN)/python -m pytest --durations 12 tests/integration tests/simulation
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 tests/integration tests/simulation
 
 cluster-test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m cluster --durations 0
@@ -33,7 +33,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "installing into $(VENV) (some minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedpft needs Python 3.11 or newer")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[quickstart,sweep,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[quickstart,sweep,dashboard,dev]"
 	@touch $@
 
 clean:

@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 
 from fedpft.arguments import ConfigPath, Overrides, Resume
+from fedpft.cli_dashboard import dashboard_app
 from fedpft.cli_jobs import jobs_app
 from fedpft.cli_sweep import sweep_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
-from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
+from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, unmasked
 
 app = typer.Typer(
     help="Federated Proxy Fine-Tuning of foundation models.",
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 app.add_typer(jobs_app)
 app.add_typer(sweep_app)
+app.add_typer(dashboard_app)
 cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 
@@ -184,15 +186,11 @@ def _run(config: Config, *, resume: bool) -> None:
     for line in doubtful_settings(config):
         console.print(f"note: {line}", style="yellow", soft_wrap=True)
     try:
-        with Screen(console) as screen:
+        with unmasked(), Screen(console) as screen:
             screen.stage("load libraries")
-            from fedpft.pipeline import run as run_pipeline  # torch and transformers, after the config was checked
-            from fedpft.resume import go_on
+            from fedpft.launch import launch  # torch and transformers, after the config was checked
 
-            if resume:
-                finished = go_on(config, screen, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
-            else:
-                finished = run_pipeline(config, screen)
+            finished = launch(config, screen, resume=resume)
     except (Interrupted, OSError) as stop:
         if any(Path(config.output_dir, "checkpoints").glob("round-*/state.json")):
             stop.add_note(f"; go on with: fedpft resume {shlex.quote(config.output_dir)}")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torchmetrics import Metric
 
 from fedpft.config import ServerConfig
 from fedpft.data.collate import rows
@@ -26,6 +27,7 @@ def evaluate(
     metrics: Sequence[str],
     batch_size: int,
     server: ServerConfig,
+    counts: Metric | None = None,
     on_step: StepReport | None = None,
 ) -> dict[str, float]:
     """Return the metrics over every example, in the order asked for; the model's mode and weights do not change.
@@ -36,6 +38,7 @@ def evaluate(
         metrics: names in `fedpft.metrics.METRICS`.
         batch_size: examples per forward pass; texts are grouped by length, which saves padding and changes no count.
         server: device and precision.
+        counts: also updated with the logits and labels of every batch; the caller computes it.
         on_step: hears about every batch.
 
     """
@@ -43,6 +46,7 @@ def evaluate(
     fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
     fabric.to_device(model)
     made = {name: METRICS[name].make(model.config.num_labels).to(fabric.device) for name in metrics}
+    updated = [*made.values(), *([counts.to(fabric.device)] if counts is not None else [])]
     order = _by_length(dataset)
     with restored_flags(model):
         model.eval()
@@ -51,7 +55,7 @@ def evaluate(
             labels = batch.pop("labels")
             with fabric.autocast():
                 logits = model(**batch).logits
-            for metric in made.values():
+            for metric in updated:
                 metric.update(logits, labels)
             if on_step is not None:
                 on_step(min(start + batch_size, len(order)), len(order), {})

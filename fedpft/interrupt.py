@@ -43,9 +43,21 @@ def interruptible() -> Iterator[None]:
     for number in SIGNALS:
         signal.signal(number, interrupt)
     try:
-        yield
+        with unmasked():
+            yield
     finally:
         _restore(before)
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """Raise the :class:`Interrupted` itself where a signal came during a call of Ray, which makes it a SystemError."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, Interrupted):
+            raise error.__cause__ from None
+        raise
 
 
 @contextmanager

@@ -1,9 +1,13 @@
-"""What the numbers of a round are called in Weights & Biases, and how it shows them."""
+"""What a round's numbers are called in Weights & Biases, on which axis they lie, and what a summary keeps of them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from fnmatch import fnmatch
+from typing import Any, Literal
 
-from fedpft.metrics import Goal
+from fedpft.metrics import Goal, metric_row
+
+CLIENT_COLUMNS = ("client_id", "num_examples", "loss", "seconds", "actor")
+"""Of the table of clients."""
 
 METRIC_NAMES = {
     "fm": "server/fm",
@@ -19,25 +23,46 @@ METRIC_NAMES = {
 }
 """Key of a round record -> name in W&B. Other keys keep their section (`comm/bytes_up`) or go to `server/`."""
 
-WANDB_METRICS = (
-    ("server/*", "round", None),
-    ("server/train_loss", "round", "min"),
-    ("metrics/*", "round", None),
-    ("clients/*", "round", None),
-    ("comm/*", "round", None),
-    ("time/*", "round", None),
-    ("memory/*", "round", None),
-    ("fidelity/*", "round", None),
-    ("fidelity/hidden_error", "round", "min"),
-    ("fidelity/gradient_cosine", "round", "max"),
-    ("align/*", "align/step", None),
-)
-"""Name in W&B, the metric on its x axis, and what the run's summary keeps (None: the last value)."""
+STEP_METRICS = {
+    **dict.fromkeys(
+        ("server/*", "metrics/*", "clients/*", "comm/*", "time/*", "memory/*", "fidelity/*"), "round"
+    ),
+    "align/*": "align/step",
+}  # fmt: skip
+"""Names in W&B -> the metric on their x axis."""
+
+Kept = Literal["max", "min", "mean"]
+"""W&B's word for what a summary keeps of a metric's values."""
+
+_KEPT: Mapping[str, Kept] = {
+    "server/train_loss": "min",
+    "server/align_loss*": "min",
+    "align/step_loss": "min",
+    "clients/loss_*": "min",
+    "fidelity/hidden_error*": "min",
+    "fidelity/gradient_cosine*": "max",
+    "clients/flops*": "mean",
+    "comm/bytes_*": "mean",
+    "time/*_seconds": "mean",
+    "clients/*_bytes_max": "max",
+    "memory/*_bytes": "max",
+}
+"""What is spent in every round has a mean, memory its peak; else what is best. `result/*` has the run's totals."""
 
 
-def wandb_definitions(goal: Goal) -> tuple[tuple[str, str, str | None], ...]:
-    """Return `WANDB_METRICS`, and the task's primary metric, whose summary keeps what is best."""
-    return (*WANDB_METRICS, ("server/fm", "round", goal), ("server/sub_fm", "round", goal))
+def kept_in_summary(name: str, goal: Goal) -> Kept | None:
+    """Return what a run's summary keeps of a metric; None: its last value, because neither way is better.
+
+    Args:
+        name: in W&B.
+        goal: of the task's primary metric.
+
+    """
+    if name in ("server/fm", "server/sub_fm"):
+        return goal
+    if name.startswith("metrics/"):
+        return metric_row(name).goal
+    return next((kept for pattern, kept in _KEPT.items() if fnmatch(name, pattern)), None)
 
 
 def wandb_metrics(record: Mapping[str, Any]) -> dict[str, float]:

@@ -116,6 +116,17 @@ DEFAULT_METRICS: Mapping[TaskKind, tuple[str, ...]] = {
 """Of a task that names none; the first is the primary one."""
 
 
+def class_counts(num_classes: int) -> "Metric":
+    """Return a metric of logits and labels, for :func:`class_accuracy`."""
+    return _torchmetrics().classification.MulticlassStatScores(num_classes, average="none")
+
+
+def class_accuracy(counts: "Metric") -> list[float | None]:
+    """Return the share of each class that was predicted as itself, to 6 decimals; None for one without examples."""
+    columns = counts.compute()  # (classes, 5): true and false positives, true and false negatives, examples
+    return [round(right / total, 6) if total else None for right, *_, total in columns.tolist()]
+
+
 def metric_row(name: str) -> MetricRow:
     """Return the row of a metric, also of one on another evaluation set, e.g. `mismatched/accuracy`."""
     return METRICS[name.rpartition("/")[2]]

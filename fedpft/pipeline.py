@@ -10,7 +10,7 @@ come from the checkpoint, and the rounds that are left follow.
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from fedpft.output import (
 )
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
-from fedpft.tracking import check_tracking, make_trackers
+from fedpft.tracking import make_trackers
+from fedpft.tracking_wandb import check_tracking
 from fedpft.tuning import tune
 
 
@@ -73,7 +74,7 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
         torch.set_num_threads(config.server.num_threads)
     data = load_data(config, observer)
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
-    pool = make_pool(config)
+    pool = make_pool(config, observer.note)
     try:
         if pool.dashboard:
             observer.note(f"dashboard  {pool.dashboard}")
@@ -141,13 +142,13 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
     return RunResult(result, {"config": output_dir / "config.yaml", **tracker.locations, **files})
 
 
-def make_pool(config: Config) -> ClientPool:
-    """Return the pool that the config asks for; Ray is imported only when it is used."""
+def make_pool(config: Config, say: Callable[[str], None] = lambda line: None) -> ClientPool:
+    """Return the pool that the config asks for, which may `say` a line; Ray is imported only when it is used."""
     if config.pool.kind == "sequential":
         return SequentialPool(config.pool.max_retries)
-    from fedpft.simulation.pool import RayClientPool
+    from fedpft.simulation.packed_pool import PackedPool
 
-    return RayClientPool(config.pool, config.federated.cohort_size)
+    return PackedPool(config.pool, config.federated.cohort_size, say)
 
 
 def run_environment(config: Config) -> dict[str, Any]:

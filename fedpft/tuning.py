@@ -1,7 +1,7 @@
 """From an untuned FM to a tuned one: build the proxy, run all rounds, evaluate; nothing here writes a file."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +13,10 @@ from fedpft.checkpoint import RunCheckpoint
 from fedpft.config import Config, reported_name
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
+from fedpft.data.histogram import partition_table
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.evaluation import Evaluation
+from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.package import client_package
 from fedpft.federated.pool import ClientPool
@@ -23,6 +25,8 @@ from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import METHODS
 from fedpft.metrics import METRICS
 from fedpft.models.costs import costs
+from fedpft.models.digest import model_digest
+from fedpft.models.ffn import find_backbone
 from fedpft.models.lora import AdaptedModel, get_adapter
 from fedpft.tracking import Tracker
 
@@ -61,6 +65,7 @@ def tune(
         keep: called with the state before the first round and after every round.
 
     """
+    fm_digest = model_digest(find_backbone(fm))  # before it gets an adapter
     method = METHODS[config.method.name](fm, public_data(data), config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 
@@ -117,9 +122,11 @@ def tune(
         "untuned_fm": untuned["fm"],
         **{name: last[name] for name in ("fm", "sub_fm", "metric", "metric_goal")},
         "metrics": {"untuned_fm": untuned["metrics"]["fm"], "sub_fm": last["metrics"]["fm"], **last["metrics"]},
+        **_of_clients(data, last),
         **evaluation.summary(untuned, final.last_evaluation),
         "best": dict(final.best),
         "rounds": final.rounds_done,
+        "fm_digest": fm_digest,
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
         **costs(fm, proxy.model),
@@ -132,6 +139,14 @@ def tune(
         "actors": pool.num_actors,
     }
     return Outcome(result, method.plug_in(final.adapter), method.proxy_with(final.adapter))
+
+
+def _of_clients(data: FederatedData, last: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `client_expected_accuracy` of a classifier, given its last evaluation."""
+    if "class_accuracy" not in last:
+        return {}
+    counts = partition_table(data)["label_histogram"]
+    return {"client_expected_accuracy": client_expected_accuracy(counts, last["class_accuracy"])}
 
 
 def public_data(data: FederatedData) -> PublicData:

@@ -184,11 +184,11 @@ def _pools(config: Config) -> tuple[PoolConfig, PoolConfig, PoolConfig]:
     """Return the configured pool with one actor, with several, and without Ray, all on the same kind of device."""
     pool = replace(config.pool, accelerator=_device(config))
     ray = replace(pool, kind="ray", actors=pool.actors if pool.kind == "ray" else "auto")
-    if pool.accelerator == "cuda" and not ray.gpus_per_actor:
+    if pool.accelerator == "cuda" and not ray.gpu_claim:
         ray = replace(ray, gpus_per_actor=0.5)
     num_actors = planned_actors(replace(config, pool=ray))
     if num_actors == 1:
-        ray = replace(ray, cpus_per_actor=ray.cpus_per_actor / 2, gpus_per_actor=ray.gpus_per_actor / 2)
+        ray = replace(ray, cpus_per_actor=ray.cpus_per_actor / 2, gpus_per_actor=ray.gpu_claim / 2)
     one, several = replace(ray, actors=1), replace(ray, actors=max(2, num_actors))
     return one, several, replace(ray, kind="sequential", actors="auto")
 

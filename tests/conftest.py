@@ -11,6 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# with Ray's own 15, actors starve beside whatever else runs on the machine
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 import pytest
 import torch
@@ -102,14 +104,14 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[Any]:
-    """Start Ray with 2 CPUs once for all tests; every pool of every test joins it."""
+    """Start Ray with 2 CPUs and a pretended GPU once for all tests; every pool of every test joins it."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     ray.init(
         address="local",
         num_cpus=2,
-        num_gpus=0,
+        num_gpus=1,
         object_store_memory=100 * 2**20,
         include_dashboard=False,
         log_to_driver=False,

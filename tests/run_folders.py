@@ -22,6 +22,8 @@ def run_folder(folder: Path, *overrides: str, fm: float = 0.8, seed: int = 1, **
         "untuned_fm": 0.25, "fm": fm, "sub_fm": fm - 0.1, "rounds": 2, "num_eval_examples": 400,
         "bytes_up_total": 3000, "bytes_down_total": 5000, "client_flops_per_round": 2_000_000,
         "client_memory_bytes": 70_000, "num_params_sub_fm": 1_000_000, "align_seconds": 1.5,
+        "client_expected_accuracy": {"mean": fm, "p10": fm - 0.2, "min": fm - 0.3, "max": 1.0,
+                                     "values": [fm - 0.3, None, 1.0]},
         "construction": {"cached": False, "seconds": 2.0, "key": None}, "fidelity": {"after": LAYERS},
     } | result  # fmt: skip
     content = {key: value for key, value in content.items() if value is not None}

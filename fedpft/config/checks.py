@@ -39,6 +39,12 @@ def require_non_negative(section: str, config: object, *names: str) -> None:
         require(value < inf, f"{section}.{name}", value, "a finite number")
 
 
+def require_gpus(key: str, found: object, others: str = "") -> None:
+    """Raise a ConfigError unless a process can claim that many GPUs from Ray, which divides one but not several."""
+    ok = isinstance(found, int | float) and (0 <= found <= 1 or (1 < found < inf and found == int(found)))
+    require(ok, key, found, f"{others}a number >= 0: a fraction up to 1, or a whole number")
+
+
 def require_sigma(section: str, config: object, name: str) -> None:
     """Raise a ConfigError unless the field is the sigma of a log-normal law whose draws do not overflow."""
     value = getattr(config, name)

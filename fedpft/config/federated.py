@@ -5,6 +5,7 @@ from typing import Literal, Union
 
 from fedpft.config.checks import (
     require,
+    require_gpus,
     require_non_negative,
     require_positive,
     require_positive_or_none,
@@ -109,9 +110,15 @@ class PoolConfig:
     kind: Literal["ray", "sequential"] = "ray"
     """`ray`: actors; `sequential`: in the driver's process, one by one; the same result on the same kind of device."""
     actors: Union[int, str] = "auto"  # noqa: UP007 - OmegaConf reads this form
-    """`auto`: as many as fit into what is free; `per_client`: one for each sampled client; or a number."""
+    """`auto`: as many as fit into what is free, memory included; `per_client`: one for each sampled client; or a
+    number, which is the most where `gpus_per_actor` is `auto`."""
     cpus_per_actor: float = 1.0
-    gpus_per_actor: float = 0.0
+    gpus_per_actor: Union[int, float, str] = 0.0  # noqa: UP007
+    """Ray's claim for each actor, a fraction where actors share a GPU; `auto`: as many actors on each GPU as its free
+    memory holds, by a try with the longest examples."""
+    memory_per_actor_gigabytes: float = 0.6
+    """Claim of RAM for each actor where `actors` is `auto`, in 10^9 bytes: its libraries; it grows where a try with the
+    longest examples takes more."""
     threads_per_client: int = 1
     """Torch threads while a client trains; part of the numerics, so equal for every pool."""
     address: str | None = None
@@ -133,12 +140,22 @@ class PoolConfig:
     def __post_init__(self) -> None:
         ok = self.actors in ("auto", "per_client") or (isinstance(self.actors, int) and self.actors > 0)
         require(ok, "pool.actors", self.actors, "auto, per_client or an integer > 0")
-        require_non_negative("pool", self, "gpus_per_actor")
-        whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
-        require(whole, "pool.gpus_per_actor", self.gpus_per_actor, "a fraction up to 1, or a whole number")
-        require_positive("pool", self, "cpus_per_actor", "threads_per_client", "start_timeout_seconds")
+        if self.gpus_per_actor != "auto":
+            require_gpus("pool.gpus_per_actor", self.gpus_per_actor, "auto, or ")
+        names = ("cpus_per_actor", "memory_per_actor_gigabytes", "threads_per_client", "start_timeout_seconds")
+        require_positive("pool", self, *names)
         inside = self.address is None or "://" not in self.address
         allowed = "null, auto or host:port; from outside a cluster: fedpft submit CONFIG --address http://HEAD:8265"
         require(inside, "pool.address", self.address, allowed)
         require_non_negative("pool", self, "max_retries")
         require_positive_or_none("pool", self, "client_timeout_seconds", "max_actor_memory_gigabytes")
+
+    @property
+    def gpu_claim(self) -> float:
+        """`gpus_per_actor` as a number: `auto` claims whole GPUs until it is known how many actors one holds."""
+        return 1.0 if self.gpus_per_actor == "auto" else float(self.gpus_per_actor)
+
+    @property
+    def memory_claim(self) -> float:
+        """Bytes of RAM that each actor claims; a number of actors is taken as it is, whatever they need."""
+        return 1e9 * self.memory_per_actor_gigabytes if self.actors == "auto" else 0.0

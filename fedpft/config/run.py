@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedpft.config.checks import require, require_non_negative, require_positive
+from fedpft.config.checks import require, require_gpus, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AlignConfig, LoraConfig, MethodConfig
@@ -14,12 +14,16 @@ from fedpft.config.unread import unread_settings
 class ServerConfig:
     """The driver's own work: construction, alignment, evaluation."""
 
+    num_gpus: float = 0.0
+    """GPUs that the server's side claims. Where this process sees fewer, all of it works in a process on a node of the
+    cluster that has them: the FM is loaded there and nowhere else. A fraction shares a GPU with actors."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     num_threads: int | None = None
     """Torch threads of the driver; null: one per core. Part of the alignments' numerics: equal numbers, equal bits."""
 
     def __post_init__(self) -> None:
+        require_gpus("server.num_gpus", self.num_gpus)
         require(self.num_threads is None or self.num_threads > 0, "server.num_threads", self.num_threads, "null or > 0")
 
 
@@ -57,8 +61,11 @@ class TrackingConfig:
     project: str = "fedpft"
     entity: str | None = None
     group: str | None = None
+    """A sweep's trials have its name."""
     job_type: str | None = None
+    """null: `run`; a sweep's trials have `trial`."""
     tags: tuple[str, ...] = ()
+    """Beside the method's and the task's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +135,10 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
     if config.pool.kind == "sequential":
         defaults = PoolConfig()
-        names = ("actors", "client_timeout_seconds", "start_timeout_seconds", "max_actor_memory_gigabytes")
+        names = (
+            *("actors", "memory_per_actor_gigabytes", "client_timeout_seconds", "start_timeout_seconds"),
+            "max_actor_memory_gigabytes",
+        )
         changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
         lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]
     if unread := unread_settings(config, method.name):

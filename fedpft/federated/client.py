@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from fedpft.data.collate import rows
 from fedpft.data.partition import Partition
@@ -25,7 +26,6 @@ from fedpft.federated.messages import ClientUpdate, LocalSettings, RoundPlan
 from fedpft.federated.step_costs import StepCosts
 from fedpft.models.activations import InactivityCounter
 from fedpft.models.ffn import find_ffns
-from fedpft.models.lora import get_adapter, set_adapter
 from fedpft.models.weights import PackedModel, replace_weights, unpack_model
 from fedpft.seeding import derive_seed, isolated_torch_rng, numpy_rng
 from fedpft.trainer import hush_lightning
@@ -76,7 +76,7 @@ class LocalClient:
         start = time.perf_counter()
         settings, module, costs = self._settings, self._module, self._package.step_costs
         shard = self._package.partition.shard(client_id)
-        set_adapter(module.proxy, plan.adapter)
+        module.adapter.write(plan.adapter)
         module.lr = plan.lr
         module.train()
         loss_sum, counter = 0.0, InactivityCounter(self._watched)
@@ -94,11 +94,9 @@ class LocalClient:
                     loss = module.training_step(batch, step)
                 self._fabric.backward(loss)
                 # what is not finite is refused by the driver, who knows the round and the client
-                self._fabric.clip_gradients(
-                    module, optimizer, max_norm=settings.max_grad_norm, error_if_nonfinite=False
-                )
+                clip_grad_norm_(module.adapter.parameters, settings.max_grad_norm)
                 optimizer.step()
-                optimizer.zero_grad()
+                module.adapter.zero_grad()
                 loss_sum += loss.item() * len(batch["labels"])
                 if costs is not None:
                     flops += costs.flops(batch)
@@ -106,7 +104,7 @@ class LocalClient:
         return ClientUpdate(
             client_id=client_id,
             num_examples=len(shard),
-            adapter=get_adapter(module.proxy),
+            adapter=module.adapter.read(),
             metrics={
                 "loss": loss_sum / (len(shard) * settings.num_epochs),
                 "seconds": time.perf_counter() - start,

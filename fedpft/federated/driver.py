@@ -6,7 +6,7 @@
       v
     pool.run(plan) ---> clients train in parallel, updates arrive in any order
       |  3. wait for an update or a failure of every client of the cohort, refuse what would spoil the aggregate
-      |  4. aggregate in client-id order
+      |  4. aggregate, in the order in which clients start: each update as soon as its turn comes
       |  5. every t rounds: the method re-aligns the proxy; changed weights go to the pool
       |  6. every e rounds and at the end: evaluate
       |  7. track
@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 
 from fedpft.config import FederatedConfig
-from fedpft.federated.aggregate import aggregate_adapters, in_client_order, mean_loss, sum_counts
+from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.check import check
 from fedpft.federated.memory import MemoryWatchdog
-from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
-from fedpft.federated.sampling import Attendance, draw_attendance, round_lr
-from fedpft.federated.spending import add_round, clients_spent
+from fedpft.federated.sampling import Attendance, draw_attendance, longest_first, round_lr
+from fedpft.federated.spending import actor_utilisation, add_round, clients_spent
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
 from fedpft.metrics import Goal, is_better
@@ -110,14 +110,13 @@ class Driver:
         # 2. plan
         plan = self._plan(state, round_index)
         # 3. run the clients
-        updates, failures = self._run_clients(plan, list(attendance.cohort))
+        aggregation, failures = self._run_clients(plan, attendance)
         fit_seconds = time.perf_counter() - start
         # 4. aggregate
-        counted = len(updates) >= self.config.min_clients
-        adapter = state.adapter
-        if counted:
-            adapter = aggregate_adapters(updates, attendance.cohort, self.config.aggregation)
-        record = self._record(plan, attendance, updates, failures, state)
+        counted = len(aggregation.reports) >= self.config.min_clients
+        adapter = aggregation.adapter() if counted else state.adapter
+        record = self._record(plan, attendance, aggregation, failures, state)
+        record |= actor_utilisation(aggregation.reports, self.pool.num_actors, fit_seconds)
         pending_bytes = 0 if attendance.cohort else state.pending_bytes
         uncounted_rounds = 0 if counted else state.uncounted_rounds + 1
         state = replace(
@@ -129,7 +128,7 @@ class Driver:
         )
         # 5. re-align the proxy
         if plan.count_activations and counted:
-            state = self._after_round(state, updates, record)
+            state = self._after_round(state, aggregation, record)
         # 6. evaluate
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
             evaluation_start = time.perf_counter()
@@ -141,8 +140,9 @@ class Driver:
         record |= {"time/fit_seconds": fit_seconds, "seconds": time.perf_counter() - start}
         state = replace(state, spent=add_round(state.spent, record))
         self.tracker.log_round(record)
-        if updates:
-            self.tracker.log_clients(round_index, [_client_row(update) for update in in_client_order(updates)])
+        if aggregation.reports:
+            rows = [_client_row(report) for report in in_client_order(aggregation.reports)]
+            self.tracker.log_clients(round_index, rows)
         self.observer.round_finished(record)
         # 8. checkpoint
         self.checkpoint(state)
@@ -161,29 +161,31 @@ class Driver:
         counts = self.method.wants_counts(round_index, self.config.rounds)
         return RoundPlan(round_index=round_index, lr=lr, adapter=state.adapter, count_activations=counts)
 
-    def _run_clients(self, plan: RoundPlan, client_ids: list[int]) -> tuple[list[ClientUpdate], list[ClientFailure]]:
-        """Return the good updates, and a failure for each client without one."""
-        self.observer.round_started(plan.round_index, self.config.rounds, client_ids)
-        updates: list[ClientUpdate] = []
+    def _run_clients(self, plan: RoundPlan, attendance: Attendance) -> tuple[Aggregation, list[ClientFailure]]:
+        """Return what was made of the good updates, and a failure for each client without one."""
+        cohort = attendance.cohort
+        self.observer.round_started(plan.round_index, self.config.rounds, list(cohort))
+        order = longest_first(cohort, self.client_sizes)
+        aggregation = Aggregation(order, cohort, self.config.aggregation)
         failures: list[ClientFailure] = []
-        awaited = set(client_ids)
-        for outcome in self.pool.run(plan, client_ids):
+        awaited = set(order)
+        for outcome in self.pool.run(plan, order):
             checked = check(outcome, plan, awaited=awaited, num_neurons=self.num_neurons)
             awaited.discard(checked.client_id)
             if isinstance(checked, ClientUpdate):
                 self.observer.client_finished(checked)
-                updates.append(checked)
+                aggregation.add(checked)
             else:
                 self.observer.client_failed(checked)
+                aggregation.drop(checked.client_id)
                 failures.append(checked)
-        assert len(updates) + len(failures) == len(client_ids), "a pool must return each client once"
-        return updates, failures
+        assert len(aggregation.reports) + len(failures) == len(order), "a pool must return each client once"
+        return aggregation, failures
 
-    def _after_round(self, state: ServerState, updates: list[ClientUpdate], record: dict[str, Any]) -> ServerState:
+    def _after_round(self, state: ServerState, aggregation: Aggregation, record: dict[str, Any]) -> ServerState:
         start = time.perf_counter()
-        counts = sum_counts(updates)
-        assert counts is not None, "every client counts when the plan says so"
-        change = self.method.after_round(state.rounds_done, state.adapter, counts)
+        assert aggregation.counts is not None, "every client counts when the plan says so"
+        change = self.method.after_round(state.rounds_done, state.adapter, aggregation.counts)
         self.pool.replace_weights(change.weights)
         record.update(change.metrics)
         record["time/align_seconds"] = time.perf_counter() - start
@@ -194,33 +196,32 @@ class Driver:
         self,
         plan: RoundPlan,
         attendance: Attendance,
-        updates: list[ClientUpdate],
+        aggregation: Aggregation,
         failures: list[ClientFailure],
         state: ServerState,
     ) -> dict[str, Any]:
         """Return the round's line; what is out of the ordinary has a key only when it happened."""
-        clients = [update.client_id for update in in_client_order(updates)]
+        reports = in_client_order(aggregation.reports)
+        clients = [report.client_id for report in reports]
         unusual = {
             "dropped": sorted(set(attendance.cohort) - set(clients)),
             "failures": [str(failure) for failure in failures],
-            "retries": sum(
-                attempts - 1 for attempts in [*(u.attempts for u in updates), *(f.attempts for f in failures)]
-            ),
+            "retries": sum(r.attempts - 1 for r in reports) + sum(f.attempts - 1 for f in failures),
             "unavailable": list(attendance.unavailable),
             "stragglers": list(attendance.stragglers),
         }
         return {
             "round": plan.round_index,
             "clients": clients,
-            "train_loss": mean_loss(updates) if updates else None,
-            "client_losses": [update.metrics["loss"] for update in in_client_order(updates)],
+            "train_loss": mean_loss(reports) if reports else None,
+            "client_losses": [report.metrics["loss"] for report in reports],
             "lr": plan.lr,
-            "comm/bytes_up": sum(update.num_bytes for update in updates),
+            "comm/bytes_up": aggregation.num_bytes,
             "comm/bytes_down": len(attendance.cohort) * (plan.adapter.nbytes + state.pending_bytes),
             "proxy_version": state.proxy_version,
-            **clients_spent(in_client_order(updates)),
+            **clients_spent(reports),
             **{key: value for key, value in unusual.items() if value},
-            **({"counted": False} if len(updates) < self.config.min_clients else {}),
+            **({"counted": False} if len(reports) < self.config.min_clients else {}),
         }
 
     def _why_stopped(self, state: ServerState, record: Mapping[str, Any]) -> str:
@@ -238,11 +239,11 @@ def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any], goal: Go
     return replace(state, last_evaluation=evaluation, best=best)
 
 
-def _client_row(update: ClientUpdate) -> dict[str, Any]:
+def _client_row(report: ClientReport) -> dict[str, Any]:
     return {
-        "client_id": update.client_id,
-        "num_examples": update.num_examples,
-        "loss": update.metrics["loss"],
-        "seconds": update.metrics["seconds"],
-        "actor": update.actor,
+        "client_id": report.client_id,
+        "num_examples": report.num_examples,
+        "loss": report.metrics["loss"],
+        "seconds": report.metrics["seconds"],
+        "actor": report.actor,
     }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torchmetrics import Metric
 
 from fedpft.config import Config
 from fedpft.data.collate import rows
@@ -12,7 +13,7 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.evaluate import evaluate
 from fedpft.fidelity import measure_fidelity
 from fedpft.methods.base import Method, Proxy
-from fedpft.metrics import METRICS
+from fedpft.metrics import METRICS, class_accuracy, class_counts
 from fedpft.models.lora import AdaptedModel
 from fedpft.seeding import numpy_rng
 from fedpft.trainer import Progress
@@ -25,7 +26,8 @@ class Evaluation:
     its name and direction, `metric` and `metric_goal`; `metrics`: for each model all metrics by name, those on other
     evaluation sets as `set/metric`. With the meter (`evaluation.fidelity_examples` above 0) also `leakage_gap`, the
     plugged-in FM's primary metric minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and `time/fidelity_seconds`,
-    what the meter took (a part of the round's `time/evaluate_seconds`).
+    what the meter took (a part of the round's `time/evaluate_seconds`). Of a classifier also `class_accuracy`, what the
+    plugged-in FM gets right of each class of the main evaluation set (None: it has none of the class).
 
     Args:
         method: has built its proxy.
@@ -48,10 +50,11 @@ class Evaluation:
     def __call__(self, adapter: np.ndarray) -> dict[str, Any]:
         """Evaluate the models with the adapter."""
         self._progress.stage("evaluate")
-        scores = {"fm": self._score(self._method.plug_in(adapter))}
+        counts = class_counts(len(self._data.label_names)) if self._data.kind == "classification" else None
+        scores = {"fm": self._score(self._method.plug_in(adapter), counts)}
         if not self._proxy.is_fm:
             scores["sub_fm"] = self._score(self._method.proxy_with(adapter))
-        record = self._record(scores)
+        record = self._record(scores) | ({} if counts is None else {"class_accuracy": class_accuracy(counts)})
         return record if self._batch is None else record | self._meter(adapter, record, time.perf_counter())
 
     def untuned(self, adapter: np.ndarray) -> dict[str, Any]:
@@ -106,8 +109,8 @@ class Evaluation:
             "time/fidelity_seconds": seconds,
         }
 
-    def _score(self, model: AdaptedModel) -> dict[str, float]:
-        """Return a model's metrics on every evaluation set, those on the main one first."""
+    def _score(self, model: AdaptedModel, counts: Metric | None = None) -> dict[str, float]:
+        """Return a model's metrics on every evaluation set, those on the main one first, which `counts` counts."""
         sets = {"": self._data.evaluation} | {f"{name}/": other for name, other in self._data.other_evaluations.items()}
         return {
             prefix + name: value
@@ -119,6 +122,7 @@ class Evaluation:
                 metrics=self._data.metrics,
                 batch_size=self._settings.batch_size,
                 server=self._server,
+                counts=None if prefix else counts,
                 on_step=self._progress.progress,
             ).items()
         }

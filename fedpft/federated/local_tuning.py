@@ -1,12 +1,13 @@
 """What a client trains: the proxy's adapter, as a LightningModule."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from fedpft.models.lora import adapter_parameters, split_adapter
+from fedpft.models.flat_adapter import FlatAdapter
 
 
 class LocalTuningModule(L.LightningModule):
@@ -27,12 +28,19 @@ class LocalTuningModule(L.LightningModule):
         self.proxy = proxy
         self.lr, self.head_lr_ratio, self.weight_decay = lr, head_lr_ratio, weight_decay
 
+    @cached_property
+    def adapter(self) -> FlatAdapter:
+        """The adapter that is tuned, gathered at first use: the proxy must be on its device by then."""
+        return FlatAdapter(self.proxy)
+
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Return the mean loss of a labelled batch."""
         return self.proxy(**batch).loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return AdamW over the adapter, fresh for every fit."""
-        lora, head = split_adapter(adapter_parameters(self.proxy))
-        groups = [{"params": lora, "lr": self.lr}, {"params": head, "lr": self.lr * self.head_lr_ratio}]
+        """Return AdamW over the adapter, fresh for every fit; its gradients are zeroed by `adapter.zero_grad`."""
+        groups = [
+            {"params": self.adapter.lora, "lr": self.lr},
+            {"params": self.adapter.head, "lr": self.lr * self.head_lr_ratio},
+        ]
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay)

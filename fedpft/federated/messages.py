@@ -47,23 +47,33 @@ class RoundPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientUpdate:
-    """All that a client returns (up)."""
+class ClientReport:
+    """What stays of a client's update when the aggregate has it."""
 
     client_id: int
     num_examples: int
-    adapter: np.ndarray
-    """(P,) float32, same layout as the plan's."""
     metrics: Mapping[str, float]
     """`loss`: mean training loss per example; `seconds`: duration of the fit; where they were counted, `flops` of all
     steps and `memory_bytes` of the largest (see `StepCosts`); on a GPU `gpu_bytes`, the peak that torch allocated."""
-    counts: ActivationCounts | None = None
     actor: str = field(default="driver", compare=False)
     """Who ran it; never part of the result."""
     node: str = field(default_factory=platform.node, compare=False)
     """Name of the machine on which it ran."""
     attempts: int = field(default=1, compare=False)
     """How often the client was tried until it came through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientUpdate(ClientReport):
+    """All that a client returns (up)."""
+
+    adapter: np.ndarray
+    """(P,) float32, same layout as the plan's."""
+    counts: ActivationCounts | None = None
+
+    def report(self) -> ClientReport:
+        """Return all but the adapter and the counts."""
+        return ClientReport(**{name: getattr(self, name) for name in ClientReport.__dataclass_fields__})
 
     @property
     def num_bytes(self) -> int:
@@ -88,6 +98,8 @@ class ClientFailure:
     """One line."""
     traceback: str = ""
     """The last attempt's, from where it ran; empty where there is none, e.g. for a killed process."""
+    out_of_memory: bool = False
+    """Whether it asked for more memory than there was."""
 
     def __str__(self) -> str:
         """Return everything but the traceback in one line."""

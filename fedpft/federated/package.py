@@ -28,7 +28,7 @@ def local_settings(config: Config) -> LocalSettings:
     """Return what every client is told about local training."""
     accelerator = config.pool.accelerator
     if accelerator == "auto" and config.pool.kind == "ray":
-        accelerator = "cuda" if config.pool.gpus_per_actor else "cpu"  # an actor uses a GPU only if it was given one
+        accelerator = "cuda" if config.pool.gpu_claim else "cpu"  # an actor uses a GPU only if it was given one
     return LocalSettings(
         seed=config.seed,
         num_epochs=config.federated.local_epochs,

@@ -40,7 +40,7 @@ class ClientPool(Protocol):
         """Send changed proxy weights to every place, effective from the next round."""
 
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
-        """Train these clients; yield the update of each, or why there is none, as they arrive, in any order."""
+        """Start clients in this order; yield the update of each, or why there is none, as they arrive."""
 
     def memory(self) -> Mapping[str, int]:
         """Return what the actors hold: `actor_rss_bytes_max`, `object_store_bytes`, ...; empty without actors."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,6 +88,15 @@ def sample_cohort(
         drawn = rng.choice(num_clients, size=clients_per_round, replace=True, p=sizes / sizes.sum())
     client_ids, times = np.unique(drawn, return_counts=True)
     return dict(zip(client_ids.tolist(), times.tolist(), strict=True))
+
+
+def longest_first(client_ids: Iterable[int], sizes: np.ndarray) -> list[int]:
+    """Return clients by their number of examples, the most first, equal ones by id; `sizes` as above.
+
+    The order in which clients start, so that none of the long ones is left when the others are done, and in which their
+    updates are summed. What clients cost is not measured for it: the sum's bits would depend on the measurement.
+    """
+    return sorted(client_ids, key=lambda client: (-int(sizes[client]), client))
 
 
 def round_lr(

@@ -1,9 +1,10 @@
 """What clients and server spend: in a round, and in a whole run."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpft.federated.messages import ClientUpdate
+from fedpft.federated.messages import ClientReport
 
 SUMS = {
     "client_flops_total": "clients/flops",
@@ -17,17 +18,17 @@ LARGEST = {"client_memory_bytes": "clients/memory_bytes_max", "client_gpu_bytes"
 """Key of `result.json` -> what it is the largest of."""
 
 
-def clients_spent(updates: Sequence[ClientUpdate]) -> dict[str, float]:
+def clients_spent(reports: Sequence[ClientReport]) -> dict[str, float]:
     """Return `clients/*` of the round's record, over the clients with good updates; only what they measured."""
     spent: dict[str, float] = {}
-    if flops := _of_each(updates, "flops"):
+    if flops := _of_each(reports, "flops"):
         spent |= {
             "clients/flops": sum(flops),
             "clients/flops_mean": sum(flops) / len(flops),
             "clients/flops_max": max(flops),
         }
     for name in ("memory_bytes", "gpu_bytes"):
-        if sizes := _of_each(updates, name):
+        if sizes := _of_each(reports, name):
             spent[f"clients/{name}_max"] = max(sizes)
     return spent
 
@@ -46,5 +47,21 @@ def run_spent(spent: Mapping[str, float]) -> dict[str, float]:
     return dict(spent) | ({"client_flops_per_round": round(flops / fits)} if flops and fits else {})
 
 
-def _of_each(updates: Sequence[ClientUpdate], name: str) -> list[float]:
-    return [update.metrics[name] for update in updates if name in update.metrics]
+def actor_utilisation(reports: Sequence[ClientReport], num_actors: int, seconds: float) -> dict[str, float]:
+    """Return `time/actor_utilisation_*` of the round's record: the actors' part of `seconds` in which clients trained.
+
+    Only good updates count: what an actor did in vain, or was idle or unpacking messages, is not training. An actor
+    that was replaced during the round counts as another one.
+    """
+    busy: dict[str, float] = defaultdict(float)
+    for report in reports:
+        busy[report.actor] += report.metrics["seconds"]
+    least = min(busy.values(), default=0.0) if len(busy) >= num_actors else 0.0
+    return {
+        "time/actor_utilisation_mean": sum(busy.values()) / (num_actors * seconds),
+        "time/actor_utilisation_min": least / seconds,
+    }
+
+
+def _of_each(reports: Sequence[ClientReport], name: str) -> list[float]:
+    return [report.metrics[name] for report in reports if name in report.metrics]

@@ -14,6 +14,8 @@ from fedpft.construct.cache import BuiltSubFM, Construction, Restore, SubFMCache
 from fedpft.construct.compress import restore_sub_fm
 from fedpft.construct.store import cache_dir
 from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
+from fedpft.models.digest import model_digest
+from fedpft.models.ffn import find_backbone
 from fedpft.trainer import Progress
 
 
@@ -44,7 +46,9 @@ def construct_once(
         made = sub_fms.get_or_build(fm, ingredients, build, progress.stage, restore)
     else:
         made = construction_of(fm, build(), restore)
-    summary = {"key": made.key, "cached": made.cached, "seconds": time.perf_counter() - start, **made.report}
+    seconds = time.perf_counter() - start
+    digest = model_digest(find_backbone(made.sub_fm))
+    summary = {"key": made.key, "digest": digest, "cached": made.cached, "seconds": seconds, **made.report}
     return made, summary
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedpft.metrics import metric_row
 from fedpft.output import PARTITION_FILE, ROUNDS_FILE
+from fedpft.report.clients import ABOUT, SPREAD, TITLE, accuracy_boxes
 from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import heat_map
-from fedpft.report.html import PALETTE, document, paragraph, plot, section, table
+from fedpft.report.html import PALETTE, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
 from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
 
@@ -69,10 +70,22 @@ def page(
         paragraph(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {title}:"),
         f"<dl>{numbers}</dl>",
         _metric_table(result["metrics"], shown),
-        paragraph("; ".join(f"{title} {value} ({note})" for title, value, note in compute_rows(result))),
+        paragraph("; ".join(f"{title} {value} ({about})" for title, value, about in compute_rows(result))),
         *(section(title, plot(figure, title)) for title, figure in figures.items()),
+        _client_section(result),
     ]
     return document(result["name"], parts)
+
+
+def _client_section(result: Mapping[str, Any]) -> str:
+    """Return the spread over clients; nothing for a run without classes."""
+    spread = result.get("client_expected_accuracy")
+    if not spread:
+        return ""
+    values = [value for value in spread["values"] if value is not None]
+    said = "; ".join(f"{title} {metric_value(spread[key], 'accuracy')}" for key, title in SPREAD.items())
+    figure = accuracy_boxes({"clients": values}, PALETTE[:1])
+    return section(TITLE, paragraph(f"{said}; {len(values)} clients"), plot(figure, TITLE), note(ABOUT))
 
 
 def _metric_table(metrics: Mapping[str, Mapping[str, float]], models: Mapping[str, str]) -> str:

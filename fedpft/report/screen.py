@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
+from fedpft.report.clients import client_rows
 from fedpft.report.compute import compute_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
 from fedpft.report.scores import CURVES, round_scores, score_rows, shown_models
@@ -199,7 +200,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
     """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
     facts = _facts_table(f"{result['name']}: {result['method']}, {result['rounds']} rounds, seed {result['seed']}")
-    for row in score_rows(result):
+    for row in (*score_rows(result), *client_rows(result)):
         facts.add_row(*row)
     facts.add_section()
     for row in fidelity_rows(result):

@@ -1,7 +1,7 @@
 """The Ray actor in which clients train: a process that keeps the LightningModule over the proxy between rounds."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from fedpft.federated.client import ClientPackage, LocalClient
 from fedpft.federated.memory import ProcessMemory, process_memory
 from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
+from fedpft.simulation.packing import MemoryUse, probe
 
 
 class ClientActor:
@@ -39,9 +40,13 @@ class ClientActor:
         self._client.replace_weights(weights)
         return platform.node()
 
-    def fit(self, plan: RoundPlan, client_id: int) -> tuple[ClientUpdate, ProcessMemory]:
-        """Train one client; return its update, and what this process holds after it."""
-        return self._client.fit(plan, client_id), process_memory()
+    def fit(self, plan: RoundPlan, client_ids: Sequence[int]) -> tuple[list[ClientUpdate], ProcessMemory]:
+        """Train clients one after the other; return their updates, and what this process holds after the last."""
+        return [self._client.fit(plan, client_id) for client_id in client_ids], process_memory()
+
+    def probe(self, package: ClientPackage) -> MemoryUse:
+        """Measure what memory a client of this package needs, and how much there is."""
+        return probe(package)
 
     def peak_memory_bytes(self) -> int:
         """Return this process' peak resident memory, shared pages included."""

@@ -1,10 +1,13 @@
 """Join or start a Ray cluster, and check that it can ever hold the actors that a run asks for."""
 
 import logging
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 import torch
 from ray._private.worker import get_dashboard_url
@@ -20,16 +23,20 @@ class Node:
 
     cpus: float
     gpus: float
+    memory_bytes: float = math.inf
+    """What was free when Ray started on it, less its object store."""
 
-    def fits(self, cpus_per_actor: float, gpus_per_actor: float) -> int:
+    def fits(self, cpus_per_actor: float, gpus_per_actor: float, bytes_per_actor: float = 0.0) -> int:
         """Return how many actors the node holds when it is empty."""
         slack = 1e-6  # 1 / 0.1 must be 10 actors in floating point too
-        by_cpu = int(self.cpus / cpus_per_actor + slack)
+        room = int(self.cpus / cpus_per_actor + slack)
+        if bytes_per_actor:
+            room = int(min(room, self.memory_bytes / bytes_per_actor))
         if gpus_per_actor == 0:
-            return by_cpu
+            return room
         if gpus_per_actor < 1:  # actors share a GPU, but none is spread over two
-            return min(by_cpu, int(self.gpus) * int(1 / gpus_per_actor + slack))
-        return min(by_cpu, int(self.gpus / gpus_per_actor + slack))
+            return min(room, int(self.gpus) * int(1 / gpus_per_actor + slack))
+        return min(room, int(self.gpus / gpus_per_actor + slack))
 
 
 def connect(address: str | None) -> bool:
@@ -62,7 +69,12 @@ def connect(address: str | None) -> bool:
 def cluster_nodes() -> list[Node]:
     """Return the living nodes of the connected cluster."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in resources]
+    return [node_with(found) for found in resources]
+
+
+def node_with(resources: Mapping[str, float]) -> Node:
+    """Return a node from what Ray says of it: in total, or what is free."""
+    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory", 0.0))
 
 
 def dashboard_url() -> str | None:
@@ -73,7 +85,7 @@ def dashboard_url() -> str | None:
 
 def room_for_actors(config: PoolConfig, nodes: list[Node]) -> int:
     """Return how many actors the nodes hold when they are empty."""
-    return sum(node.fits(config.cpus_per_actor, config.gpus_per_actor) for node in nodes)
+    return sum(node.fits(config.cpus_per_actor, config.gpu_claim, config.memory_claim) for node in nodes)
 
 
 def object_store_bytes() -> int:
@@ -90,7 +102,8 @@ def actors_that_fit(config: PoolConfig, clients_per_round: int) -> int:
 
     """
     if config.address is None and not ray.is_initialized():
-        this_machine = Node(cpus=os.cpu_count() or 1, gpus=torch.cuda.device_count())
+        memory_bytes = psutil.virtual_memory().available
+        this_machine = Node(os.cpu_count() or 1, torch.cuda.device_count(), memory_bytes)
         return num_actors(config, clients_per_round, [this_machine])
     owned = connect(config.address)
     try:
@@ -101,25 +114,25 @@ def actors_that_fit(config: PoolConfig, clients_per_round: int) -> int:
 
 
 def num_actors(config: PoolConfig, clients_per_round: int, nodes: list[Node]) -> int:
-    """Return how many actors to start: `auto` takes what fits, at most one for each client of a round.
+    """Return how many actors to start: what is asked for, or with an `auto` for them or their GPUs at most what fits.
 
     Raises:
         ConfigError: the cluster can never hold that many; the message names both numbers.
 
     """
     capacity = room_for_actors(config, nodes)
-    if config.actors == "auto":
-        wanted = max(1, min(capacity, clients_per_round))
-    elif config.actors == "per_client":
-        wanted = clients_per_round
-    else:
-        wanted = int(config.actors)
+    wanted = config.actors if isinstance(config.actors, int) else clients_per_round
+    if "auto" in (config.actors, config.gpus_per_actor):
+        wanted = max(1, min(capacity, wanted))
     if wanted > capacity:
         need = f"{wanted} actors x {config.cpus_per_actor:g} CPU"
         have = f"{sum(n.cpus for n in nodes):g} CPU"
-        if config.gpus_per_actor:
-            need += f" and {config.gpus_per_actor:g} GPU"
+        if config.gpu_claim:
+            need += f" and {config.gpu_claim:g} GPU"
             have += f" and {sum(n.gpus for n in nodes):g} GPU"
+        if sum(node.fits(config.cpus_per_actor, config.gpu_claim) for node in nodes) >= wanted:  # memory is what lacks
+            need += f" and {config.memory_claim / 1e9:g} GB"
+            have += f" and {sum(n.memory_bytes for n in nodes) / 1e9:.1f} GB"
         raise ConfigError(
             f"pool.actors: asks {need}, the cluster has {have} on {len(nodes)} node(s), room for {capacity} actors; "
             "lower pool.actors, pool.cpus_per_actor or pool.gpus_per_actor"

@@ -3,8 +3,9 @@
 import math
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,39 +18,37 @@ from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.pool import one_line
 from fedpft.simulation.client_actor import ClientActor
 from fedpft.simulation.cluster import cluster_nodes, room_for_actors
+from fedpft.simulation.waiting import Job
 
 ROOM_CHECK_SECONDS = 5.0
 """How often to look whether there still is room for actors that are starting."""
 
 
 @dataclass(eq=False)
-class Job:
-    """A client that waits for its training, or is in it."""
+class Task:
+    """What an actor was asked to do."""
 
-    client_id: int
-    attempts: int = 0
-    """How often it was started."""
-    first_actor: int = 0
-    """Actors with a lower number have seen it fail, or were there when it did."""
+    reference: Any
+    """To the result."""
+    limit: float
+    """Seconds that it may take; an actor that takes longer has failed."""
+    jobs: Sequence[Job] = ()
+    """The clients that it trains, one after the other; none: it takes over the proxy."""
 
 
 @dataclass(eq=False)
 class Actor:
-    """The driver's view of one actor; it does one thing at a time."""
+    """The driver's view of one actor, which does what it was asked to in that order."""
 
     number: int
     """Grows with every start; never used twice."""
     handle: Any = None
     node: str | None = None
     """Name of its machine; None: it has not started yet."""
-    task: Any = None
-    """Reference to the result of what it is doing; None: idle."""
-    limit: float = math.inf
-    """Seconds that it has for the task; an actor that takes longer has failed."""
+    tasks: deque[Task] = field(default_factory=deque)
+    """What it is doing, and what it will do after that; empty: it is idle."""
     deadline: float = math.inf
-    """The end of them, on the monotonic clock."""
-    job: Job | None = None
-    """The client that `task` trains; None: it is taking over the proxy."""
+    """When it must be done with the first of them, on the monotonic clock."""
     memory: ProcessMemory | None = None
     """After its last client."""
 
@@ -58,11 +57,25 @@ class Actor:
         """Name in reports, of the process itself too."""
         return f"actor-{self.number}"
 
-    def start(self, task: Any, *, limit: float | None, job: Job | None = None) -> None:
-        """Note what the actor was asked to do, and how many seconds it has for that (None: no limit)."""
-        self.task, self.job = task, job
-        self.limit = math.inf if limit is None else limit
-        self.deadline = time.monotonic() + self.limit
+    @property
+    def jobs(self) -> list[Job]:
+        """The clients of all its tasks."""
+        return [job for task in self.tasks for job in task.jobs]
+
+    def start(self, reference: Any, *, limit: float | None, jobs: Sequence[Job] = ()) -> None:
+        """Note what the actor was asked to do next, and how many seconds it has for that (None: no limit)."""
+        self.tasks.append(Task(reference, math.inf if limit is None else limit, jobs))
+        if len(self.tasks) == 1:
+            self._watch()
+
+    def end(self) -> Task:
+        """Return its first task, which is over; the time for the next one begins."""
+        task = self.tasks.popleft()
+        self._watch()
+        return task
+
+    def _watch(self) -> None:
+        self.deadline = time.monotonic() + self.tasks[0].limit if self.tasks else math.inf
 
 
 class Crew:
@@ -83,13 +96,22 @@ class Crew:
     def __init__(self, config: PoolConfig, size: int, strategy: Any = "DEFAULT") -> None:
         self.actors: list[Actor] = []
         self.next_number = 0
+        self._package: ClientPackage | None = None
+        self._appoint(config, size, strategy)
+
+    def move(self, config: PoolConfig, size: int, strategy: Any) -> None:
+        """Replace all actors by others of another size, in other places; wait until they hold what those held."""
+        self.close()
+        self._appoint(config, size, strategy)
+        self._settle()
+
+    def _appoint(self, config: PoolConfig, size: int, strategy: Any) -> None:
         self._config, self._size = config, size
         self._failed_starts, self._announced = 0, size
-        self._package: ClientPackage | None = None
         threads = str(config.threads_per_client)
         self._remote = ray.remote(
             num_cpus=config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor,
+            num_gpus=config.gpu_claim,
             scheduling_strategy=strategy,
             runtime_env={
                 "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
@@ -133,25 +155,25 @@ class Crew:
     @property
     def is_training(self) -> bool:
         """Whether an actor trains a client."""
-        return any(actor.job is not None for actor in self.actors)
+        return any(actor.jobs for actor in self.actors)
 
     def discard_training(self) -> None:
         """Kill the actors that train clients."""
-        for actor in [actor for actor in self.actors if actor.job is not None]:
+        for actor in [actor for actor in self.actors if actor.jobs]:
             self.discard(actor)
 
-    def wait(self) -> tuple[Actor, Job, Any] | None:
+    def wait(self) -> tuple[Actor, Sequence[Job], Any] | None:
         """Wait until an actor ends what it does, or runs out of time.
 
         Returns:
-            The actor, the client that it trained and the result, or the exception in its place. None if it took over
+            The actor, the clients that it trained and the result, or the exception in its place. None if it took over
             the proxy instead (one that failed in that is replaced already), or if nothing happened for a while.
 
         Raises:
             RuntimeError: not one actor can be started.
 
         """
-        busy = {actor.task: actor for actor in self.actors if actor.task is not None}
+        busy = {actor.tasks[0].reference: actor for actor in self.actors if actor.tasks}
         first_due = min(busy.values(), key=lambda actor: actor.deadline)
         patience = min(first_due.deadline - time.monotonic(), ROOM_CHECK_SECONDS)
         done, _ = ray.wait(list(busy), timeout=max(0.0, patience))
@@ -159,14 +181,14 @@ class Crew:
             self._give_up_without_room()
             return None
         actor = busy[done[0]] if done else first_due
+        task = actor.end()
         result: Any
         try:
-            result = ray.get(actor.task) if done else TimeoutError(f"no answer within {actor.limit:g} s")
+            result = ray.get(task.reference) if done else TimeoutError(f"no answer within {task.limit:g} s")
         except Exception as error:
             result = error
-        job, actor.task, actor.job = actor.job, None, None
-        if job is not None:
-            return actor, job, result
+        if task.jobs:
+            return actor, task.jobs, result
         if isinstance(result, Exception):
             self._replace_unequipped(actor, result)
         else:
@@ -196,7 +218,7 @@ class Crew:
         self._package = ray.get(self._package_ref)
 
     def _settle(self) -> None:
-        while any(actor.task is not None for actor in self.actors):
+        while any(actor.tasks for actor in self.actors):
             self.wait()
 
     def _give_up_without_room(self) -> None:

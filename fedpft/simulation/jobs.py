@@ -78,10 +78,12 @@ class Jobs:
             python: interpreter on the cluster, a path or found in the PATH of its Ray.
             driver_cpus: cores reserved for the driver; with these or GPUs it may run on any node that has them, else
                 it runs on the head.
-            driver_gpus: GPUs reserved for the driver.
+            driver_gpus: GPUs reserved for the driver; `server.num_gpus` if that is more. The driver then is where the
+                server's side belongs.
 
         """
-        config = replace(config, pool=replace(config.pool, address="auto"))
+        driver_gpus = max(driver_gpus, config.server.num_gpus)
+        config = replace(config, pool=replace(config.pool, address="auto"), server=replace(config.server, num_gpus=0.0))
         command = f"{shlex.quote(python)} -m fedpft.cli run $config{' --resume' if resume else ''}"
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, _CONFIG_FILE).write_text(dump_config(config))

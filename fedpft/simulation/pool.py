@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,10 +17,15 @@ from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.pool import one_line
 from fedpft.simulation.cluster import cluster_nodes, connect, dashboard_url, num_actors, object_store_bytes
-from fedpft.simulation.crew import Actor, Crew, Job
+from fedpft.simulation.crew import Actor, Crew
 from fedpft.simulation.metrics import RayMetrics
+from fedpft.simulation.packing import is_out_of_memory
 from fedpft.simulation.reservation import reserve
+from fedpft.simulation.waiting import Job, Pace, Waiting
 from fedpft.tracking import Tracker
+
+MAX_TASKS = 2
+"""Of an actor: one in work, one that lies there when that is done."""
 
 _PEAK_TIMEOUT_SECONDS = 10
 
@@ -36,7 +40,8 @@ class RayClientPool:
     `reserve`); from then on the room is its own.
 
     A client that fails, whatever the reason, costs its actor: a fresh one takes that one's place (see `Crew`) and the
-    client is tried there. When all attempts are used up its failure is yielded in place of an update.
+    client is tried there. When all attempts are used up its failure is yielded in place of an update; for one that runs
+    out of memory the first is the last, as the next would be no better off (see `PackedPool`).
 
     Args:
         config: number and size of the actors, limits, address of the cluster.
@@ -49,7 +54,7 @@ class RayClientPool:
     """
 
     def __init__(self, config: PoolConfig, clients_per_round: int) -> None:
-        self._config = config
+        self._config, self._pace = config, Pace()
         self._owns_connection = connect(config.address)
         try:
             self._places = reserve(config, num_actors(config, clients_per_round, cluster_nodes()))
@@ -75,6 +80,7 @@ class RayClientPool:
 
     def broadcast(self, package: ClientPackage) -> None:
         """Give every actor proxy and data; wait until they have them."""
+        self._client_sizes = package.partition.sizes
         self._crew.equip(package)
 
     def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -82,8 +88,12 @@ class RayClientPool:
         self._crew.replace_weights(weights)
 
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
-        """Keep every actor busy with one client at a time; yield updates and failures as they arrive."""
-        waiting = deque(Job(client_id) for client_id in client_ids)
+        """Start clients in the given order, several small ones at a time; yield updates and failures as they arrive.
+
+        An actor's next clients are with it before it is done with the last ones: it waits for nobody.
+        """
+        self._pace.forget()
+        waiting = Waiting([Job(client_id, self._num_examples(client_id)) for client_id in client_ids], self._pace)
         reference = ray.put(plan)
         self._crew.heal()
         try:
@@ -92,10 +102,9 @@ class RayClientPool:
                 ended = self._crew.wait()
                 if ended is not None and isinstance(ended[2], ObjectLostError):
                     reference = ray.put(plan)
-                outcome = None if ended is None else self._judge(*ended, plan, waiting)
+                outcomes = [] if ended is None else self._judge(*ended, plan, waiting)
                 self._start_clients(waiting, reference)
-                if outcome is not None:
-                    yield outcome
+                yield from outcomes
         finally:  # whoever stopped listening wants no more of this round
             self._crew.discard_training()
 
@@ -111,7 +120,7 @@ class RayClientPool:
 
     def peak_memory_bytes(self) -> list[int]:
         """Ask each actor; those that are just starting, or do not answer, are left out."""
-        tasks = [actor.handle.peak_memory_bytes.remote() for actor in self._crew.actors if actor.task is None]
+        tasks = [actor.handle.peak_memory_bytes.remote() for actor in self._crew.actors if not actor.tasks]
         done = ray.wait(tasks, num_returns=len(tasks), timeout=_PEAK_TIMEOUT_SECONDS)[0] if tasks else []
         peaks = []
         for task in done:
@@ -128,34 +137,45 @@ class RayClientPool:
         if self._owns_connection:
             ray.shutdown()
 
-    def _start_clients(self, waiting: deque[Job], reference: ray.ObjectRef) -> None:
+    def _num_examples(self, client_id: int) -> int:
+        known = 0 <= client_id < len(self._client_sizes)  # one that does not exist fails where it is trained
+        return int(self._client_sizes[client_id]) if known else 0
+
+    def _start_clients(self, waiting: Waiting, reference: ray.ObjectRef) -> None:
         newest = max(actor.number for actor in self._crew.actors)
-        for actor in self._crew.actors:
-            # a client that failed waits for an actor started after that, or has the newest where no other could start
-            job = next((job for job in waiting if min(job.first_actor, newest) <= actor.number), None)
-            if actor.task is None and job is not None:
-                waiting.remove(job)
-                job.attempts += 1
-                task = actor.handle.fit.remote(reference, job.client_id)
-                actor.start(task, limit=self._config.client_timeout_seconds, job=job)
+        for num_tasks in range(MAX_TASKS):  # nobody gets a second task before everybody has a first
+            for actor in self._crew.actors:
+                if len(actor.tasks) == num_tasks and len(actor.jobs) >= num_tasks:
+                    jobs = waiting.take(actor=actor.number, newest=newest, num_actors=self.num_actors)
+                    if jobs:
+                        task = actor.handle.fit.remote(reference, [job.client_id for job in jobs])
+                        actor.start(task, limit=self._config.client_timeout_seconds, jobs=jobs)
 
     def _judge(
-        self, actor: Actor, job: Job, result: Any, plan: RoundPlan, waiting: deque[Job]
-    ) -> ClientUpdate | ClientFailure | None:
-        """Return a client's update or final failure; None when it is to be tried again."""
+        self, actor: Actor, jobs: Sequence[Job], result: Any, plan: RoundPlan, waiting: Waiting
+    ) -> Sequence[ClientUpdate | ClientFailure]:
+        """Return the clients' updates or a final failure; none of those who are to be tried again."""
         if not isinstance(result, Exception):
-            update, memory = result
-            self._note_memory(actor, memory)
-            return replace(update, attempts=job.attempts)
-        self._crew.discard(actor)
-        job.first_actor = self._crew.next_number
-        self._crew.heal()
-        if job.attempts > self._config.max_retries:
-            return self._failure(plan, actor, job, result)
-        waiting.appendleft(job)
-        return None
+            updates, memory = result
+            self._pace.note(updates)
+            self._note_memory(actor, memory, waiting)
+            return [replace(update, attempts=job.attempts + 1) for update, job in zip(updates, jobs, strict=True)]
+        first_fresh = self._crew.next_number
+        self._replace(actor, waiting)
+        if len(jobs) > 1:  # each of them alone will show who fails
+            for job in jobs:
+                job.is_suspect = True
+            waiting.put_back(jobs)
+            return []
+        (job,) = jobs
+        job.attempts += 1
+        job.first_actor = first_fresh
+        if job.attempts > self._config.max_retries or is_out_of_memory(result):
+            return [self._failure(plan, actor, job, result)]
+        waiting.put_back(jobs)
+        return []
 
-    def _note_memory(self, actor: Actor, memory: ProcessMemory) -> None:
+    def _note_memory(self, actor: Actor, memory: ProcessMemory, waiting: Waiting) -> None:
         """Replace an actor that holds too much."""
         limit, is_first = self._config.max_actor_memory_gigabytes, actor.memory is None
         actor.memory = memory
@@ -163,8 +183,13 @@ class RayClientPool:
             if is_first:
                 text = f"pool.max_actor_memory_gigabytes = {limit:g} is less than an actor needs for its first client"
                 warnings.warn(text, stacklevel=2)
-            self._crew.discard(actor)
-            self._crew.heal()
+            self._replace(actor, waiting)
+
+    def _replace(self, actor: Actor, waiting: Waiting) -> None:
+        """Start a fresh actor in place of one; the clients that it was still to train wait again."""
+        waiting.put_back(actor.jobs)
+        self._crew.discard(actor)
+        self._crew.heal()
 
     @staticmethod
     def _failure(plan: RoundPlan, actor: Actor, job: Job, error: Exception) -> ClientFailure:
@@ -176,4 +201,5 @@ class RayClientPool:
             node=actor.node or "an unknown node",
             reason=one_line(error.cause if isinstance(error, RayTaskError) else error),
             traceback=re.sub(r"\x1b\[\d+m", "", str(error)),  # Ray's are coloured
+            out_of_memory=is_out_of_memory(error),
         )

@@ -19,7 +19,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedpft.config import ConfigError, PoolConfig
-from fedpft.simulation.cluster import Node, cluster_nodes, room_for_actors
+from fedpft.simulation.cluster import Node, cluster_nodes, node_with, room_for_actors
 
 LOOK_SECONDS = 1.0
 """How often to look what has become free."""
@@ -61,11 +61,16 @@ def reserve(config: PoolConfig, wanted: int) -> Reservation:
     start, next_line = time.monotonic(), FIRST_LINE_SECONDS
     claim = _claim(config, wanted)
     try:
-        while not claim.group.wait(min(LOOK_SECONDS, config.start_timeout_seconds)):
-            waited, free = time.monotonic() - start, free_nodes()
+        while True:
+            free = free_nodes()  # before the wait: afterwards what is gone may be what this claim was just given
+            if claim.group.wait(min(LOOK_SECONDS, config.start_timeout_seconds)):
+                break
+            waited = time.monotonic() - start
             if config.actors == "auto":
                 size = max(1, min(wanted, room_for_actors(config, free)))
                 if size != claim.size:
+                    if claim.group.wait(min(LOOK_SECONDS, config.start_timeout_seconds)):
+                        break  # what was no longer free was this very claim
                     claim.release()
                     claim = _claim(config, size)
             line = f"{_need(config, claim.size)}; the cluster has {_free(config, free)} free"
@@ -86,22 +91,25 @@ def reserve(config: PoolConfig, wanted: int) -> Reservation:
 
 def free_nodes() -> list[Node]:
     """Return what nobody has claimed on each living node."""
-    return [Node(cpus=r.get("CPU", 0.0), gpus=r.get("GPU", 0.0)) for r in available_resources_per_node().values()]
+    return [node_with(resources) for resources in available_resources_per_node().values()]
 
 
 def _claim(config: PoolConfig, size: int) -> Reservation:
-    place = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    place = {"CPU": config.cpus_per_actor, "GPU": config.gpu_claim, "memory": int(config.memory_claim)}
     bundles = [{name: amount for name, amount in place.items() if amount} for _ in range(size)]
     return Reservation(size, placement_group(bundles, strategy="PACK"))
 
 
 def _need(config: PoolConfig, size: int) -> str:
-    gpus = f" + {config.gpus_per_actor:g} GPU" if config.gpus_per_actor else ""
-    return f"{size} x {config.cpus_per_actor:g} CPU{gpus}"
+    gpus = f" + {config.gpu_claim:g} GPU" if config.gpu_claim else ""
+    memory = f" + {config.memory_claim / 1e9:.1f} GB" if config.memory_claim else ""
+    return f"{size} x {config.cpus_per_actor:g} CPU{gpus}{memory}"
 
 
 def _free(config: PoolConfig, free: Sequence[Node]) -> str:
     total = cluster_nodes()
     cpus = f"{sum(node.cpus for node in free):g} of {sum(node.cpus for node in total):g} CPU"
     gpus = f" and {sum(node.gpus for node in free):g} of {sum(node.gpus for node in total):g} GPU"
-    return cpus + gpus * bool(config.gpus_per_actor)
+    gigabytes = [sum(node.memory_bytes for node in nodes) / 1e9 for nodes in (free, total)]
+    memory = f" and {gigabytes[0]:.1f} of {gigabytes[1]:.1f} GB"
+    return cpus + gpus * bool(config.gpu_claim) + memory * bool(config.memory_claim)

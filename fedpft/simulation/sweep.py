@@ -126,9 +126,9 @@ def bundles(sweep: SweepConfig, config: Config, nodes: Sequence[Node]) -> list[d
 
     `pool.actors = auto` takes the trial's share of the cluster: at least one actor, at most one for each client.
     """
-    driver = {"CPU": sweep.driver_cpus, "GPU": sweep.driver_gpus}
+    driver = {"CPU": sweep.driver_cpus, "GPU": max(sweep.driver_gpus, config.server.num_gpus)}
     pool, actors = config.pool, 0
-    place = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
+    place = {"CPU": pool.cpus_per_actor, "GPU": pool.gpu_claim}
     if pool.kind == "ray":
         total = {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
         at_once = sweep.max_concurrent or 1

@@ -63,7 +63,7 @@ REFUSED = {
 def test_it_is_refused_before_an_actor_starts_and_leaves_no_trace(tmp_path, monkeypatch, spoil, expected):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr("fedpft.pipeline.make_pool", lambda config: pytest.fail("an actor was started"))
+    monkeypatch.setattr("fedpft.pipeline.make_pool", lambda *_: pytest.fail("an actor was started"))
     settings = tiny_text_run(tmp_path)
     if callable(spoil):
         spoil(tmp_path)
@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys, 
         (tmp_path / "out/checkpoints/round-0003/state.json").write_text("{}")
         raise OSError(number, os.strerror(number), "rounds.jsonl")
 
-    monkeypatch.setattr("fedpft.pipeline.run", fails)
+    monkeypatch.setattr("fedpft.launch.run", fails)
     (tmp_path / "base.yaml").write_text(f"output_dir: {tmp_path / 'out'}")
     monkeypatch.setattr(sys, "argv", ["fedpft", "run", str(tmp_path / "base.yaml")])
     with pytest.raises(SystemExit if code else OSError) as ended:

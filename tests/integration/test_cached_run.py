@@ -34,7 +34,7 @@ def start(tmp_path):
         result = run(config, titles).result
         files = ("adapter/adapter_model.safetensors", "sub_fm/model.safetensors", "sub_fm/config.json")
         rounds = [json.loads(line) for line in (tmp_path / name / "rounds.jsonl").read_text().splitlines()]
-        measured = re.compile("seconds|memory/")
+        measured = re.compile("seconds|utilisation|memory/")
         rounds = [{key: value for key, value in record.items() if not measured.search(key)} for record in rounds]
         assert result == json.loads((tmp_path / name / "result.json").read_text())
         return result, titles.titles, [(tmp_path / name / file).read_bytes() for file in files] + rounds
@@ -53,6 +53,8 @@ def test_from_the_cache_or_built_or_without_a_cache_the_run_is_bit_identical(sta
     (key,) = (path.name for path in (tmp_path / "cache").iterdir() if path.is_dir())
     assert built["construction"]["key"] == read["construction"]["key"] == key
     assert without["construction"]["key"] is None
+    for digest in (lambda result: result["fm_digest"], lambda result: result["construction"]["digest"]):
+        assert len({digest(result) for result in (built, read, without)}) == 1
     for loss in ("align_loss_first", "align_loss_last"):
         assert built["construction"][loss] == read["construction"][loss] == without["construction"][loss] > 0
     work = {"construct sub-FM", "align layers"}

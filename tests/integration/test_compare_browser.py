@@ -78,8 +78,8 @@ def read(path, *flags):
 def test_it_opens_without_errors_or_requests_and_draws_its_figures(page):
     found = probe(page, "return {plots: plots.length, groups: plots.map(shown), size: plots.map(p => p.clientHeight)}")
     assert (found["wrong"], found["requests"]) == ([], 0)
-    assert found["plots"] == 6, "curves, costs, parallel coordinates, fidelity, partition, spread"
-    assert found["groups"] == [3, 3, 3, 3, 0, 3]
+    assert found["plots"] == 7, "curves, costs, parallel coordinates, fidelity, partition, clients' accuracy, spread"
+    assert found["groups"] == [3, 3, 3, 3, 0, 3, 3]
     assert min(found["size"]) > 100
 
 
@@ -100,8 +100,8 @@ def test_a_box_hides_its_group_everywhere_and_brings_it_back(page):
     """
     found = probe(page, script)
     assert found["wrong"] == []
-    assert found["before"] == found["back"] == [3, 3, 3, 3, 3, 0, 3]
-    assert found["without"] == [2, 2, 2, 2, 2, 0, 2]
+    assert found["before"] == found["back"] == [6, 3, 3, 3, 3, 0, 3, 3]
+    assert found["without"] == [4, 2, 2, 2, 2, 0, 2, 2]
     assert found["said"] == "2 of 3 shown"
     assert found["verdicts"] == 2, "the baseline has none to hide"
     assert found["focused"]
@@ -137,7 +137,7 @@ def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(page
     found = probe(page, script)
     assert all(found["reached"])
     assert all(found["named"])
-    assert len(found["reached"]) == 3 + 2 + 5
+    assert len(found["reached"]) == 3 + 2 + 7
     assert found["images"]
 
 
@@ -150,7 +150,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(page):
         'addEventListener("message", event => document.getElementById("probe").textContent = event.data)</script>'
     )
     found = read(phone)
-    assert (found["inner"], found["wrong"], found["plots"]) == (390, [], 6)
+    assert (found["inner"], found["wrong"], found["plots"]) == (390, [], 7)
     assert found["scroll"] <= 390
 
 

@@ -38,7 +38,11 @@ def wait_for_rounds(folder, process, number):
 
 @pytest.mark.parametrize(
     ("pool", "number", "code"),
-    [("sequential", signal.SIGINT, 130), ("sequential", signal.SIGTERM, 143), ("ray", signal.SIGINT, 130)],
+    [
+        ("sequential", signal.SIGINT, 130),
+        ("sequential", signal.SIGTERM, 143),
+        pytest.param("ray", signal.SIGINT, 130, marks=pytest.mark.cluster),
+    ],
 )
 def test_an_interrupted_run_can_go_on_and_leaves_no_process(tmp_path, pool, number, code):
     process = start(tmp_path, f"pool.kind={pool}", "pool.actors=1", "pool.cpus_per_actor=0.5")

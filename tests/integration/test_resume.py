@@ -25,7 +25,7 @@ STOPS = {
     "tracked, not saved": ("BeforeCheckpoint", 3),
     "within a checkpoint": ("WithinCheckpoint", 1),
 }
-MEASURED = re.compile("seconds|memory|^cached$")
+MEASURED = re.compile("seconds|utilisation|memory|^cached$")
 """Keys of what is no property of the numbers: times, memory, and whether the sub-FM was there already."""
 
 

@@ -17,6 +17,7 @@ class PerturbedPool(SequentialPool):
             yield update
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_a_pool_that_spoils_a_tensor_in_round_2_is_caught_and_all_else_is_the_same(tmp_path, monkeypatch):
     settings = [*tiny_text_run(tmp_path), "align.layers.num_steps=1", "server.num_threads=1"]

@@ -32,12 +32,17 @@ def faulty_actor(folder: Path) -> type:
     """Return an actor class that looks for faults in a folder; a local one, so that it travels by value."""
 
     class FaultyActor(ClientActor):
-        def fit(self, plan, client_id):
+        def receive(self, package, weights):
+            node = super().receive(package, weights)
+            self._fit, self._client.fit = self._client.fit, self.fit_client
+            return node
+
+        def fit_client(self, plan, client_id):
             for file in sorted(folder.glob(f"{plan.round_index}-{client_id}.*"))[:1]:
                 fault = file.read_text()
                 file.unlink()
                 getattr(self, fault)()
-            return super().fit(plan, client_id)
+            return self._fit(plan, client_id)
 
         def replace_weights(self, weights):
             for file in sorted(folder.glob("weights.*"))[:1]:
@@ -59,6 +64,9 @@ def faulty_actor(folder: Path) -> type:
 
         def fail(self):
             raise ValueError("broken\nin many lines")
+
+        def starve(self):
+            raise MemoryError("Unable to allocate 9 TB")
 
         def hang(self):
             time.sleep(1000)

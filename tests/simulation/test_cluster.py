@@ -1,3 +1,4 @@
+import psutil
 import pytest
 
 from fedpft.config import ConfigError, PoolConfig
@@ -66,11 +67,24 @@ def test_a_gpu_is_refused_where_there_is_none(actors):
         num_actors(PoolConfig(actors=actors, gpus_per_actor=0.25), 3, [Node(4, 0)])
 
 
+def test_auto_takes_what_fits_into_the_memory_of_each_node_and_a_number_is_taken_as_it_is():
+    nodes = [Node(8, 0, 2.0e9), Node(8, 0, 1.9e9)]
+    assert num_actors(PoolConfig(memory_per_actor_gigabytes=1), 20, nodes) == 3
+    assert num_actors(PoolConfig(memory_per_actor_gigabytes=1, actors=9), 20, nodes) == 9
+    with pytest.raises(ConfigError, match=r"asks 1 actors x 1 CPU and 3 GB, the cluster has 16 CPU and 3.9 GB on 2"):
+        num_actors(PoolConfig(memory_per_actor_gigabytes=3), 20, nodes)
+
+
 def test_gpus_are_shared_in_fractions():
     nodes = [Node(16, 1)]
     assert num_actors(PoolConfig(actors="auto", gpus_per_actor=0.25), 10, nodes) == 4
     with pytest.raises(ConfigError, match=r"asks 8 actors x 1 CPU and 0.25 GPU, the cluster has 16 CPU and 1 GPU"):
         num_actors(PoolConfig(actors=8, gpus_per_actor=0.25), 10, nodes)
+
+
+@pytest.mark.parametrize(("actors", "expected"), [("auto", 2), ("per_client", 2), (5, 2), (1, 1)])
+def test_before_a_gpus_share_is_known_each_has_one_actor_at_most(actors, expected):
+    assert num_actors(PoolConfig(actors=actors, gpus_per_actor="auto"), 10, [Node(16, 2)]) == expected
 
 
 def test_planning_looks_at_this_machine_without_starting_ray(monkeypatch):
@@ -93,6 +107,8 @@ def test_an_unreachable_cluster_is_one_line(monkeypatch):
 
 def test_a_running_ray_is_joined_and_counted(local_ray):
     assert not cluster.connect(None)
-    assert cluster.cluster_nodes() == [Node(cpus=2, gpus=0)]
+    (node,) = cluster.cluster_nodes()
+    assert (node.cpus, node.gpus) == (2, 1)
+    assert 10**8 < node.memory_bytes < psutil.virtual_memory().total
     assert cluster.actors_that_fit(PoolConfig(), 10) == 2
     assert local_ray.is_initialized(), "whoever started Ray ends it"

@@ -30,7 +30,7 @@ class FakeRay:
         self.starts = itertools.count()
 
     def remote(self, **resources):
-        return lambda actor_class: SimpleNamespace(remote=self.start)
+        return lambda actor_class: SimpleNamespace(remote=lambda *given: self.start(*given))
 
     def start(self, name, num_threads):
         outcome = self.outcomes.get(next(self.starts), "here")
@@ -143,3 +143,23 @@ def test_the_last_actor_is_replaced_even_without_room(make):
     made.discard(made.actors[0])
     made.heal()
     assert names(made) == ["actor-1"]
+
+
+def test_actors_that_move_are_others_and_hold_what_the_first_ones_held(make):
+    made, fake = make(size=2)
+    made.equip(PACKAGE)
+    made.replace_weights({"w": 1})
+    given, start = [], fake.start
+
+    def noted(name, num_threads):
+        handle = start(name, num_threads)
+        receive = handle.receive.remote
+        handle.receive.remote = lambda *held: given.append([one.outcome for one in held]) or receive(*held)
+        return handle
+
+    fake.start = noted
+    made.move(PoolConfig(cpus_per_actor=2), 3, "elsewhere")
+    assert sorted(fake.killed) == ["actor-0", "actor-1"]
+    assert names(made) == ["actor-2", "actor-3", "actor-4"], "numbers are never used twice"
+    assert given == [[PACKAGE, {"w": 1}]] * 3
+    assert [actor.node for actor in made.actors] == ["here"] * 3

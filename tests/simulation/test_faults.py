@@ -25,7 +25,7 @@ from fedpft.federated.pool import SequentialPool
 pytest.importorskip("fedpft.simulation.pool", reason="Ray is not installed", exc_type=ImportError)
 import ray
 
-from fedpft.simulation import crew
+from fedpft.simulation import crew, waiting
 from fedpft.simulation.pool import RayClientPool
 from tests.simulation.faulty import PACKAGE, PLAN, faulty_actor, lost_references, run
 
@@ -135,6 +135,36 @@ def test_a_client_that_always_fails_is_dropped_and_reported_and_the_others_are_a
     assert "fit_but_for_client_3" in sequential_failure.traceback
 
 
+@pytest.fixture
+def batches(monkeypatch):
+    """Put all clients of a round into one batch, as soon as it is known how long they take."""
+    monkeypatch.setattr(waiting, "BATCH_SECONDS", 1000)
+    monkeypatch.setattr(waiting, "SHARES_PER_ACTOR", 0.1)
+
+
+@pytest.mark.parametrize("fault", ["kill", "fail", "hang"])
+def test_a_fault_in_a_batch_is_no_attempt_of_anybody_and_changes_no_bit(pool, faults, expected, batches, fault):
+    before = numbers(pool)
+    if fault == "hang":
+        pool._config = replace(pool._config, client_timeout_seconds=4)
+    faults("3-0", fault)
+    adapter, records, failures = run(pool)
+    assert adapter == expected
+    assert failures == []
+    assert not any("retries" in record for record in records), "nobody knows whose fault it was"
+    assert max(numbers(pool)) == max(before) + 1, "one actor was replaced"
+
+
+@pytest.mark.cluster
+def test_a_client_that_always_fails_in_a_batch_is_dropped_and_no_other(pool, faults, batches):
+    faults("2-3", "fail", "fail", "fail")
+    _, records, (failure,) = run(pool)
+    assert [record.get("dropped") for record in records] == [None, [3], None]
+    assert (failure.client_id, failure.attempts, failure.reason) == (3, 2, "ValueError: broken")
+    assert records[1]["retries"] == 1
+
+
+@pytest.mark.cluster
 def test_a_lost_plan_and_a_lost_package_are_sent_again_and_change_no_bit(pool, monkeypatch):
     """The plan is lost, so its actor is replaced; then the package is lost, so the first replacement cannot start."""
     pool.broadcast(PACKAGE)
@@ -195,6 +225,7 @@ def test_closing_leaves_no_process_behind(shared_pool):
     assert shared_pool.num_actors == 0
 
 
+@pytest.mark.cluster
 def test_the_pool_goes_on_without_a_node_that_left(local_ray):
     """In a process of its own: a process joins one cluster at a time."""
     script = Path(__file__).with_name("node_leaves.py")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedpft import cli
-from fedpft.config import Config, ConfigError, PoolConfig, load_config
+from fedpft.config import Config, ConfigError, PoolConfig, ServerConfig, load_config
 
 jobs = pytest.importorskip("fedpft.simulation.jobs", reason="Ray is not installed", exc_type=ImportError)
 Status = jobs.JobStatus
@@ -122,6 +122,14 @@ def test_resources_of_the_driver_are_asked_for_only_when_wanted(connect):
     assert client.submitted["entrypoint_num_cpus"] is client.submitted["entrypoint_num_gpus"] is None
     made.submit(Config(), driver_cpus=2, driver_gpus=0.5)
     assert (client.submitted["entrypoint_num_cpus"], client.submitted["entrypoint_num_gpus"]) == (2, 0.5)
+
+
+def test_a_server_that_wants_gpus_is_the_drivers_own_place_there(connect, tmp_path):
+    made, client = connect()
+    made.submit(Config(output_dir="x", server=ServerConfig(num_gpus=2)), driver_gpus=1)
+    assert client.submitted["entrypoint_num_gpus"] == 2
+    (tmp_path / "config.yaml").write_text(client.config)
+    assert load_config(tmp_path / "config.yaml").server.num_gpus == 0, "it is there already"
 
 
 @pytest.mark.parametrize(

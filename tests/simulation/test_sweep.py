@@ -48,7 +48,7 @@ def fails_once(marker):
     def play(trial, report):
         def report_then_fail(round_index, value, score):
             report(round_index, value, score)
-            if trial.name.endswith("ray_seed-2") and not marker.exists():
+            if trial.name.endswith("-ray") and not marker.exists():
                 marker.touch()
                 raise RuntimeError("a cosmic ray")
 
@@ -66,26 +66,25 @@ def numbers(folder):
     ]
 
 
+@pytest.mark.cluster
 def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of_plain_runs(local_ray, tmp_path):
     sweep = SweepConfig(
         base=tiny_base(tmp_path, "pool={actors: 1, cpus_per_actor: 0.5}"), output_dir=str(tmp_path / "sweep"),
-        space={"pool.kind": {"grid": ["ray", "sequential"]}}, seeds=(1, 2), driver_cpus=0.5, max_concurrent=2,
+        space={"pool.kind": {"grid": ["ray", "sequential"]}}, driver_cpus=0.5, max_concurrent=2,
     )  # fmt: skip
     trials, heard = planned_trials(sweep), Heard()
     ended = engine.run_trials(sweep, trials, fails_once(tmp_path / "failed"), heard)
     assert {trial.name: error for trial, error in ended} == {trial.name: None for trial in trials}
     assert heard.ended == {trial.name: False for trial in trials}
-    assert heard.started.count("pool-ray_seed-2") == 2
-    assert [r for name, r, _ in heard.reported if name == "pool-ray_seed-2"] == [2, 4]
-    for seed in (1, 2):
-        plain = replace(trials[1].config, seed=seed, output_dir=str(tmp_path / f"plain{seed}"))
-        plain = replace(plain, pool=replace(plain.pool, kind="sequential"))
-        run(plain)
-        expected = (tmp_path / f"plain{seed}/adapter/adapter_model.safetensors").read_bytes()
-        for kind in ("ray", "sequential"):
-            folder = tmp_path / f"sweep/trials/pool-{kind}_seed-{seed}"
-            assert (folder / "adapter/adapter_model.safetensors").read_bytes() == expected
-            assert numbers(folder) == numbers(tmp_path / f"plain{seed}")
+    assert heard.started.count("pool-ray") == 2
+    assert [r for name, r, _ in heard.reported if name == "pool-ray"] == [2, 4]
+    plain = replace(trials[1].config, output_dir=str(tmp_path / "plain"))
+    run(replace(plain, pool=replace(plain.pool, kind="sequential")))
+    expected = (tmp_path / "plain/adapter/adapter_model.safetensors").read_bytes()
+    for kind in ("ray", "sequential"):
+        folder = tmp_path / f"sweep/trials/pool-{kind}"
+        assert (folder / "adapter/adapter_model.safetensors").read_bytes() == expected
+        assert numbers(folder) == numbers(tmp_path / "plain")
 
 
 def ranks():
@@ -142,6 +141,20 @@ def test_optuna_gets_the_mean_over_the_seeds_that_did_not_fail(tmp_path):
     assert Trial.from_json(restored.suggest("id6")["trial"]).name.startswith("003_rank-")
 
 
+@pytest.mark.cluster
+def test_optuna_runs_every_point_that_it_asks_for_with_every_seed(local_ray, tmp_path):
+    pytest.importorskip("optuna")
+    space, heard = {"lora.rank": {"randint": [1, 6]}}, Heard()
+    sweep = rank_sweep(tmp_path, space=space, search="optuna", seeds=(1, 2), num_samples=2, max_concurrent=1)
+    ended = engine.run_trials(sweep, planned_trials(sweep), ranks(), heard)
+    assert [error for _, error in ended] == [None] * 4
+    asked = [(trial.name[:3], trial.config.seed) for trial, _ in ended]
+    assert asked == [(f"00{number}", seed) for number in range(2) for seed in (1, 2)]
+    assert heard.ended == {trial.name: False for trial, _ in ended}
+    assert {trial.config.tracking.job_type for trial, _ in ended} == {"trial"}
+    assert all(trial.config.lora.rank == trial.settings["lora.rank"] <= 6 for trial, _ in ended)
+
+
 @pytest.mark.parametrize(
     ("pool", "settings", "expected"),
     [
@@ -152,6 +165,7 @@ def test_optuna_gets_the_mean_over_the_seeds_that_did_not_fail(tmp_path):
         ("{actors: auto}", {"max_concurrent": 2}, [{"CPU": 1.0}] * 4),
         ("{actors: auto}", {"max_concurrent": 20}, [{"CPU": 1.0}] * 2),
         ("{actors: auto, gpus_per_actor: 0.5}", {}, [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 0.5}] * 4]),
+        ("{actors: auto, gpus_per_actor: auto}", {}, [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 1.0}] * 2]),
         ("{actors: per_client}", {}, [{"CPU": 1.0}] * 11),
     ],
 )  # fmt: skip
@@ -159,6 +173,11 @@ def test_a_trial_asks_for_its_driver_and_all_its_actors_at_once(pool, settings, 
     sweep = SweepConfig(base="", **settings)
     config = load_config(None, [f"pool={pool}"])
     assert engine.bundles(sweep, config, [engine.Node(cpus=4, gpus=1), engine.Node(cpus=4, gpus=1)]) == expected
+
+
+def test_a_trials_driver_claims_the_gpus_of_its_server():
+    config = load_config(None, ["pool.kind=sequential", "server.num_gpus=1"])
+    assert engine.bundles(SweepConfig(base=""), config, [engine.Node(cpus=4, gpus=1)]) == [{"CPU": 1.0, "GPU": 1.0}]
 
 
 def test_a_trial_that_the_cluster_can_never_hold_is_refused(local_ray, tmp_path):

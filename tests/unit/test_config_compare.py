@@ -27,12 +27,13 @@ def test_every_change_is_listed_by_key_from_saved_to_now():
 
 
 WHERE = "name=x output_dir=x pool.kind=sequential pool.actors=7 pool.address=auto pool.cpus_per_actor=2"
-WHO = "pool.gpus_per_actor=0.5 tracking.tags=[x] tracking.wandb=disabled checkpoint.interval=9"
+SIZES = "pool.gpus_per_actor=auto pool.memory_per_actor_gigabytes=2 server.num_gpus=1"
+WHO = "tracking.tags=[x] tracking.wandb=disabled checkpoint.interval=9"
 NUMBERS = "seed=1 federated.rounds=9 pool.threads_per_client=2 server.num_threads=3 pool.precision=bf16-mixed"
 MORE_NUMBERS = "pool.accelerator=cuda evaluation.interval=9 fm.config.hidden_dropout_prob=0.0"
 
 
-@pytest.mark.parametrize("setting", [*WHERE.split(), *WHO.split()])
+@pytest.mark.parametrize("setting", [*WHERE.split(), *SIZES.split(), *WHO.split()])
 def test_where_it_runs_and_who_watches_may_change(setting):
     assert changed([], [setting]) == []
 

@@ -7,7 +7,7 @@ import pytest
 from fedpft.align.distill import PublicData, align_layers
 from fedpft.config import LayerAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
-from fedpft.interrupt import Interrupted, held_back, interruptible, kept_handlers
+from fedpft.interrupt import Interrupted, held_back, interruptible, kept_handlers, unmasked
 from tests.tiny import tiny_batch, tiny_fm
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
@@ -67,3 +67,13 @@ def test_a_signal_that_is_held_back_is_raised_when_asked_for_and_the_handlers_co
             check()
     assert stop.value.exit_code == 143
     assert [signal.getsignal(number) for number, _ in SIGNALS] == before
+
+
+def test_an_interrupt_that_a_library_masked_is_raised_itself_and_no_other_error_is_touched():
+    interrupted, other = Interrupted(signal.SIGINT), SystemError("of its own")
+    with pytest.raises(Interrupted) as caught, unmasked():
+        raise SystemError("returned a result with an exception set") from interrupted
+    assert caught.value is interrupted
+    with pytest.raises(SystemError) as kept, unmasked():
+        raise other
+    assert kept.value is other

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn import metrics as reference
 
-from fedpft.metrics import DEFAULT_METRICS, METRICS, computed, is_better, metric_row
+from fedpft.metrics import DEFAULT_METRICS, METRICS, class_accuracy, class_counts, computed, is_better, metric_row
 
 RNG = np.random.default_rng(0)
 CLASSES = {"accuracy": reference.accuracy_score, "matthews": reference.matthews_corrcoef}
@@ -97,3 +97,10 @@ def test_better_follows_the_goal_and_never_is_nan(new, old, goal, better):
 def test_titles_can_be_read_without_torch():
     code = "import sys, fedpft.metrics, fedpft.report.scores; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_accuracy_of_a_class_is_its_share_of_right_answers_and_none_without_examples():
+    counts = class_counts(3)
+    counts.update(torch.eye(3)[[0, 0, 1]], torch.tensor([0, 1, 1]))
+    counts.update(torch.eye(3)[[2, 1]], torch.tensor([1, 1]))
+    assert class_accuracy(counts) == [1.0, 0.5, None]

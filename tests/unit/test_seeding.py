@@ -38,6 +38,7 @@ def test_torch_is_seeded_inside_the_block_and_restored_after():
     torch.manual_seed(0)
     with isolated_torch_rng(5):
         inside = torch.rand(3)
+    assert torch.equal(inside, torch.rand(3, generator=torch.Generator().manual_seed(5)))
     assert torch.equal(torch.rand(3), expected)
     with isolated_torch_rng(5):
         assert torch.equal(torch.rand(3), inside)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from html import escape
 
+from fedpft.report.clients import ABOUT, SPREAD, TITLE
+from fedpft.report.compare.clients import client_figure
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
 from fedpft.report.compare.figures import (
@@ -19,10 +21,13 @@ from fedpft.report.compare.figures import (
 from fedpft.report.compare.groups import short_key
 from fedpft.report.html import choice, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
-from fedpft.report.scores import CURVES, metric_title
+from fedpft.report.scores import CURVES, metric_title, metric_value
 
 _MIN_AXIS_WIDTH = 110
 """Pixels that an axis of parallel coordinates, or a column of the fidelity meter, needs."""
+
+_MIN_BOX_WIDTH = 480
+"""Pixels that boxes beside their labels need."""
 
 
 def compare_page(comparison: Comparison) -> str:
@@ -73,6 +78,8 @@ def _sections(comparison: Comparison) -> Iterator[str]:
     if owned := dict(partitions(comparison)):
         panels = {title: plot(partition_figure(table), f"partition, {title}") for title, table in owned.items()}
         yield section("Partition: label shares in each client", choice("partition", panels))
+    if comparison.client_spreads:
+        yield _client_section(comparison)
     if figure := spread_figure(comparison):
         about = "Mean training loss of each client in the last round that it finished, all seeds together."
         width = _MIN_AXIS_WIDTH * len(comparison.groups)
@@ -81,6 +88,19 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         titles = ["", *(_name(comparison, group.label) for group in comparison.groups)]
         cells = ([escape(short_key(key)), *map(escape, values)] for key, values in rows)
         yield section("Settings that differ", table(titles, cells, "settings that differ"))
+
+
+def _client_section(comparison: Comparison) -> str:
+    spreads = comparison.client_spreads
+    rows = (
+        [_name(comparison, label), *(metric_value(spread[key], "accuracy") for key in SPREAD)]
+        for label, spread in spreads.items()
+    )
+    numbers = table(["group", *SPREAD.values()], rows, "expected accuracy of the clients", list(spreads))
+    groups = {group.label: group for group in comparison.groups if group.label in spreads}
+    figure = client_figure(groups, group_colours(comparison))
+    about = f"{ABOUT} Table: mean over seeds; figure: every client of every seed."
+    return section(TITLE, numbers, plot(figure, TITLE, _MIN_BOX_WIDTH), note(about))
 
 
 def _filter(comparison: Comparison) -> str:

@@ -9,16 +9,17 @@ from rich.filesize import decimal as format_bytes
 from rich.markup import escape
 from rich.table import Table
 
+from fedpft.report.clients import SPREAD
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
 from fedpft.report.compare.groups import short_key
-from fedpft.report.scores import metric_title
+from fedpft.report.scores import metric_title, metric_value
 
 
 def print_comparison(console: Console, comparison: Comparison, files: Mapping[str, Path]) -> None:
     """Print the groups, what they cost, the settings that differ, the verdicts, what was left out, and the files."""
     labels = [group.label for group in comparison.groups]
-    scores = _table("group", f"{metric_title(comparison.metric)} [95 %]", "seeds", "minus baseline")
+    scores = _table("group", f"{metric_title(comparison.metric)} [95 %]", "seeds", "minus baseline", wraps=True)
     for group in comparison.groups:
         label, score = group.label, comparison.score(group.label)
         scores.add_row(escape(label), escape(score), str(len(group.runs)), comparison.change(label))
@@ -29,6 +30,11 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
         cells = (_price(axis, comparison.costs[label], label in front) for axis, front in fronts.items())
         prices.add_row(escape(label), *cells)
     console.print(prices)
+    if spreads := comparison.client_spreads:
+        clients = _table("accuracy, expected by clients", *SPREAD.values())
+        for label, spread in spreads.items():
+            clients.add_row(escape(label), *(metric_value(spread[key], "accuracy") for key in SPREAD))
+        console.print(clients)
     if rows := comparison.setting_rows():
         settings = _table("settings", *(short_key(key) for key, _ in rows), wraps=True)
         for index, label in enumerate(labels):

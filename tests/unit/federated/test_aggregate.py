@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fedpft.federated.aggregate import aggregate_adapters, in_client_order, mean_loss, sum_counts
+from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.messages import ClientUpdate
 from fedpft.models.activations import ActivationCounts
 from tests.conftest import GOLDEN
@@ -16,6 +16,18 @@ def update(client_id, adapter, num_examples=1, loss=0.0, counts=None):
     adapter = np.asarray(adapter, dtype=np.float32)
     metrics = {"loss": loss, "seconds": 0.0}
     return ClientUpdate(client_id=client_id, num_examples=num_examples, adapter=adapter, metrics=metrics, counts=counts)
+
+
+def aggregate(updates, cohort, kind, order=None):
+    """Return the aggregation of updates that arrive in this order; each client has its turn by id."""
+    aggregation = Aggregation(sorted(cohort) if order is None else order, cohort, kind)
+    for each in updates:
+        aggregation.add(each)
+    return aggregation
+
+
+def aggregate_adapters(updates, cohort, kind):
+    return aggregate(updates, cohort, kind).adapter()
 
 
 def once(updates):
@@ -89,6 +101,41 @@ def test_mean_lies_between_the_clients(clients, kind):
     assert (mean <= adapters.max(axis=0)).all()
 
 
+@settings(deadline=None)
+@given(COHORTS, KINDS, st.randoms())
+def test_the_order_of_the_sum_is_the_one_that_was_fixed(clients, kind, random):
+    updates = [update(i, adapter, size) for i, (adapter, size, _) in enumerate(clients)]
+    cohort = {i: 1 + i % 3 for i in range(len(updates))}
+    order = random.sample(range(len(updates)), len(updates))
+    total, total_weight = np.zeros(4), 0.0
+    for client_id in order:
+        weight = cohort[client_id] * (updates[client_id].num_examples if kind == "weighted" else 1)
+        total, total_weight = total + weight * updates[client_id].adapter.astype(np.float64), total_weight + weight
+    found = aggregate(random.sample(updates, len(updates)), cohort, kind, order).adapter()
+    assert found.tobytes() == (total / total_weight).astype(np.float32).tobytes()
+
+
+def test_only_updates_before_their_turn_are_held():
+    """Client 5 comes first, then 2, 9 and 7; a client that is dropped has had its turn."""
+    aggregation = Aggregation([5, 2, 9, 7], dict.fromkeys([2, 5, 7, 9], 1), "uniform")
+    held = []
+    for step in (aggregation.add, 5), (aggregation.add, 9), (aggregation.add, 7), (aggregation.drop, 2):
+        client_id = step[1]
+        step[0](client_id if step[0] == aggregation.drop else update(client_id, [client_id]))
+        held.append(aggregation.num_held)
+    assert held == [0, 1, 2, 0]
+    assert aggregation.adapter().tolist() == [7.0]
+    assert [report.client_id for report in aggregation.reports] == [5, 9, 7]
+    assert not any(hasattr(report, "adapter") for report in aggregation.reports)
+
+
+def test_clients_that_never_answered_or_answered_twice_change_no_mean():
+    aggregation = aggregate([update(3, [1.0]), update(1, [3.0])], dict.fromkeys([1, 2, 3], 1), "uniform")
+    aggregation.drop(3)
+    aggregation.drop(99)
+    assert aggregation.adapter().tolist() == [2.0]
+
+
 def test_mean_of_equal_adapters_is_that_adapter():
     adapter = np.random.default_rng(0).normal(size=100).astype(np.float32)
     updates = [update(i, adapter, 3 + i) for i in range(7)]
@@ -134,7 +181,7 @@ def test_products_are_not_rounded_to_float32():
 
 def test_aggregation_leaves_the_updates_as_they_are():
     updates = [update(1, [1.0]), update(0, [3.0])]
-    aggregate_adapters(updates, once(updates), "uniform")
+    assert aggregate_adapters(updates, once(updates), "uniform").tolist() == [2.0]
     assert [(u.client_id, u.adapter.tolist()) for u in updates] == [(1, [1.0]), (0, [3.0])]
 
 
@@ -144,14 +191,15 @@ def test_counts_sum_exactly_beyond_float64():
         ActivationCounts(zeros=(np.array([large, 1]), np.array([3])), positions=np.array([large, 5])),
         ActivationCounts(zeros=(np.array([1, 1]), np.array([4])), positions=np.array([1, 6])),
     ]
-    total = sum_counts([update(i, [0.0], counts=c) for i, c in enumerate(counts)])
+    updates = [update(i, [0.0], counts=c) for i, c in enumerate(counts)]
+    total = aggregate(updates, once(updates), "uniform").counts
     assert [zeros.tolist() for zeros in total.zeros] == [[large + 1, 2], [7]]
     assert total.positions.tolist() == [large + 1, 11]
     assert all(array.dtype == np.int64 for array in [*total.zeros, total.positions])
 
 
 def test_no_counts_sum_to_none():
-    assert sum_counts([update(0, [0.0])]) is None
+    assert aggregate([update(0, [0.0])], {0: 1}, "uniform").counts is None
 
 
 def test_loss_is_per_example():

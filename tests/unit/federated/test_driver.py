@@ -21,7 +21,7 @@ SIZES = np.array([10, 20, 30, 40, 50])
 
 
 class FakePool:
-    """Adds (client id + 1) x lr to every parameter; replies in reverse order."""
+    """Adds (client id + 1) x lr to every parameter; the last client replies first."""
 
     num_actors = 1
 
@@ -40,7 +40,7 @@ class FakePool:
         counts = None
         if plan.count_activations:
             counts = ActivationCounts(zeros=(np.array([1, 2]),), positions=np.array([4]))
-        for client_id in reversed(client_ids):
+        for client_id in sorted(client_ids, reverse=True):
             yield self.spoil(
                 ClientUpdate(
                     client_id=client_id,
@@ -174,12 +174,14 @@ def test_records_have_the_documented_keys():
     made.run(start())
     for record, cohort in zip(made.tracker.records, made.pool.cohorts, strict=True):
         assert {"round", "clients", "train_loss", "lr", "seconds"} <= record.keys()
-        assert record["clients"] == cohort == sorted(cohort)
+        assert record["clients"] == sorted(cohort)
+        assert cohort == sorted(cohort, key=lambda client: -SIZES[client])
         loss = np.average(cohort, weights=SIZES[cohort])
         assert record["train_loss"] == pytest.approx(loss)
         evaluated = record["round"] in (2, 4, 5)
         assert ({"fm", "sub_fm"} <= record.keys()) == evaluated
         assert ("align/loss" in record) == (record["round"] == 1)
+        assert record["time/actor_utilisation_mean"] == record["time/actor_utilisation_min"] > 0, "one actor, no idler"
     assert [round_index for round_index, _ in made.tracker.clients] == [1, 2, 3, 4, 5]
     for _, rows in made.tracker.clients:
         assert [set(row) for row in rows] == [{"client_id", "num_examples", "loss", "seconds", "actor"}] * 3
@@ -234,7 +236,7 @@ def test_any_state_goes_on_to_the_same_records(resumed_after):
     assert final.adapter.tobytes() == states[-1].adapter.tobytes()
 
     def untimed(records):
-        measured = re.compile("seconds|memory/")
+        measured = re.compile("seconds|utilisation|memory/")
         return [{key: record[key] for key in record if not measured.search(key)} for record in records]
 
     assert untimed(resumed.tracker.records) == untimed(straight.tracker.records)[resumed_after:]

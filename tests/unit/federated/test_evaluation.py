@@ -37,11 +37,11 @@ class FakeMethod:
         return self.sub_fm
 
 
-def made(num_examples=8, *, seed=0, layer_pairs=None, metrics=("accuracy",), others=()):
+def made(num_examples=8, *, seed=0, layer_pairs=None, metrics=("accuracy",), others=(), **of_data):
     method, progress = FakeMethod(), Mock(spec=SilentProgress)
     config = Config(seed=seed, evaluation=EvaluationConfig(batch_size=5, fidelity_examples=num_examples), server=SERVER)
     sets = {"evaluation": DATASET, "other_evaluations": dict(others)}
-    data = Mock(**sets, collate=TextCollator(TOKENIZER), metrics=metrics)
+    data = Mock(**sets, collate=TextCollator(TOKENIZER), metrics=metrics, **of_data)
     proxy = Proxy(model=method.sub_fm, watched_layers=(), layer_pairs=layer_pairs)
     return Evaluation(method, proxy, data, config, progress), method, progress
 
@@ -59,6 +59,22 @@ def accuracy(model):
 
 def stages(progress):
     return [made_call.args[0] for made_call in progress.stage.mock_calls]
+
+
+def test_of_a_classifier_the_record_has_the_accuracy_of_each_class_of_the_main_set_at_no_further_pass():
+    class_names = {"kind": "classification", "label_names": ("no", "yes")}
+    other = {"other": DATASET.select(range(5))}
+    evaluation, method, progress = made(0, metrics=("f1", "accuracy"), others=other, **class_names)
+    adapter = tuned(method)
+    record, steps = evaluation(adapter), progress.progress.call_count
+    logits = [method.plug_in(adapter)(**TextCollator(TOKENIZER)([row])).logits for row in DATASET]
+    right = np.array([int(one.argmax()) == label for one, label in zip(logits, LABELS, strict=True)])
+    expected = [right[np.array(LABELS) == label].mean() for label in (0, 1)]
+    assert record["class_accuracy"] == pytest.approx(expected, abs=1e-6)
+    assert expected[0] != expected[1]
+    plain, method, progress = made(0, metrics=("f1", "accuracy"), others=other)
+    assert plain(adapter) == {key: value for key, value in record.items() if key != "class_accuracy"}
+    assert progress.progress.call_count == steps
 
 
 def test_the_record_has_both_accuracies_their_gap_and_the_fidelity():

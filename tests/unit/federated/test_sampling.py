@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpft.federated.sampling import round_lr, sample_cohort
+from fedpft.federated.sampling import longest_first, round_lr, sample_cohort
 from fedpft.seeding import numpy_rng
 from tests.conftest import GOLDEN
 
@@ -158,3 +158,7 @@ def test_linear_rate_falls_in_equal_steps_where_the_authors_skip_one_and_repeat_
 @pytest.mark.parametrize("schedule", ["constant", "exponential", "inverse", "linear"])
 def test_a_single_round_runs_at_the_full_rate(schedule):
     assert ratios(schedule, num_rounds=1) == [1.0]
+
+
+def test_clients_with_the_most_examples_start_first_and_equal_ones_by_id():
+    assert longest_first({1: 2, 3: 1, 4: 1, 7: 1}, np.array([9, 5, 9, 6, 5, 9, 9, 6])) == [3, 7, 1, 4]

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedpft.federated.messages import ClientUpdate
-from fedpft.federated.spending import add_round, clients_spent, run_spent
+from fedpft.federated.spending import actor_utilisation, add_round, clients_spent, run_spent
 
 
 def update(client_id, **metrics):
@@ -51,3 +53,15 @@ def test_a_run_without_counts_still_knows_its_bytes():
     spent = add_round({}, {"clients": [1], "comm/bytes_up": 8, "comm/bytes_down": 9})
     assert run_spent(spent) == {"client_fits": 1, "bytes_up_total": 8, "bytes_down_total": 9}
     assert run_spent({}) == {}
+
+
+@pytest.mark.parametrize(("num_actors", "mean", "least"), [(2, 0.75, 0.6), (3, 0.5, 0.0)])
+def test_utilisation_is_the_part_of_the_time_in_which_actors_train_and_idle_ones_count(num_actors, mean, least):
+    updates = [replace(update(i, seconds=s), actor=a) for i, (s, a) in enumerate([(2, "a"), (6, "b"), (7, "a")])]
+    assert actor_utilisation(updates, num_actors, 10.0) == pytest.approx(
+        {"time/actor_utilisation_mean": mean, "time/actor_utilisation_min": least}
+    )
+
+
+def test_a_round_without_good_updates_is_not_utilised():
+    assert set(actor_utilisation([], 2, 10.0).values()) == {0.0}

@@ -7,7 +7,7 @@ import torch
 from fedpft.align.public import PublicData
 from fedpft.config import Config, ConfigError, LoraConfig, MethodConfig
 from fedpft.data.collate import rows
-from fedpft.federated.aggregate import aggregate_adapters
+from fedpft.federated.aggregate import Aggregation
 from fedpft.federated.client import LocalClient
 from fedpft.federated.messages import RoundPlan
 from fedpft.methods import METHODS
@@ -74,7 +74,10 @@ def test_the_first_rounds_update_is_that_of_training_the_fm_by_hand():
     plan = RoundPlan(round_index=1, lr=1e-2, adapter=get_adapter(proxy.model), count_activations=False)
     clients = (1, 3)
     updates = [LocalClient(package).fit(plan, client_id) for client_id in clients]
-    found = aggregate_adapters(updates, dict.fromkeys(clients, 1), "weighted")
+    aggregation = Aggregation(clients, dict.fromkeys(clients, 1), "weighted")
+    for update in updates:
+        aggregation.add(update)
+    found = aggregation.adapter()
 
     expected, sizes = [], []
     for client_id in clients:

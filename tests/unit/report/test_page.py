@@ -81,3 +81,13 @@ def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, result):
     (tmp_path / "rounds.jsonl").write_text("")
     with pytest.warns(UserWarning, match=r"no report\.html: \w+"):
         assert write_page(tmp_path) == {}
+
+
+def test_the_spread_over_clients_has_a_figure_and_says_that_no_client_was_evaluated():
+    spread = {"mean": 0.75, "p10": 0.52, "min": 0.5, "max": 1.0, "values": [0.5, None, 1.0]}
+    html = page(RESULT | {"client_expected_accuracy": spread}, ROUNDS)
+    assert "mean 75.0 %; 10th percentile 52.0 %; worst client 50.0 %; 2 clients" in html
+    assert "No client&#x27;s examples were evaluated" in html
+    assert [(box["type"], box["x"]) for box in figures(html)[-1]] == [("box", [0.5, 1.0])]
+    for without in ({}, {"client_expected_accuracy": {}}):
+        assert "Expected accuracy" not in page(RESULT | without, ROUNDS)

@@ -4,6 +4,7 @@ from html import unescape
 
 import pytest
 
+from fedpft.report.compare.clients import client_figure
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.figures import (
     curve_figure,
@@ -94,6 +95,24 @@ def test_a_clients_last_loss_counts_and_equal_partitions_are_shown_once(comparis
     assert table["label_histogram"] == [[3, 1], [0, 4], [2, 2]]
 
 
+def test_clients_of_every_seed_are_points_and_the_table_has_means_over_seeds(comparison, html):
+    half = comparison.groups[0]
+    figure = client_figure({half.label: half}, group_colours(comparison))
+    assert list(by_group(figure)[HALF].x) == pytest.approx([0.50, 1.0, 0.52, 1.0, 0.51, 1.0])
+    assert comparison.client_spreads[HALF] == pytest.approx({"mean": 0.81, "p10": 0.61, "min": 0.51})
+    assert "<td>81.0 %</td><td>61.0 %</td><td>51.0 %</td>" in html
+    (written,) = (group for group in comparison.as_json()["groups"] if group["label"] == HALF)
+    assert written["client_expected_accuracy"] == comparison.client_spreads[HALF]
+
+
+def test_a_group_in_which_a_run_lacks_the_clients_accuracy_has_no_mean_over_seeds(tmp_path):
+    run_folder(tmp_path / "a", seed=1)
+    run_folder(tmp_path / "b", seed=2, client_expected_accuracy=None)
+    found = compare([tmp_path])
+    assert found.client_spreads == {}
+    assert "Expected accuracy" not in compare_page(found)
+
+
 def test_the_page_says_all_that_the_json_says(comparison, html):
     text = unescape(html)
     for label in (QUARTER, FEDOT):
@@ -101,7 +120,7 @@ def test_the_page_says_all_that_the_json_says(comparison, html):
     for shown in ("81.0 % [78.5 to 83.5]", "-9.8 points", "3.5 s"):
         assert shown in text
     rows = re.findall(r'<tr data-group="([^"]+)"', html)
-    assert rows == [HALF, FEDOT, QUARTER], "the best first"
+    assert rows == 2 * [HALF, FEDOT, QUARTER], "the best first, in the table of groups and in that of their clients"
 
 
 def test_the_page_needs_no_network_and_holds_plotly_once(html):
@@ -113,7 +132,8 @@ def test_the_page_needs_no_network_and_holds_plotly_once(html):
 
 def test_what_older_runs_lack_is_left_away(tmp_path):
     lacking = dict.fromkeys(
-        ("sub_fm", "fidelity", "construction", "bytes_up_total", "client_flops_per_round", "client_memory_bytes",
+        ("client_expected_accuracy", "sub_fm", "fidelity", "construction", "bytes_up_total", "client_flops_per_round",
+         "client_memory_bytes",
          "num_params_sub_fm", "align_seconds")
     )  # fmt: skip
     folder = run_folder(tmp_path / "a", **lacking)
