@@ -34,7 +34,7 @@ MpiDefault=none
 KillWait=60
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
+SlurmctldParameters=preempt_send_user_signal
 {nodes}
 PartitionName=patient Nodes=ALL Default=YES PriorityTier=1 GraceTime=180
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF
@@ -102,7 +102,9 @@ def test_a_job_that_an_urgent_one_pushed_aside_goes_on_and_ends_with_the_bits_of
         slurm("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=urgent.log", "--wrap=sleep 3")
         wait_until(lambda: slurm.state(job_id)["Restarts"] == "1", 200, "the job's place in the queue again")
         done_before = len(rounds(run))
-        wait_until(lambda: slurm.state(job_id)["JobState"] not in ("PENDING", "RUNNING"), 400, "the job's end")
+        wait_until(
+            lambda: slurm.state(job_id)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED"), 400, "the job's end"
+        )
         assert slurm.state(job_id)["JobState"] == "COMPLETED", (tmp_path / "job.log").read_text()
     assert 2 <= done_before < 6
     assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4, 5, 6]
