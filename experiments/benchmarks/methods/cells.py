@@ -14,7 +14,8 @@ METHODS_AT_50 = ("fedot_50", "fedpft_50")
 ABLATIONS = {"fedpft_67_n": "none", "fedpft_67_b": "before", "fedpft_67_d": "during"}
 """FedPFT at 67 % with another part `align` than `both`."""
 
-LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+LEARNING_RATES = {"sst2": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "qnli": (2e-3, 4e-3, 8e-3), "cifar10": (1e-3, 2e-3, 4e-3)}
+"""Of a task, the same for every method."""
 SEARCH_SEED = 7
 """Of the search alone: no measured cell has it."""
 
@@ -87,6 +88,6 @@ def search_cells() -> Iterator[Cell]:
     """Yield the trials of the learning-rate search: as many for every method."""
     for methods, tasks in ((METHODS_AT_67, TASKS), (METHODS_AT_50, TEXT_TASKS)):
         for task in tasks:
-            for lr in LEARNING_RATES:
+            for lr in LEARNING_RATES[task]:
                 for method in methods:
                     yield Cell(task=task, method=method, partition="iid", seed=SEARCH_SEED, lr=lr)
