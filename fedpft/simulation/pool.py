@@ -60,7 +60,7 @@ class RayClientPool:
             self._places = reserve(config, num_actors(config, clients_per_round, cluster_nodes()))
             # the actors start importing now, while the server still builds and aligns the proxy
             self._crew = Crew(config, self._places.size, self._places.strategy)
-        except Exception:
+        except BaseException:  # also the Ctrl-C of who waits for places
             self.close()
             raise
 

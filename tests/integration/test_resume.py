@@ -190,6 +190,7 @@ def test_other_settings_are_refused_with_all_keys_and_nothing_is_touched(copy):
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.cluster
 def test_where_the_clients_run_may_change(copy, straight):
     folder, config = copy("at an alignment", "pool.kind=ray", "pool.actors=2", "name=moved", "checkpoint.interval=2")
     go_on(config)

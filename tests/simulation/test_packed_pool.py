@@ -122,6 +122,7 @@ def adapters(outcomes):
     return {outcome.client_id: outcome.adapter.tobytes() for outcome in outcomes}
 
 
+@pytest.mark.cluster
 def test_actors_that_share_a_gpu_are_packed_by_a_probe_and_give_the_bits_of_one_place(local_ray, monkeypatch, expected):
     class Actor(ClientActor):
         """Says where it is as its name."""

@@ -59,6 +59,7 @@ def test_a_claim_is_all_or_nothing_and_comes_back(claim):
     wait_until_free(0.5)
     claimed.release()
     wait_until_free(2)
+    assert free_cpus() == 2
 
 
 def test_auto_takes_what_others_left_and_says_so(claim):
