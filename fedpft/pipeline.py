@@ -40,6 +40,7 @@ from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
 from fedpft.tracking import make_trackers
 from fedpft.tracking_wandb import check_tracking
+from fedpft.trainer import check_devices
 from fedpft.tuning import tune
 
 
@@ -70,6 +71,7 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
     output_dir = Path(config.output_dir).resolve()
     (check_writable if saved else check_claimable)(output_dir)
     check_tracking(config.tracking)
+    check_devices(config)
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
     data = load_data(config, observer)

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from fedpft.config import ServerConfig
+from fedpft.config import Config, ServerConfig
+from fedpft.config.checks import require
 
 
 class Progress(Protocol):
@@ -38,15 +39,26 @@ StepReport = Callable[[int, int, Mapping[str, float]], None]
 
 
 def make_trainer(
-    server: ServerConfig, *, num_steps: int, max_grad_norm: float | None = None, on_step: StepReport | None = None
+    server: ServerConfig,
+    *,
+    num_steps: int,
+    max_grad_norm: float | None = None,
+    on_step: StepReport | None = None,
+    num_devices: int = 1,
 ) -> L.Trainer:
-    """Return a Trainer for `num_steps` optimiser steps on the server's device, without files, bars or summaries."""
+    """Return a Trainer for `num_steps` optimiser steps on the server's device, without files, bars or summaries.
+
+    With several devices its `fit` starts a process for each (see :func:`fit_together`).
+    """
     hush_lightning()
     return L.Trainer(
         max_steps=num_steps,
         max_epochs=-1,
         accelerator=server.accelerator,
-        devices=1,
+        devices=num_devices,
+        strategy="auto" if num_devices == 1 else "ddp_spawn",
+        plugins=[LightningEnvironment()],  # whatever started this process, say Slurm, has no part in the others
+        use_distributed_sampler=False,
         precision=server.precision,
         gradient_clip_val=max_grad_norm,
         logger=False,
@@ -55,6 +67,23 @@ def make_trainer(
         enable_model_summary=False,
         callbacks=[_ReportSteps(num_steps, on_step)] if on_step else [],
     )
+
+
+def check_devices(config: Config) -> None:
+    """Refuse a config for devices that this process, where the server and `sequential` clients work, does not see.
+
+    Raises:
+        ConfigError: names the setting.
+
+    """
+    num_gpus, server, pool = torch.cuda.device_count(), config.server, config.pool
+    wanted = {"server.accelerator": server.accelerator}
+    if pool.kind == "sequential":
+        wanted["pool.accelerator"] = pool.accelerator
+    for key, accelerator in wanted.items():
+        require(accelerator != "cuda" or num_gpus > 0, key, accelerator, "auto or cpu: torch sees no GPU here")
+    enough = server.accelerator == "cpu" or num_gpus == 0 or server.devices <= num_gpus
+    require(enough, "server.devices", server.devices, f"at most {num_gpus}, the GPUs that torch sees here")
 
 
 def device_kind(server: ServerConfig) -> str:
@@ -79,5 +108,6 @@ class _ReportSteps(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any) -> None:
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
-        self._on_step(trainer.global_step, self._num_steps, {"loss": value})
+        value = float(trainer.strategy.reduce(torch.as_tensor(loss).detach(), reduce_op="mean"))
+        if trainer.is_global_zero:
+            self._on_step(trainer.global_step, self._num_steps, {"loss": value})

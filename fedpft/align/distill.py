@@ -1,15 +1,17 @@
 """Alignment by distillation: of layers or FedOT's emulator before federated learning, of neurons between rounds."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from fedpft.align.distillation import Distillation
 from fedpft.align.emulator import EmulatorModule
 from fedpft.align.module import AlignmentModule
 from fedpft.align.public import AlignmentReport, PublicData
+from fedpft.align.together import ShareOfBatches, StepsFromElsewhere, fit_together
 from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.models.flags import restored_flags
 from fedpft.seeding import isolated_torch_rng
@@ -113,14 +115,18 @@ def _distil(
         if on_step is not None:
             on_step(done, total, metrics)
 
-    trainer = make_trainer(server, num_steps=config.num_steps, max_grad_norm=config.max_grad_norm, on_step=record)
-    with isolated_torch_rng(seed), restored_flags(module):
-        num_samples = config.num_steps * config.batch_size
-        loader = DataLoader(
-            public.dataset,
-            batch_size=config.batch_size,
-            sampler=RandomSampler(public.dataset, num_samples=num_samples),  # type: ignore[arg-type]  # has __len__
-            collate_fn=public.collate,
+    num_samples = config.num_steps * config.batch_size
+    examples = RandomSampler(public.dataset, num_samples=num_samples)  # type: ignore[arg-type]  # has __len__
+    batches = ShareOfBatches(BatchSampler(examples, config.batch_size, drop_last=False))
+    loader = DataLoader(public.dataset, batch_sampler=batches, collate_fn=public.collate)
+    reports = StepsFromElsewhere(record) if server.devices > 1 else nullcontext(record)
+    with isolated_torch_rng(seed), restored_flags(module), reports as report:
+        trainer = make_trainer(
+            server,
+            num_steps=config.num_steps,
+            max_grad_norm=config.max_grad_norm,
+            on_step=report,
+            num_devices=server.devices,
         )
-        trainer.fit(module, loader)
+        fit_together(trainer, module, loader)
     return AlignmentReport(first_loss=losses[0], last_loss=losses[-1])

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -50,7 +51,7 @@ class Distillation(L.LightningModule, ABC):
     def active_modules(self) -> list[nn.Module]:
         """Return the modules that are in training mode; all others are in eval mode."""
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Freeze all but the trained parameters; all modules in eval mode but the active ones."""
         self.requires_grad_(False)
         self.eval()
@@ -58,6 +59,17 @@ class Distillation(L.LightningModule, ABC):
             parameter.requires_grad_(True)
         for module in self.active_modules():
             module.train()
+
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_index: int) -> None:
+        """Give each of several processes a dropout of its own; the order of the examples was drawn alike in all."""
+        if self.trainer.world_size > 1 and batch_index == 0:
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return what is trained alone: that is all that comes back from other processes, by way of a file."""
+        trained = {id(parameter) for parameter in self.trained_parameters()}
+        names = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
+        return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in names}
 
     def hidden_states(
         self, batch: Mapping[str, Tensor], teacher_layers: Sequence[nn.Module], student_layers: Sequence[nn.Module]

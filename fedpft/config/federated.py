@@ -142,6 +142,8 @@ class PoolConfig:
         require(ok, "pool.actors", self.actors, "auto, per_client or an integer > 0")
         if self.gpus_per_actor != "auto":
             require_gpus("pool.gpus_per_actor", self.gpus_per_actor, "auto, or ")
+        sees_gpu = self.kind == "sequential" or self.accelerator != "cuda" or self.gpu_claim > 0
+        require(sees_gpu, "pool.accelerator", self.accelerator, "cuda with pool.gpus_per_actor > 0, or auto, or cpu")
         names = ("cpus_per_actor", "memory_per_actor_gigabytes", "threads_per_client", "start_timeout_seconds")
         require_positive("pool", self, *names)
         inside = self.address is None or "://" not in self.address

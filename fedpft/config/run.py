@@ -6,7 +6,7 @@ from typing import Literal
 from fedpft.config.checks import require, require_gpus, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
-from fedpft.config.method import AlignConfig, LoraConfig, MethodConfig
+from fedpft.config.method import AlignConfig, LayerAlignConfig, LoraConfig, MethodConfig, NeuronAlignConfig
 from fedpft.config.unread import unread_settings
 
 
@@ -18,12 +18,18 @@ class ServerConfig:
     """GPUs that the server's side claims. Where this process sees fewer, all of it works in a process on a node of the
     cluster that has them: the FM is loaded there and nowhere else. A fraction shares a GPU with actors."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    """GPUs (CPU processes where there is none) that share every batch of a distillation: Lightning's `ddp_spawn`. All
+    else works on the first. The batch size is that of all together; their number is part of the numerics."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     num_threads: int | None = None
     """Torch threads of the driver; null: one per core. Part of the alignments' numerics: equal numbers, equal bits."""
 
     def __post_init__(self) -> None:
         require_gpus("server.num_gpus", self.num_gpus)
+        require(self.devices > 0, "server.devices", self.devices, "an integer > 0")
+        claimed = self.num_gpus == 0 or self.devices <= max(1, self.num_gpus)
+        require(claimed, "server.devices", self.devices, f"at most server.num_gpus = {self.num_gpus:g}, what it claims")
         require(self.num_threads is None or self.num_threads > 0, "server.num_threads", self.num_threads, "null or > 0")
 
 
@@ -107,9 +113,18 @@ class Config:
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        for key, align in self.distillations().items():
+            allowed = f"a multiple of server.devices = {self.server.devices}, which share every batch"
+            require(align.batch_size % self.server.devices == 0, f"{key}.batch_size", align.batch_size, allowed)
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
+
+    def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig]:
+        """Return the alignments that descend, by their sections."""
+        sections: dict[str, LayerAlignConfig | NeuronAlignConfig]
+        sections = {"align.layers": self.align.layers, "align.neurons": self.align.neurons}
+        return {key: section for key, section in sections.items() if "distill" in section.kind}
 
 
 def doubtful_settings(config: Config) -> list[str]:
@@ -141,6 +156,8 @@ def doubtful_settings(config: Config) -> list[str]:
         )
         changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
         lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]
+    if config.server.devices > 1 and not config.distillations():
+        lines.append("server.devices has no effect without a distillation (align.layers.kind, align.neurons.kind)")
     if unread := unread_settings(config, method.name):
         lines.append(f"no effect with method.name = {method.name}: {', '.join(unread)}")
     if (

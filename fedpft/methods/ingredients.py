@@ -61,6 +61,7 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
             "device": device_kind(config.server),
             "precision": config.server.precision,
             "num_threads": torch.get_num_threads(),
+            **_devices(config),
         },
         "versions": {name: installed[name] for name in PACKAGES},
     }
@@ -68,6 +69,11 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
         assert public.identity is not None, "can_be_cached says so"
         ingredients["public"] = public.identity()
     return ingredients
+
+
+def _devices(config: Config) -> dict[str, int]:
+    shared = config.server.devices > 1 and "distill" in config.align.layers.kind
+    return {"devices": config.server.devices} if shared else {}
 
 
 def _constructor(method: MethodConfig, num_layers: int) -> dict[str, Any]:

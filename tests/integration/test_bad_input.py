@@ -55,6 +55,7 @@ REFUSED = {
         lambda folder: (folder / "out").write_text("mine"),
         "output_dir: found ",
     ),
+    "a GPU that is not there": ("server.accelerator=cuda", "server.accelerator: found 'cuda', allowed: auto or cpu"),
     "W&B without a key": ("tracking.wandb=online", "tracking.wandb: found 'online', but W&B says: "),
 }
 

@@ -148,6 +148,12 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("pool.gpus_per_actor=many", "pool.gpus_per_actor: found 'many', allowed: auto, or a number >= 0"),
         ("server.num_gpus=1.5", "server.num_gpus: found 1.5, allowed: a number >= 0: a fraction up to 1, or a whole"),
         ("server.num_gpus=inf", "server.num_gpus: found inf, allowed: a number >= 0"),
+        ("server.devices=0", "server.devices: found 0, allowed: an integer > 0"),
+        ("server.devices=3", "align.layers.batch_size: found 32, allowed: a multiple of server.devices = 3, which"),
+        (
+            "pool.accelerator=cuda",
+            "pool.accelerator: found 'cuda', allowed: cuda with pool.gpus_per_actor > 0, or auto",
+        ),
         ("evaluation.interval=0", "evaluation.interval: found 0, allowed: a number > 0"),
         ("evaluation.fidelity_examples=-1", "evaluation.fidelity_examples: found -1, allowed: a number >= 0"),
         ("output_dir=''", "output_dir: found '', allowed: a folder"),
@@ -171,12 +177,21 @@ def test_sampling_with_replacement_may_draw_more_clients_than_there_are():
     assert (federated.num_clients, federated.clients_per_round) == (2, 10)
 
 
+def test_more_devices_than_the_claimed_gpus_are_refused():
+    claimed = "server.devices: found 4, allowed: at most server.num_gpus = 2, what it claims"
+    assert message(overrides=["server.devices=4", "server.num_gpus=2"]) == claimed
+    assert load_config(overrides=["server.devices=2", "server.num_gpus=2"]).server.devices == 2
+
+
 def test_settings_without_effect_are_named():
     overrides = ["pool.kind=sequential", "pool.client_timeout_seconds=5", "federated.speed_sigma=0.5"]
     lines = doubtful_settings(load_config(overrides=overrides))
     assert "pool.client_timeout_seconds has no effect with pool.kind = sequential" in lines
     assert "federated.speed_sigma has no effect without federated.deadline or federated.over_selection" in lines
     assert not any("pool.actors" in line for line in lines)
+    untrained = ["server.devices=2", "align.layers.kind=closed_form", "align.neurons.kind=none"]
+    assert any(line.startswith("server.devices has no") for line in doubtful_settings(load_config(overrides=untrained)))
+    assert doubtful_settings(load_config(overrides=["server.devices=2"])) == []
     assert doubtful_settings(load_config()) == []
 
 

@@ -38,7 +38,7 @@ def fm_and_sub_fm(golden, case):
 
 def alignment(fm, sub_fm, layers, **kwargs):
     module = AlignmentModule(fm, sub_fm, layers=layers, **({"lr": 1.0, "num_steps": 1} | kwargs))
-    module.on_fit_start()
+    module.setup("fit")
     return module
 
 

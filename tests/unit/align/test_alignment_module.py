@@ -19,7 +19,7 @@ def alignment(model_type, *, dropout=0.0, layers=(1, 2), **kwargs):
     fm = tiny_fm(model_type, **({DROPOUT[model_type]: dropout} if model_type in DROPOUT else {}))
     sub_fm, _ = compress(fm, retained_ratio=0.5, uncompressed_layers=(0,))
     module = AlignmentModule(fm, sub_fm, layers=layers, **({"lr": 1e-3, "num_steps": 2} | kwargs))
-    module.on_fit_start()
+    module.setup("fit")
     return module
 
 

@@ -38,6 +38,7 @@ CHANGES_THE_SUB_FM = {
     "align.layers.max_grad_norm": 2.0,
     "server.precision": "bf16-mixed",
     "server.num_threads": 2,
+    "server.devices": 2,
 }
 LEAVES_THE_SUB_FM = {
     "name": "other",
