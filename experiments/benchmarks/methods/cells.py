@@ -1,8 +1,9 @@
 """The cells of the methods benchmark: what is compared, in the order of importance."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from fedpft.config import Config, load_config
 
@@ -16,8 +17,13 @@ ABLATIONS = {"fedpft_67_n": "none", "fedpft_67_b": "before", "fedpft_67_d": "dur
 
 LEARNING_RATES = {"sst2": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "qnli": (2e-3, 4e-3, 8e-3), "cifar10": (1e-3, 2e-3, 4e-3)}
 """Of a task, the same for every method."""
-SEARCH_SEED = 7
-"""Of the search alone: no measured cell has it."""
+SEARCH_SEEDS = (7, 8)
+"""Of the search alone: no measured cell has them. Every rate is tried with the first."""
+FINALISTS = {"sst2": 2, "cifar10": 2}
+"""Task -> how many of a method's best rates are tried with the second seed, too; others are chosen by the first."""
+
+Accuracies = Mapping[tuple[str, str], Mapping[float, Mapping[int, float]]]
+"""(task, method) -> learning rate -> seed -> the plugged-in FM's accuracy in the search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +90,38 @@ def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[
                         yield Cell(task=task, method=method, partition=partition, seed=seed, lr=lr)
 
 
-def search_cells() -> Iterator[Cell]:
-    """Yield the trials of the learning-rate search: as many for every method."""
+def search_cells(accuracies: Callable[[], Accuracies]) -> Iterator[Cell]:
+    """Yield the trials of the learning-rate search, as many for every method.
+
+    Args:
+        accuracies: returns those measured so far; the second seed waits for a later call where another worker is not
+            done with the first.
+
+    """
+    first, second = SEARCH_SEEDS
     for methods, tasks in ((METHODS_AT_67, TASKS), (METHODS_AT_50, TEXT_TASKS)):
         for task in tasks:
             for lr in LEARNING_RATES[task]:
                 for method in methods:
-                    yield Cell(task=task, method=method, partition="iid", seed=SEARCH_SEED, lr=lr)
+                    yield Cell(task=task, method=method, partition="iid", seed=first, lr=lr)
+            for method in methods:
+                for lr in finalists(task, accuracies()[task, method]):
+                    yield Cell(task=task, method=method, partition="iid", seed=second, lr=lr)
+
+
+def finalists(task: str, found: Mapping[float, Mapping[int, float]]) -> list[float]:
+    """Return the best rates by the first seed, the smaller of equals first; none before all rates have been tried."""
+    scores = {lr: by_seed[SEARCH_SEEDS[0]] for lr, by_seed in found.items() if SEARCH_SEEDS[0] in by_seed}
+    if any(lr not in scores for lr in LEARNING_RATES[task]):
+        return []
+    return sorted(scores, key=lambda lr: (-scores[lr], lr))[: FINALISTS.get(task, 0)]
+
+
+def best_rates(accuracies: Accuracies) -> dict[tuple[str, str], float]:
+    """Return (task, method) -> the best rate: of those tried with most seeds, by their mean; the smaller of equals."""
+    best = {}
+    for pair, found in accuracies.items():
+        most = max(len(by_seed) for by_seed in found.values())
+        means = {lr: fmean(by_seed.values()) for lr, by_seed in found.items() if len(by_seed) == most}
+        best[pair] = min(means, key=lambda lr: (-means[lr], lr))
+    return best

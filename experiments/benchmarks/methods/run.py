@@ -11,6 +11,7 @@ workers share the work. One JSON a trial or cell lies in `experiments/results/me
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from experiments.benchmarks.methods.cells import TASKS, Cell, all_cells, search_cells
+from experiments.benchmarks.methods.cells import TASKS, Accuracies, Cell, all_cells, best_rates, search_cells
 from fedpft.data.sources import load_local
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
@@ -47,9 +48,13 @@ def main() -> None:
     parser.add_argument("--match", default="*", help="only the cells with such a name")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data_dir, folder, todo = options.data_dir, RESULTS, all_cells(best_rates(), range(42, 42 + options.seeds))
+    data_dir, folder, todo = (
+        options.data_dir,
+        RESULTS,
+        all_cells(best_rates(search_accuracies()), range(42, 42 + options.seeds)),
+    )
     if options.what == "search":
-        data_dir, folder, todo = search_data(options.data_dir), RESULTS / "search", search_cells()
+        data_dir, folder, todo = search_data(options.data_dir), RESULTS / "search", search_cells(search_accuracies)
     folder.mkdir(parents=True, exist_ok=True)
     for cell, file in unclaimed(todo, folder, options.match):
         start = time.perf_counter()
@@ -82,13 +87,13 @@ def measure(cell: Cell, data_dir: Path) -> dict[str, Any]:
     return {name: result[name] for name in KEPT if name in result}
 
 
-def best_rates() -> dict[tuple[str, str], float]:
-    """Return (task, method) -> the learning rate with the best plugged-in FM in the search; the smaller of equals."""
-    trials = [json.loads(file.read_text()) for file in sorted((RESULTS / "search").glob("*.json"))]
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for trial in sorted(trials, key=lambda trial: (-trial["fm"], trial["lr"])):
-        best.setdefault((trial["task"], trial["method"]), trial)
-    return {pair: trial["lr"] for pair, trial in best.items()}
+def search_accuracies() -> Accuracies:
+    """Return what the search has found so far."""
+    found: Accuracies = defaultdict(lambda: defaultdict(dict))
+    for file in sorted((RESULTS / "search").glob("*.json")):
+        trial = json.loads(file.read_text())
+        found[trial["task"], trial["method"]][trial["lr"]][trial["seed"]] = trial["fm"]
+    return found
 
 
 def search_data(data_dir: Path) -> Path:
