@@ -86,7 +86,7 @@ def page(
         _metric_table(result["metrics"], shown),
         *(section(title, plot(figure, title)) for title, figure in figures.items()),
         _client_section(result),
-        section("What it costs", table(["cost", "value", ""], _cost_rows(result), "costs")),
+        section("What it costs", table(["cost", "value"], _cost_rows(result), "costs")),
         section("Settings other than the defaults", table(["key", "value"], _setting_rows(config), "settings")),
     ]
     return document(result["name"], parts)
@@ -104,8 +104,8 @@ def _client_section(result: Mapping[str, Any]) -> str:
 
 
 def _cost_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    yield from cost_rows(result)
-    yield "wall time", duration(result["wall_seconds"]), ""
+    for title, value, about in (*cost_rows(result), ("wall time", duration(result["wall_seconds"]), "")):
+        yield f'{title} <span class="quiet">{about}</span>', value
 
 
 def _setting_rows(config: Config) -> Iterator[Sequence[str]]:
@@ -113,7 +113,7 @@ def _setting_rows(config: Config) -> Iterator[Sequence[str]]:
     defaults = flat_settings(asdict(Config()))
     for key, value in flat_settings(asdict(config)).items():
         if value != defaults.get(key) and not any(fnmatch(key, pattern) for pattern in HARMLESS):
-            yield escape(key), escape(value.strip('"'))
+            yield escape(key).replace(".", ".<wbr>"), escape(value.strip('"'))
 
 
 def _metric_table(metrics: Mapping[str, Mapping[str, float]], models: Mapping[str, str]) -> str:

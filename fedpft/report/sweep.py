@@ -55,9 +55,8 @@ class SweepScreen:
         self._live.stop()
 
     def trial_started(self, name: str) -> None:
-        """Show it as running."""
-        row = self._rows.setdefault(name, _Row())
-        row.status, row.started = "running", time.monotonic()
+        """Show it as running; its time counts from its first start."""
+        self._rows.setdefault(name, _Row(started=time.monotonic())).status = "running"
 
     def trial_reported(self, name: str, round_index: int, value: float) -> None:
         """Show its newest value."""
