@@ -95,9 +95,11 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         width = _MIN_AXIS_WIDTH * len(comparison.groups)
         yield section("Spread over clients", plot(figure, "spread over clients", width), note(about))
     if rows := comparison.setting_rows():
-        titles = ["", *(_name(comparison, group.label) for group in comparison.groups)]
-        cells = ([escape(short_key(key)), *map(escape, values)] for key, values in rows)
-        yield section("Settings that differ", table(titles, cells, "settings that differ"))
+        labels = [group.label for group in comparison.groups]
+        values = zip(*(each for _, each in rows), strict=True)
+        cells = ([_name(comparison, label), *map(escape, each)] for label, each in zip(labels, values, strict=True))
+        titles = ["group", *(escape(short_key(key)) for key, _ in rows)]
+        yield section("Settings that differ", table(titles, cells, "settings that differ", labels))
 
 
 def _client_section(comparison: Comparison) -> str:

@@ -152,7 +152,7 @@ def test_the_page_says_all_that_the_json_says(comparison, html):
     for shown in ("81.0 % [78.5 to 83.5]", "-9.8 points", "3.5 s"):
         assert shown in text
     rows = re.findall(r'<tr data-group="([^"]+)"', html)
-    assert rows == 2 * [HALF, FEDOT, QUARTER], "the best first, in the table of groups and in that of their clients"
+    assert rows == 3 * [HALF, FEDOT, QUARTER], "the best first: groups, their clients, their settings"
 
 
 def test_the_page_needs_no_network_and_holds_plotly_once(html):
