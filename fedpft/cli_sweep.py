@@ -55,7 +55,10 @@ def sweep(
         stop.add_note(f"; go on with: {shlex.join(again)}")
         raise
     print_sweep(console, summary)
-    console.print(f"sweep  {settings.output_dir}/sweep.json", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"sweep    {settings.output_dir}/sweep.json", markup=False, highlight=False, soft_wrap=True)
+    if any(trial["status"] == "finished" for trial in summary["trials"]):
+        command = shlex.join(["fedpft", "compare", settings.output_dir])
+        console.print(f"compare  {command}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(int(any(trial["error"] for trial in summary["trials"])))
 
 

@@ -86,7 +86,7 @@ def run_sweep(sweep: SweepConfig, watcher: "Watcher", *, resume: bool = False) -
     play = partial(play_trial, sweep.metric, sweep.goal)
     ended = run_trials(sweep, trials, play, watcher, restore=resume and unchanged)
     outcomes = [outcome(sweep, trial, error) for trial, error in ended]
-    summary = {"wall_seconds": time.perf_counter() - start, **summarise(sweep, outcomes)}
+    summary = {"wall_seconds": time.perf_counter() - start, "resumed": resume, **summarise(sweep, outcomes)}
     write_json(folder / "sweep.json", summary)
     return summary
 
@@ -176,7 +176,7 @@ def summarise(sweep: SweepConfig, outcomes: Sequence[TrialOutcome]) -> dict[str,
     Points whose trials all finished come first, the best of them at the top; failed trials are in no mean.
     """
     points: dict[str, list[TrialOutcome]] = {}
-    for found in outcomes:
+    for found in sorted(outcomes, key=lambda found: found.seed):
         points.setdefault(json.dumps(found.settings), []).append(found)
     rows = []
     for trials in points.values():

@@ -65,7 +65,7 @@ class SweepConfig:
     """Keys of the run's config, for every trial, on top of `base`; words for sections as on the command line."""
     space: dict[str, Any] = field(default_factory=dict)
     """Key of the run's config -> its law: `{grid: [...]}` every value; drawn: `{choice: [...]}`, `{uniform: [a, b]}`,
-    `{loguniform: [a, b]}`, `{randint: [a, b]}`, ends included."""
+    `{loguniform: [a, b]}`, `{randint: [a, b]}`, ends included. On the command line the whole space: `'space={...}'`."""
     seeds: tuple[int, ...] = ()
     """Every point of the space is run with each; empty: with the base's."""
     search: Literal["grid", "random", "optuna"] = "grid"
@@ -85,7 +85,8 @@ class SweepConfig:
     goal: Literal["max", "min"] | None = None
     """Which way the metric is better; null: that of the task's primary metric."""
     max_concurrent: int | None = None
-    """Trials at once; null: as many as there is room for."""
+    """Trials at once; null: as many as there is room for. Not with `hyperband`, which stops some of those
+    that have begun: with few it stops none."""
     max_retries: int = 1
     """Further attempts for a trial that fails; it goes on from its last checkpoint."""
     driver_cpus: float = 1.0
@@ -104,6 +105,8 @@ class SweepConfig:
         require(self.reduction_factor > 1, "reduction_factor", self.reduction_factor, "an integer > 1")
         alone = self.max_concurrent is None or self.max_concurrent > 0
         require(alone, "max_concurrent", self.max_concurrent, "null or an integer > 0")
+        whole = self.scheduler != "hyperband" or self.max_concurrent is None
+        require(whole, "max_concurrent", self.max_concurrent, "null with scheduler = hyperband")
         require("seed" not in self.space, "space", "seed", "any other key; seeds are listed in `seeds`")
         require(bool(self.space) or self.search != "optuna", "space", {}, "keys and laws with search = optuna")
         comparable = self.search != "optuna" or self.scheduler == "none" or len(self.seeds) <= 1
@@ -146,6 +149,9 @@ def read_structured(kind: type[Structured], path: str | Path, overrides: Sequenc
 
     """
     layers = [read_file(path), *map(read_override, overrides)]
+    spaces = [layer for layer in layers if "space" in layer]
+    for replaced in spaces[:-1]:  # two laws of a key do not merge
+        del replaced["space"]
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), *layers))  # type: ignore[return-value]
     except ConfigError as error:

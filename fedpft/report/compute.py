@@ -1,9 +1,29 @@
-"""What clients compute and hold, for people: rows of the tables of plan and result."""
+"""Parameters, and what clients send, compute and hold, for people: rows of the tables of plan, result and page."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.filesize import decimal as format_bytes
+
+from fedpft.report.scores import CURVES, shown_models
+
+_COUNTS = (("params", "parameters", 10**6, "M"), ("transformer_params", "transformer layers", 2**20, "Mi"))
+"""Count, its title, and its unit: for the layers alone it is the paper's."""
+
+
+def cost_rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of each row that plan and result share: parameters, a client's bytes and compute."""
+    models = shown_models(CURVES, values["method"])
+    for kind, title, unit, name in _COUNTS:
+        counts = {model: values[f"num_{kind}_{model}"] for model in models}
+        for model, count in counts.items():
+            smaller = f"{counts['fm'] / count:.2f} x smaller" if model == "sub_fm" else ""
+            yield f"{title}, {models[model]}", f"{count / unit:.2f} {name}", smaller
+    yield "parameters, adapter", f"{values['num_params_adapter'] / 1e6:.2f} M", ""
+    for direction in ("up", "down"):
+        size = format_bytes(values[f"bytes_{direction}_per_client_round"])
+        yield f"traffic {direction}", size, "per client and round"
+    yield from compute_rows(values)
 
 
 def compute_rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -57,7 +57,8 @@ def panels(blocks: Sequence[Mapping[str, Mapping[str, Any]]], title: str) -> "Fi
                 hovertemplate=f"{title} %{{x}}, layer %{{y}}: %{{z:.4f}}<extra></extra>",
             )  # fmt: skip
             figure.add_trace(panel, row=row, col=1)
-    figure.update_annotations(font_size=13)  # the titles, short enough for a phone
+    # the titles: short enough for a phone, and at the left, where it is before anybody scrolls
+    figure.update_annotations(font_size=13, x=0, xanchor="left")
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_xaxes(title=title, row=len(PANELS), col=1)
     figure.update_yaxes(title="layer", dtick=max(1, num_layers // 6), showgrid=False, zeroline=False)

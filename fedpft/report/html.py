@@ -72,6 +72,11 @@ def note(text: str) -> str:
     return f'<p class="quiet">{escape(text)}</p>'
 
 
+def details(title: str, content: str) -> str:
+    """Return HTML that is folded under its title."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
 def plot(figure: "Figure", label: str, min_width: int = 0) -> str:
     """Return a figure.
 

@@ -6,10 +6,13 @@ const hidden = new Set();
 
 function template() {
   const style = getComputedStyle(document.documentElement);
-  const [text, line] = ["--text", "--line"].map(name => style.getPropertyValue(name));
+  const [text, line, back] = ["--text", "--line", "--back"].map(name => style.getPropertyValue(name));
   const axis = {gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true};
   const clear = "rgba(0,0,0,0)";
-  return {layout: {font: {color: text}, paper_bgcolor: clear, plot_bgcolor: clear, xaxis: axis, yaxis: axis}};
+  const words = {bgcolor: back};  // what is written in a figure hides the lines behind it
+  return {layout: {
+    font: {color: text}, paper_bgcolor: clear, plot_bgcolor: clear, xaxis: axis, yaxis: axis, annotationdefaults: words,
+  }};
 }
 
 function draw(plot) {

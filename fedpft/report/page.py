@@ -2,19 +2,25 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatch
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpft.config import Config, load_config
+from fedpft.config.compare import HARMLESS
+from fedpft.config.flat import flat_settings
 from fedpft.metrics import metric_row
 from fedpft.output import PARTITION_FILE, ROUNDS_FILE
 from fedpft.report.clients import ABOUT, SPREAD, TITLE, accuracy_boxes
-from fedpft.report.compute import compute_rows
+from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import heat_map
 from fedpft.report.html import PALETTE, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
 from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
+from fedpft.report.wording import duration
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -33,7 +39,8 @@ def write_page(output_dir: Path) -> dict[str, Path]:
         records = [json.loads(line) for line in (output_dir / ROUNDS_FILE).read_text().splitlines()]
         counted = output_dir / PARTITION_FILE
         partition = json.loads(counted.read_text()) if counted.exists() else None
-        path.write_text(page(result, records, partition), encoding="utf-8")
+        config = load_config(output_dir / "config.yaml")
+        path.write_text(page(result, config, records, partition), encoding="utf-8")
     except Exception as error:  # the run's results are safe already
         warnings.warn(f"no report.html: {type(error).__name__}: {error}", stacklevel=2)
         return {}
@@ -41,12 +48,16 @@ def write_page(output_dir: Path) -> dict[str, Path]:
 
 
 def page(
-    result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], partition: Mapping[str, Any] | None = None
+    result: Mapping[str, Any],
+    config: Config,
+    records: Sequence[Mapping[str, Any]],
+    partition: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page's HTML.
 
     Args:
         result: the run's `result.json`.
+        config: its settings.
         records: the lines of its `rounds.jsonl`.
         partition: its `partition.json`, if there is one.
 
@@ -67,12 +78,16 @@ def page(
         f"<div><dt>{model}</dt><dd>{metric_value(result[key], metric)}</dd></div>" for key, model in shown.items()
     )
     parts = [
-        paragraph(f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}; {title}:"),
+        paragraph(
+            f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}: {config.fm.path} on "
+            f"{config.task.name}, {config.federated.num_clients} clients; {title}:"
+        ),
         f"<dl>{numbers}</dl>",
         _metric_table(result["metrics"], shown),
-        paragraph("; ".join(f"{title} {value} ({about})" for title, value, about in compute_rows(result))),
         *(section(title, plot(figure, title)) for title, figure in figures.items()),
         _client_section(result),
+        section("What it costs", table(["cost", "value"], _cost_rows(result), "costs")),
+        section("Settings other than the defaults", table(["key", "value"], _setting_rows(config), "settings")),
     ]
     return document(result["name"], parts)
 
@@ -86,6 +101,19 @@ def _client_section(result: Mapping[str, Any]) -> str:
     said = "; ".join(f"{title} {metric_value(spread[key], 'accuracy')}" for key, title in SPREAD.items())
     figure = accuracy_boxes({"clients": values}, PALETTE[:1])
     return section(TITLE, paragraph(f"{said}; {len(values)} clients"), plot(figure, TITLE), note(ABOUT))
+
+
+def _cost_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    for title, value, about in (*cost_rows(result), ("wall time", duration(result["wall_seconds"]), "")):
+        yield f'{title} <span class="quiet">{about}</span>', value
+
+
+def _setting_rows(config: Config) -> Iterator[Sequence[str]]:
+    """Yield key and value of what the numbers depend on and is not as it is without a config."""
+    defaults = flat_settings(asdict(Config()))
+    for key, value in flat_settings(asdict(config)).items():
+        if value != defaults.get(key) and not any(fnmatch(key, pattern) for pattern in HARMLESS):
+            yield escape(key).replace(".", ".<wbr>"), escape(value.strip('"'))
 
 
 def _metric_table(metrics: Mapping[str, Mapping[str, float]], models: Mapping[str, str]) -> str:

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.filesize import decimal as format_bytes
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.clients import client_rows
-from fedpft.report.compute import compute_rows
+from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
-from fedpft.report.scores import CURVES, round_scores, score_rows, shown_models
+from fedpft.report.scores import round_scores, score_rows
 from fedpft.report.wording import duration, round_line
 
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
@@ -28,8 +27,6 @@ _MAX_CLIENT_ROWS = 20
 _SHADES = "·░▒▓█"
 _SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
 _LABEL_WIDTH = 7
-_COUNTS = (("params", "parameters", 10**6, "M"), ("transformer_params", "transformer layers", 2**20, "Mi"))
-"""Count, its title, and its unit: for the layers alone it is the paper's."""
 
 
 class Screen:
@@ -190,7 +187,8 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     for line in partition_picture(plan["label_histogram"], plan["label_names"], console.width):
         console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
     facts = _facts_table()
-    _add_costs(facts, plan)
+    for row in cost_rows(plan):
+        facts.add_row(*row)
     facts.add_row("actors", str(plan["actors"]), f"pool {plan['pool']}")
     console.print(facts)
     for warning in plan["warnings"]:
@@ -206,7 +204,8 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
     for row in fidelity_rows(result):
         facts.add_row(*row)
     facts.add_section()
-    _add_costs(facts, result)
+    for row in cost_rows(result):
+        facts.add_row(*row)
     if made := result.get("construction"):
         origin = "from cache" if made["cached"] else "built"
         facts.add_row("sub-FM", (made["key"] or "")[:SHOWN_DIGITS], f"{origin}, {duration(made['seconds'])}")
@@ -253,19 +252,3 @@ def _facts_table(title: str | None = None) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
     return table
-
-
-def _add_costs(table: Table, values: Mapping[str, Any]) -> None:
-    """Add the rows that plan and result share: parameters, and a client's bytes, compute and memory."""
-    models = shown_models(CURVES, values["method"])
-    for kind, title, unit, name in _COUNTS:
-        counts = {model: values[f"num_{kind}_{model}"] for model in models}
-        for model, count in counts.items():
-            smaller = f"{counts['fm'] / count:.2f} x smaller" if model == "sub_fm" else ""
-            table.add_row(f"{title}, {models[model]}", f"{count / unit:.2f} {name}", smaller)
-    table.add_row("parameters, adapter", f"{values['num_params_adapter'] / 1e6:.2f} M", "")
-    for direction in ("up", "down"):
-        size = format_bytes(values[f"bytes_{direction}_per_client_round"])
-        table.add_row(f"traffic {direction}", size, "per client and round")
-    for row in compute_rows(values):
-        table.add_row(*row)

@@ -55,14 +55,17 @@ class SweepScreen:
         self._live.stop()
 
     def trial_started(self, name: str) -> None:
-        """Show it as running."""
-        row = self._rows.setdefault(name, _Row())
-        row.status, row.started = "running", time.monotonic()
+        """Show it as running; its time counts from its first start."""
+        self._rows.setdefault(name, _Row(started=time.monotonic())).status = "running"
 
     def trial_reported(self, name: str, round_index: int, value: float) -> None:
         """Show its newest value."""
         row = self._rows.setdefault(name, _Row())
         row.round, row.value = round_index, value
+
+    def trial_retried(self, name: str, reason: str) -> None:
+        """Say why."""
+        self._line(f"trial {name} failed, tried again: {reason}")
 
     def trial_ended(self, name: str, *, failed: bool) -> None:
         """Leave a line."""
@@ -71,8 +74,10 @@ class SweepScreen:
         ended = sum(row.status != "running" for row in self._rows.values())
         value = "" if row.value is None else f"  {self._metric} {row.value:.4f}"
         line = f"trial {ended}/{self._total}  {name}  round {row.round}{value}  {duration(row.seconds)}"
-        line += "  failed" * failed
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._line(line + "  failed" * failed)
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table("trial", "round", self._metric, "time", box=SIMPLE)
@@ -108,7 +113,8 @@ def print_sweep(console: Console, summary: Mapping[str, Any]) -> None:
         if trial["error"]:
             line = f"{trial['name']} failed: {trial['error']}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{len(summary['trials'])} trials in {duration(summary['wall_seconds'])}", highlight=False)
+    since = " since --resume" if summary["resumed"] else ""
+    console.print(f"{len(summary['trials'])} trials, {duration(summary['wall_seconds'])}{since}", highlight=False)
 
 
 def with_interval(mean: float | None, half: float | None, metric: str | None) -> str:

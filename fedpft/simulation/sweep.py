@@ -12,6 +12,7 @@ checkpoint, in its own folder; Tune's is only the round that was reported last.
 import json
 import logging
 import os
+import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -57,6 +58,9 @@ class Watcher(Protocol):
 
     def trial_reported(self, name: str, round_index: int, value: float) -> None:
         """An evaluation round is over."""
+
+    def trial_retried(self, name: str, reason: str) -> None:
+        """It failed, and is tried again."""
 
     def trial_ended(self, name: str, *, failed: bool) -> None:
         """It will not run again: finished, stopped early, or failed; why it did comes with the results."""
@@ -227,6 +231,11 @@ class _Told(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         self.watcher.trial_reported(_name(trial), result["round"], result["value"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        file = trial.pickled_error_file  # not yet in the storage, where `get_pickled_error` looks for it
+        reason = _reason(pickle.loads(Path(file).read_bytes())) if file else "Ray Tune says no reason"
+        self.watcher.trial_retried(_name(trial), reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.watcher.trial_ended(_name(trial), failed=False)

@@ -10,7 +10,7 @@ import pytest
 
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.files import write_comparison
-from tests.run_folders import sweep_folder
+from tests.run_folders import run_folder, sweep_folder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -31,7 +31,9 @@ for (const name of ["error", "warn"]) console[name] = (...said) => wrong.push(na
 PROBE = """<script>
 addEventListener("load", () => setTimeout(() => {
   const found = (() => { %s })();
-  const said = JSON.stringify({...found, wrong, requests: performance.getEntriesByType("resource").length});
+  const [inner, scroll] = [innerWidth, document.documentElement.scrollWidth];
+  const requests = performance.getEntriesByType("resource").length;
+  const said = JSON.stringify({...found, wrong, inner, scroll, requests});
   const answer = document.createElement("pre");
   answer.id = "probe";
   answer.textContent = said;
@@ -56,7 +58,7 @@ def page(tmp_path_factory):
 
 
 def probe(page, script, extra="", *flags):
-    """Return what a script says of the page, with `wrong` and the number of `requests`."""
+    """Return what a script says of the page, with `wrong`, its widths `inner` and `scroll`, and `requests`."""
     text = page.read_text(encoding="utf-8")
     text = text.replace("<style>", f"{WATCH}<style>", 1).replace("</main>", f"{extra}</main>", 1)
     probed = page.with_name("probed.html")
@@ -100,8 +102,8 @@ def test_a_box_hides_its_group_everywhere_and_brings_it_back(page):
     """
     found = probe(page, script)
     assert found["wrong"] == []
-    assert found["before"] == found["back"] == [6, 3, 3, 3, 3, 0, 3, 3]
-    assert found["without"] == [4, 2, 2, 2, 2, 0, 2, 2]
+    assert found["before"] == found["back"] == [9, 3, 3, 3, 3, 0, 3, 3]
+    assert found["without"] == [6, 2, 2, 2, 2, 0, 2, 2]
     assert found["said"] == "2 of 3 shown"
     assert found["verdicts"] == 2, "the baseline has none to hide"
     assert found["focused"]
@@ -141,16 +143,39 @@ def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(page
     assert found["images"]
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(page):
-    probe(page, "return {inner: innerWidth, scroll: document.documentElement.scrollWidth, plots: plots.length}")
+def probe_phone(page, script):
+    """Return what :func:`probe` does, of the page on a screen of 390 pixels."""
+    probe(page, script)
     phone = page.with_name("phone.html")
     phone.write_text(
         '<iframe src="probed.html" style="width: 390px; height: 800px; border: 0"></iframe><pre id="probe"></pre>'
         "<script>"
         'addEventListener("message", event => document.getElementById("probe").textContent = event.data)</script>'
     )
-    found = read(phone)
+    return read(phone)
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(page):
+    found = probe_phone(page, "return {plots: plots.length}")
     assert (found["inner"], found["wrong"], found["plots"]) == (390, [], 7)
+    assert found["scroll"] <= 390
+
+
+def test_many_groups_of_long_names_fit_a_phone_and_their_verdicts_unfold_by_keyboard(tmp_path):
+    for index in range(6):
+        settings = [f"align.neurons.update_ratio=0.{index + 1}25", f"align.neurons.interval={index % 3 + 1}"]
+        run = run_folder(tmp_path / str(index), *settings, fm=0.7 + index / 100)
+        (run / "partition.json").write_text(json.dumps({"label_names": ["no", "yes"], "label_histogram": [[index, 1]]}))
+    page = write_comparison(compare([tmp_path]), tmp_path / "out")["page"]
+    script = """
+      const folded = document.querySelector("details"), before = folded.offsetHeight;
+      folded.firstElementChild.focus();
+      document.activeElement.click();
+      return {before, after: folded.offsetHeight};
+    """
+    found = probe_phone(page, script)
+    assert (found["inner"], found["wrong"]) == (390, [])
+    assert found["after"] > found["before"] + 100
     assert found["scroll"] <= 390
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -24,13 +25,16 @@ class Heard:
     """A watcher that remembers."""
 
     def __init__(self):
-        self.started, self.reported, self.ended = [], [], {}
+        self.started, self.reported, self.retried, self.ended = [], [], {}, {}
 
     def trial_started(self, name):
         self.started.append(name)
 
     def trial_reported(self, name, round_index, value):
         self.reported.append((name, round_index, value))
+
+    def trial_retried(self, name, reason):
+        self.retried[name] = reason
 
     def trial_ended(self, name, *, failed):
         self.ended[name] = failed
@@ -77,6 +81,7 @@ def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of
     assert {trial.name: error for trial, error in ended} == {trial.name: None for trial in trials}
     assert heard.ended == {trial.name: False for trial in trials}
     assert heard.started.count("pool-ray") == 2
+    assert heard.retried == {"pool-ray": "RuntimeError: a cosmic ray"}
     assert [r for name, r, _ in heard.reported if name == "pool-ray"] == [2, 4]
     plain = replace(trials[1].config, output_dir=str(tmp_path / "plain"))
     run(replace(plain, pool=replace(plain.pool, kind="sequential")))
@@ -116,6 +121,26 @@ def test_asha_stops_a_bad_trial_early_and_one_that_fails_spoils_no_other(local_r
     assert (errors["rank-4"], errors["rank-1"]) == (None, None)
     assert "bad luck" in errors["rank-7"]
     assert heard.ended == {"rank-4": False, "rank-7": True, "rank-1": False}
+
+
+@pytest.mark.cluster
+def test_hyperband_stops_the_worse_and_the_one_that_it_paused_goes_on_to_the_bits_of_a_plain_run(local_ray, tmp_path):
+    sweep = SweepConfig(
+        base=tiny_base(tmp_path, "pool.kind=sequential"), output_dir=str(tmp_path / "sweep"),
+        space={"federated.lr": {"grid": [1e-3, 2e-3, 4e-3, 3e-3]}}, scheduler="hyperband", reduction_factor=4,
+        metric="lr", goal="max", driver_cpus=2.0,  # one after the other, and the one that waits for the last is better
+    )  # fmt: skip
+    trials, heard = planned_trials(sweep), Heard()
+    ended = engine.run_trials(sweep, trials, partial(sweeps.play_trial, sweep.metric, sweep.goal), heard)
+    assert [error for _, error in ended] == [None] * 4
+    rounds = {name: round_index for name, round_index, _ in heard.reported}
+    assert [rounds[trial.name] for trial in trials] == [4, 4, 4, 2], "two brackets, the second keeps one of two"
+    assert [heard.started.count(trial.name) for trial in trials] == [1, 1, 2, 1]
+    *_, paused, stopped = trials
+    assert sweeps.outcome(sweep, stopped, None).status == "stopped"
+    run(replace(paused.config, output_dir=str(tmp_path / "plain")))
+    adapters = [tmp_path / place / "adapter/adapter_model.safetensors" for place in ("plain", paused.config.output_dir)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 def test_optuna_gets_the_mean_over_the_seeds_that_did_not_fail(tmp_path):

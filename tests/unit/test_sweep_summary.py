@@ -33,7 +33,7 @@ def test_an_interval_is_students():
 
 
 def test_points_are_ranked_by_their_mean_over_seeds_the_better_first():
-    outcomes = [ended(1, 1, 0.9), ended(1, 2, 0.1), ended(2, 1, 0.6), ended(2, 2, 0.6)]
+    outcomes = [ended(1, 1, 0.9), ended(1, 2, 0.1), ended(2, 2, 0.6), ended(2, 1, 0.6)]
     assert ranks(outcomes) == [2, 1]
     best = summarise(SWEEP, outcomes)["points"][0]
     assert (best["mean"], best["interval"], best["seeds"], best["values"]) == (0.6, 0.0, [1, 2], [0.6, 0.6])
@@ -55,12 +55,13 @@ def test_trials_that_were_stopped_come_after_those_that_finished_and_failures_la
 
 def test_a_summary_is_json_and_is_printed_with_the_reasons_of_failures():
     outcomes = [ended(1, 1, 0.86), ended(1, 2, 0.88), ended(2, 1, None, "failed", error="ValueError: [no]")]
-    summary = json.loads(json.dumps({"wall_seconds": 3.0, **summarise(SWEEP, outcomes)}))
+    summary = json.loads(json.dumps({"wall_seconds": 3.0, "resumed": True, **summarise(SWEEP, outcomes)}))
     console = Console(file=io.StringIO(), width=120)
     print_sweep(console, summary)
     text = console.file.getvalue()
     assert "87.0 % ± 12.7" in text
     assert "2 finished" in text
+    assert "3 trials, 3.0 s since --resume" in text
     assert "rank-2_seed-1 failed: ValueError: [no]" in text
 
 
@@ -91,10 +92,12 @@ def test_the_screen_leaves_a_line_for_each_trial_that_ends(terminal):
     with SweepScreen(console, "fm", 2) as screen:
         screen.trial_started("a")
         screen.trial_reported("a", 4, 0.5)
+        screen.trial_retried("a", "ValueError: [no]")
         screen.trial_ended("a", failed=False)
         screen.trial_started("b")
         screen.trial_ended("b", failed=True)
     text = console.file.getvalue()
     assert "trial 1/2  a  round 4  fm 0.5000" in text
     assert "trial 2/2  b  round 0" in text
-    assert text.count("failed") == 1
+    assert "trial a failed, tried again: ValueError: [no]" in text
+    assert text.count("failed") == 2

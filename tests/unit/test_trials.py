@@ -140,6 +140,7 @@ def test_a_config_that_cannot_work_is_refused_with_key_and_trial(base):
         ({"seeds": (1, 1)}, "seeds: found [1, 1], allowed: seeds that differ"),
         ({"search": "optuna"}, "keys and laws with search = optuna"),
         ({"max_concurrent": 0}, "max_concurrent: found 0, allowed: null or an integer > 0"),
+        ({"scheduler": "hyperband", "max_concurrent": 2}, "max_concurrent: found 2, allowed: null with scheduler = "),
         ({"driver_cpus": 0.0}, "driver_cpus: found 0.0, allowed: a number > 0"),
         ({"max_retries": -1}, "max_retries: found -1, allowed: a number >= 0"),
         (
@@ -163,6 +164,13 @@ def test_a_file_names_its_base_from_its_own_folder_and_overrides_win(base, tmp_p
     assert f"{file}: sampels: unknown key; allowed: name, base" in refused(load_sweep, file, ["sampels=3"])
     assert "search" in refused(load_sweep, file, ["search=guess"])
     assert "max_concurrent" in refused(load_sweep, file, ["max_concurrent=0"])
+
+
+def test_a_space_on_the_command_line_replaces_the_files(base, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("base: base.yaml\nspace: {lora.rank: {grid: [1, 2]}, federated.lr: {grid: [0.1]}}\n")
+    sweep = load_sweep(file, ["space={lora.rank: {choice: [3, 4]}}", "search=random"])
+    assert [(each.key, each.law, each.values) for each in sweep.dimensions] == [("lora.rank", "choice", (3, 4))]
 
 
 def test_nested_settings_are_overrides_that_say_the_same():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedpft.config import ConfigError
 from fedpft.metrics import Goal
@@ -48,6 +48,13 @@ class Comparison:
         spreads = {group.label: client_spread(group) for group in self.groups}
         return {label: spread for label, spread in spreads.items() if spread}
 
+    def price(self, label: str, axis: str) -> str | None:
+        """Return a group's price on an axis in words; None: not measured."""
+        value, shown = self.costs[label].get(axis), AXES[axis].shown
+        if value is None:
+            return None
+        return metric_change(value, self.metric) if shown is None else shown(value)
+
     def front(self, axis: str) -> list[str]:
         """Return the groups that are Pareto-optimal in metric and this price."""
         prices = {label: costs[axis] for label, costs in self.costs.items() if axis in costs}
@@ -66,6 +73,15 @@ class Comparison:
         mean = self.differences[label].mean
         return "" if mean is None else metric_change(mean, self.metric)
 
+    def standing(self, label: str) -> Literal["better", "worse", "not distinguishable", "not comparable"]:
+        """Return how a group stands against the baseline."""
+        found = self.differences[label]
+        if found.mean is None:
+            return "not comparable"
+        if not found.is_distinguishable:
+            return "not distinguishable"
+        return "better" if (found.mean > 0) == (self.goal == "max") else "worse"
+
     def verdict(self, label: str) -> str:
         """Return in words how a group stands against the baseline."""
         found = self.differences[label]
@@ -79,7 +95,7 @@ class Comparison:
         interval = metric_range(found.low, found.high, self.metric)
         if not found.is_distinguishable:
             return f"{unclear} (n = {found.n} seeds; {change}, 95 % {interval}, Holm's p = {found.p_holm:.2g})"
-        verb = "beats" if (found.mean > 0) == (self.goal == "max") else "loses to"
+        verb = "beats" if self.standing(label) == "better" else "loses to"
         size = metric_change(abs(found.mean), self.metric).lstrip("+")
         low, high = (found.low, found.high) if found.mean > 0 else (-found.high, -found.low)
         why = f"95 % {metric_range(low, high, self.metric)}, n = {found.n} seeds, Holm's p = {found.p_holm:.2g}"

@@ -22,7 +22,8 @@ class Axis:
     """For the head of a column."""
     of: Callable[[Mapping[str, Any]], float | None]
     """`result.json` -> the price; None if the run did not measure it."""
-    shown: Callable[[float], str]
+    shown: Callable[[float], str] | None
+    """None: it is a difference of the primary metric, in that one's unit."""
     unit: str = ""
     """After an SI prefix on plots."""
     goal: Goal = "min"
@@ -76,9 +77,7 @@ AXES: dict[str, Axis] = {
     "align_seconds": Axis(
         title="time to construct and align", short="align", of=_align_seconds, shown=duration, unit="s"
     ),
-    "leakage_gap": Axis(
-        title="leakage gap (FM minus proxy)", short="gap", of=_leakage_gap, shown=lambda v: f"{v:+.3f}", goal="max"
-    ),
+    "leakage_gap": Axis(title="leakage gap (FM minus proxy)", short="gap", of=_leakage_gap, shown=None, goal="max"),
 }
 """Key in `compare.json` -> axis. A group's price is the mean over its runs."""
 

@@ -1,7 +1,7 @@
 """The figures of a comparison: in all of them a group has the same colour and marker, and its label as legendgroup."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -84,16 +84,19 @@ def pareto_figure(comparison: Comparison, axis: str) -> "Figure":
     for group in priced:
         label, mean, values = group.label, means[group.label], group.values.values()
         bars = {"symmetric": False, "array": [max(values) - mean], "arrayminus": [mean - min(values)], "thickness": 1.5}
-        hover = f"{label}<br>{metric_value(mean, comparison.metric)}, {what.shown(prices[label])}<extra></extra>"
+        said = f"{metric_value(mean, comparison.metric)}, {comparison.price(label, axis)}"
         point = Scatter(
             x=[prices[label]], y=[mean], error_y=bars, mode="markers", name=label, legendgroup=label, showlegend=False,
             marker={"color": colours[label], "symbol": markers[label], "size": 14},
-            opacity=1 if label in front else 0.4, hovertemplate=hover,
+            opacity=1 if label in front else 0.4, hovertemplate=f"{label}<br>{said}<extra></extra>",
         )  # fmt: skip
         figure.add_trace(point)
-    unit = {"exponentformat": "SI", "ticksuffix": what.unit} if what.unit else {"exponentformat": "SI"}
+    unit = {"exponentformat": "SI", "ticksuffix": what.unit}
+    if what.shown is None:
+        unit = _percent(comparison)
     better = "less" if what.goal == "min" else "more"
-    figure.update_layout(height=_HEIGHT, margin=_MARGIN, xaxis={"title": f"{what.title}; {better} is better", **unit})
+    price_axis = {"title": f"{what.title}; {better} is better", "range": _range(prices.values()), **unit}
+    figure.update_layout(height=_HEIGHT, margin=_MARGIN, xaxis=price_axis)
     return _with_metric_axis(figure, comparison)
 
 
@@ -133,15 +136,17 @@ class _Axis:
     def __init__(self, name: str, values: Sequence[Any], metric: str | None = None) -> None:
         self.name = name
         distinct = list(dict.fromkeys(map(_written, values)))
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        are_few = len(distinct) <= _MAX_TICKS and metric is None
+        are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        if are_numbers and not are_few:
             low, high = min(values), max(values)
             self.heights = [(value - low) / (high - low) if high > low else 0.5 for value in values]
-            texts = [metric_value(value, metric) if metric else f"{value:g}" for value in values]
-        else:
-            order = {text: index / max(1, len(distinct) - 1) for index, text in enumerate(distinct)}
-            self.heights, texts = [order[_written(value)] for value in values], [_written(value) for value in values]
+        else:  # at equal distances, where what is written beside them has room
+            order = list(map(_written, sorted(set(values)))) if are_numbers else distinct
+            self.heights = [order.index(_written(value)) / max(1, len(order) - 1) for value in values]
+        texts = [metric_value(value, metric) if metric else _written(value) for value in values]
         ticks = sorted(dict(zip(self.heights, texts, strict=True)).items())
-        self.ticks = ticks if len(distinct) <= _MAX_TICKS and metric is None else [ticks[0], ticks[-1]]
+        self.ticks = ticks if are_few else [ticks[0], ticks[-1]]
 
 
 def fidelity_figure(comparison: Comparison) -> "Figure | None":
@@ -223,9 +228,23 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _with_metric_axis(figure: "Figure", comparison: Comparison) -> "Figure":
-    percent = {"tickformat": ".0%"} if metric_row(comparison.metric).is_fraction else {}
-    return figure.update_yaxes(title=metric_title(comparison.metric), **percent)
+    return figure.update_yaxes(title=metric_title(comparison.metric), **_percent(comparison))
+
+
+def _percent(comparison: Comparison) -> dict[str, str]:
+    """Return what an axis in the metric's unit needs."""
+    return {"tickformat": ".0~%"} if metric_row(comparison.metric).is_fraction else {}
+
+
+def _range(prices: Collection[float]) -> list[float] | None:
+    """Return an axis's range around prices that are equal, of which plotly would number the last digits; else None."""
+    low, high = min(prices), max(prices)
+    middle = (low + high) / 2
+    around = abs(middle) / 10 or 1.0
+    return [middle - around, middle + around] if high - low < around / 100 else None
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
     return "not set" if value is None else str(value).rstrip("/").rpartition("/")[2]

@@ -1,6 +1,7 @@
 """The page of a comparison: verdicts, table, figures, and a filter of groups that holds for all of them."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from html import escape
 
 from fedpft.report.clients import ABOUT, SPREAD, TITLE
@@ -19,12 +20,15 @@ from fedpft.report.compare.figures import (
     spread_figure,
 )
 from fedpft.report.compare.groups import short_key
-from fedpft.report.html import choice, document, note, paragraph, plot, section, table
+from fedpft.report.html import choice, details, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
 from fedpft.report.scores import CURVES, metric_title, metric_value
 
 _MIN_AXIS_WIDTH = 110
 """Pixels that an axis of parallel coordinates, or a column of the fidelity meter, needs."""
+
+_MAX_VERDICTS = 4
+"""On a first screen; more are folded under their tally."""
 
 _MIN_BOX_WIDTH = 480
 """Pixels that boxes beside their labels need."""
@@ -44,7 +48,13 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
         for group in comparison.groups
         if group.label in comparison.differences
     )
-    yield f"<ul>{''.join(said)}</ul>"
+    said_all = f"<ul>{''.join(said)}</ul>"
+    if len(comparison.differences) <= _MAX_VERDICTS:
+        yield said_all
+    else:
+        counted = Counter(comparison.standing(label) for label in comparison.differences)
+        tally = ", ".join(f"{number} {standing}" for standing, number in sorted(counted.items()))
+        yield details(f"Against {comparison.baseline}: {tally}", said_all)
     if comparison.differences:
         yield note(
             f"Paired t-tests against {comparison.baseline} over common seeds; p values by Holm for "
@@ -65,7 +75,7 @@ def _sections(comparison: Comparison) -> Iterator[str]:
     yield section(f"{metric[0].upper()}{metric[1:]} by round", choice("model", panels), note(about))
     if comparison.axes:
         about = "The dotted line joins the Pareto-optimal groups; others are faded. Bars: lowest to highest seed."
-        prices = {AXES[axis].title: pareto_figure(comparison, axis) for axis in comparison.axes}
+        prices = {AXES[axis].title: pareto_figure(comparison, axis) for axis in _telling_first(comparison)}
         panels = {title: plot(figure, f"{metric} against {title}") for title, figure in prices.items()}
         yield section("What it costs", choice("price", panels), note(about))
     if figure := parallel_figure(comparison):
@@ -85,9 +95,11 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         width = _MIN_AXIS_WIDTH * len(comparison.groups)
         yield section("Spread over clients", plot(figure, "spread over clients", width), note(about))
     if rows := comparison.setting_rows():
-        titles = ["", *(_name(comparison, group.label) for group in comparison.groups)]
-        cells = ([escape(short_key(key)), *map(escape, values)] for key, values in rows)
-        yield section("Settings that differ", table(titles, cells, "settings that differ"))
+        labels = [group.label for group in comparison.groups]
+        values = zip(*(each for _, each in rows), strict=True)
+        cells = ([_name(comparison, label), *map(escape, each)] for label, each in zip(labels, values, strict=True))
+        titles = ["group", *(escape(short_key(key)) for key, _ in rows)]
+        yield section("Settings that differ", table(titles, cells, "settings that differ", labels))
 
 
 def _client_section(comparison: Comparison) -> str:
@@ -116,8 +128,8 @@ def _table(comparison: Comparison) -> str:
     titles = ["group", f"{metric_title(comparison.metric)} [95 %]", "seeds", "minus baseline"]
     rows = []
     for group in comparison.groups:
-        label, costs = group.label, comparison.costs[group.label]
-        prices = [_price(axis, costs, label in front) for axis, front in fronts.items()]
+        label = group.label
+        prices = [_price(comparison.price(label, axis), label in front) for axis, front in fronts.items()]
         said = [escape(comparison.score(label)), str(len(group.runs)), comparison.change(label)]
         rows.append([_name(comparison, label), *said, *prices])
     prices_head = [f'<abbr title="{escape(AXES[axis].title)}">{AXES[axis].short}</abbr>' for axis in fronts]
@@ -125,14 +137,19 @@ def _table(comparison: Comparison) -> str:
     return table([*map(escape, titles), *prices_head], rows, "groups, the best first", labels)
 
 
-def _price(axis: str, costs: Mapping[str, float], is_optimal: bool) -> str:
-    if axis not in costs:
+def _telling_first(comparison: Comparison) -> list[str]:
+    """Return the axes, those on which all groups pay the same last."""
+    paid = {axis: {comparison.price(group.label, axis) for group in comparison.groups} for axis in comparison.axes}
+    return sorted(comparison.axes, key=lambda axis: len(paid[axis]) == 1)
+
+
+def _price(price: str | None, is_optimal: bool) -> str:
+    if price is None:
         return "not measured"
-    shown = AXES[axis].shown(costs[axis])
-    return f'<span class="front">{shown}</span>' if is_optimal else shown
+    return f'<span class="front">{price}</span>' if is_optimal else price
 
 
 def _name(comparison: Comparison, label: str) -> str:
     """Return a group's label after its marker in its colour."""
-    glyph = MARKERS[group_markers(comparison)[label]]
-    return f'<span style="color: {group_colours(comparison)[label]}" aria-hidden="true">{glyph}</span> {escape(label)}'
+    glyph, colour = MARKERS[group_markers(comparison)[label]], group_colours(comparison)[label]
+    return f'<span style="color: {colour}" aria-hidden="true">{glyph}</span>&nbsp;{escape(label)}'

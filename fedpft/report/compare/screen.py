@@ -25,9 +25,9 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
         scores.add_row(escape(label), escape(score), str(len(group.runs)), comparison.change(label))
     console.print(scores)
     fronts = {axis: comparison.front(axis) for axis in comparison.axes}
-    prices = _table("costs (*: Pareto)", *(AXES[axis].short for axis in fronts))
+    prices = _table("costs, *: Pareto", *(AXES[axis].short for axis in fronts), wraps=True)
     for label in labels:
-        cells = (_price(axis, comparison.costs[label], label in front) for axis, front in fronts.items())
+        cells = (_price(comparison.price(label, axis), label in front) for axis, front in fronts.items())
         prices.add_row(escape(label), *cells)
     console.print(prices)
     if spreads := comparison.client_spreads:
@@ -49,13 +49,13 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
         console.print(f"{name:<5} {path}  {size}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _price(axis: str, costs: Mapping[str, float], is_optimal: bool) -> str:
-    return AXES[axis].shown(costs[axis]) + ("*" if is_optimal else "") if axis in costs else ""
+def _price(price: str | None, is_optimal: bool) -> str:
+    return (price or "") + "*" * is_optimal
 
 
 def _table(first: str, *titles: str, wraps: bool = False) -> Table:
     """Return a table whose labels are broken where it is too wide, and if it `wraps`, all else too."""
-    table = Table(box=SIMPLE, pad_edge=False)
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column(first, overflow="fold")
     for title in titles:
         table.add_column(escape(title), justify="right", no_wrap=not wraps, overflow="fold")

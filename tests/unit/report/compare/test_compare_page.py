@@ -52,7 +52,39 @@ def test_the_front_is_drawn_and_what_is_off_it_fades(comparison):
     assert (points[HALF].error_y.array, points[HALF].error_y.arrayminus) == (
         (pytest.approx(0.01),), (pytest.approx(0.01),),
     )  # fmt: skip
-    assert figure.layout.xaxis.ticksuffix == "B"
+    assert (figure.layout.xaxis.ticksuffix, figure.layout.xaxis.range) == ("B", None)
+
+
+def test_a_price_that_is_the_same_for_all_is_offered_last_on_an_axis_whose_numbers_are_readable(tmp_path):
+    for rank in (4, 8):
+        run_folder(tmp_path / str(rank), f"lora.rank={rank}", client_flops_per_round=rank * 10**6)
+    found = compare([tmp_path])
+    _fm, _sub_fm, first, second, *_ = re.findall("<option>(.*?)</option>", compare_page(found))
+    assert (first, second) == ("compute of a client and round", "traffic of all rounds")
+    assert pareto_figure(found, "client_memory").layout.xaxis.range == (63_000, 77_000)
+
+
+def test_the_leakage_gap_has_the_metrics_unit(comparison, html):
+    assert comparison.price(HALF, "leakage_gap") == "+10.0 points"
+    assert ">+10.0 points</span>" in html
+    assert pareto_figure(comparison, "leakage_gap").layout.xaxis.tickformat == ".0~%"
+
+
+def test_many_verdicts_are_folded_under_their_tally(tmp_path, html):
+    assert "<details>" not in html
+    for rank in range(1, 7):
+        for seed, noise in ((1, 0.0), (2, 0.002), (3, 0.001 * rank)):
+            run_folder(tmp_path / f"{rank}_{seed}", f"lora.rank={rank}", seed=seed, fm=0.5 + 0.1 * (rank > 3) + noise)
+    folded = compare_page(compare([tmp_path], "rank=4"))
+    assert "<summary>Against rank=4: 2 not distinguishable, 3 worse</summary><ul><li" in folded
+
+
+def test_a_settings_few_values_are_apart_however_close_their_numbers_are(tmp_path):
+    for index, rate in enumerate((1.0, 1e-3, 1e-2)):
+        run_folder(tmp_path / str(index), f"federated.lr={rate}", fm=0.5 + index / 10)
+    figure = parallel_figure(compare([tmp_path]))
+    heights = {label.text: label.y for label in figure.layout.annotations if label.x == 0}
+    assert heights == {"0.001": 0, "0.01": 0.5, "1": 1}
 
 
 def test_every_run_crosses_all_axes_between_the_lowest_and_the_highest_value(comparison):
@@ -120,7 +152,7 @@ def test_the_page_says_all_that_the_json_says(comparison, html):
     for shown in ("81.0 % [78.5 to 83.5]", "-9.8 points", "3.5 s"):
         assert shown in text
     rows = re.findall(r'<tr data-group="([^"]+)"', html)
-    assert rows == 2 * [HALF, FEDOT, QUARTER], "the best first, in the table of groups and in that of their clients"
+    assert rows == 3 * [HALF, FEDOT, QUARTER], "the best first: groups, their clients, their settings"
 
 
 def test_the_page_needs_no_network_and_holds_plotly_once(html):
