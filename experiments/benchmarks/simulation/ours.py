@@ -74,7 +74,7 @@ def play(workload: str, rounds: int, num_actors: int, num_clients: int | None) -
                 lr_schedule="constant",
             ),
             seed=0,
-            client_sizes=package.partition.sizes,
+            partition=package.partition,
             num_neurons=(),
             method=SimpleNamespace(wants_counts=lambda round_index, num_rounds: False),
             pool=pool,
