@@ -1,13 +1,15 @@
 """A head without a GPU, and a node that has one: `server_elsewhere.py FOLDER MOMENT [SETTING]...` runs on them.
 
 The server's side notes in FOLDER where the FM was loaded and what the object stores held. At MOMENT (`end`, `round`,
-`gone`) the run ends by itself, is interrupted after its second round, or loses its process. Prints as JSON what came.
+`gone`) the run ends by itself, is interrupted after its second round, or loses its process; it waits for that within
+the third. Prints as JSON what came.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -52,14 +54,34 @@ class Observer(SilentObserver):
 def object_stores():
     """Yield all bytes of each node's object store: the memory that its Ray shares with all processes."""
     for process in psutil.Process().children(recursive=True):
-        if process.name() == "raylet":
-            for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-                with suppress(FileNotFoundError):  # closed meanwhile
-                    if "plasma" in os.readlink(descriptor):
-                        yield descriptor.read_bytes()
+        with suppress(psutil.NoSuchProcess):  # Ray's helpers come and go
+            if process.name() == "raylet":
+                for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+                    with suppress(FileNotFoundError):  # closed meanwhile
+                        if "plasma" in os.readlink(descriptor):
+                            yield descriptor.read_bytes()
 
 
-def serve_and_note(folder, resume, config, observer):
+class Held:
+    """The observer, which keeps the server's side within the third round: else it may be done before it is stopped."""
+
+    def __init__(self, observer):
+        self.observer, self.round_index = observer, 0
+
+    def __getattr__(self, event):
+        return getattr(self.observer, event)
+
+    def round_started(self, round_index, *rest):
+        self.round_index = round_index
+        self.observer.round_started(round_index, *rest)
+
+    def client_finished(self, update):
+        self.observer.client_finished(update)
+        if self.round_index == 3:
+            time.sleep(600)
+
+
+def serve_and_note(folder, moment, resume, config, observer):
     """Serve, and note where the FM was loaded, and two of its rows: one that clients get, one that only the FM has."""
     from fedpft.launch import serve
 
@@ -74,7 +96,7 @@ def serve_and_note(folder, resume, config, observer):
         return fm
 
     pipeline.load_fm = load_and_note
-    return serve(config, observer, resume=resume)
+    return serve(config, observer if moment == "end" else Held(observer), resume=resume)
 
 
 def main() -> None:
@@ -91,7 +113,7 @@ def main() -> None:
         try:
             with interruptible():
                 resume = (folder / "out/checkpoints").exists()
-                result = serve_elsewhere(partial(serve_and_note, folder, resume), config, observer)
+                result = serve_elsewhere(partial(serve_and_note, folder, moment, resume), config, observer)
             found["fm"] = result.result["fm"]
         except (ConfigError, Interrupted, RunStoppedError) as stop:
             found["ended"] = f"{type(stop).__name__}: {stop}"
