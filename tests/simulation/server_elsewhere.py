@@ -33,6 +33,7 @@ class Observer(SilentObserver):
     """Notes what it hears, and what lies in the object stores after each round; may interrupt this process."""
 
     def __init__(self, folder, moment):
+        self.interrupted = time.monotonic()
         self.folder, self.moment, self.notes, self.rounds, self.clients, self.stores = folder, moment, [], [], [], []
 
     def note(self, line):
@@ -46,6 +47,7 @@ class Observer(SilentObserver):
         rows = [np.load(self.folder / f"{name}.npy").tobytes() for name in ("frozen", "dropped")]
         self.stores.append([any(row in store for store in object_stores()) for row in rows])
         if record["round"] == 2 and self.moment == "round":
+            self.interrupted = time.monotonic()
             os.kill(os.getpid(), signal.SIGINT)
         if record["round"] == 2 and self.moment == "gone":
             os.kill(json.loads((self.folder / "fm.json").read_text())["pid"], signal.SIGKILL)
@@ -77,8 +79,8 @@ class Held:
 
     def client_finished(self, update):
         self.observer.client_finished(update)
-        if self.round_index == 3:
-            time.sleep(600)
+        while self.round_index == 3:
+            time.sleep(0.1)  # in pieces: what Ray sends does not wake a sleeper
 
 
 def serve_and_note(folder, moment, resume, config, observer):
@@ -117,6 +119,7 @@ def main() -> None:
             found["fm"] = result.result["fm"]
         except (ConfigError, Interrupted, RunStoppedError) as stop:
             found["ended"] = f"{type(stop).__name__}: {stop}"
+            found["stopping_seconds"] = time.monotonic() - observer.interrupted
     loaded = folder / "fm.json"
     found |= {name: getattr(observer, name) for name in ("notes", "rounds", "clients", "stores")}
     found["loaded"] = json.loads(loaded.read_text()) if loaded.exists() else None
