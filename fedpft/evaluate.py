@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fedpft.config import ServerConfig
-from fedpft.data.collate import rows
+from fedpft.data.collate import rows, text_lengths
 from fedpft.metrics import METRICS, computed
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
@@ -63,6 +63,5 @@ def evaluate(
 
 
 def _by_length(dataset: Dataset) -> np.ndarray:
-    if "input_ids" not in dataset.column_names:
-        return np.arange(len(dataset))
-    return np.argsort([len(ids) for ids in dataset["input_ids"]], kind="stable")
+    lengths = text_lengths(dataset)
+    return np.arange(len(dataset)) if lengths is None else np.argsort(lengths, kind="stable")

@@ -3,8 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fedpft.config import Config, doubtful_settings, dump_config, reported_name
-from fedpft.data.histogram import partition_table
+from fedpft.data.histogram import label_groups, label_histograms
 from fedpft.federated.pool import SequentialPool
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.inputs import load_fm_and_data
@@ -34,8 +36,8 @@ def plan(config: Config) -> dict[str, Any]:
     return {
         "config_yaml": dump_config(config),
         "method": reported_name(config.method, config.align),
-        "client_sizes": data.partition.sizes.tolist(),
-        **partition_table(data),
+        "label_names": label_groups(data)[1],
+        "label_histogram": np.concatenate(list(label_histograms(data))),
         **costs(fm, proxy.model),
         **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step),
         "actors": pool_actors,

@@ -13,7 +13,7 @@ from fedpft.checkpoint import RunCheckpoint
 from fedpft.config import Config, reported_name
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
-from fedpft.data.histogram import partition_table
+from fedpft.data.histogram import label_histograms
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.evaluation import Evaluation
 from fedpft.federated.expected_accuracy import client_expected_accuracy
@@ -102,7 +102,7 @@ def tune(
     driver = Driver(
         config=config.federated,
         seed=config.seed,
-        client_sizes=data.partition.sizes,
+        partition=data.partition,
         num_neurons=proxy.num_neurons,
         method=method,
         pool=pool,
@@ -145,8 +145,8 @@ def _of_clients(data: FederatedData, last: Mapping[str, Any]) -> dict[str, Any]:
     """Return `client_expected_accuracy` of a classifier, given its last evaluation."""
     if "class_accuracy" not in last:
         return {}
-    counts = partition_table(data)["label_histogram"]
-    return {"client_expected_accuracy": client_expected_accuracy(counts, last["class_accuracy"])}
+    histograms = label_histograms(data)
+    return {"client_expected_accuracy": client_expected_accuracy(histograms, last["class_accuracy"])}
 
 
 def public_data(data: FederatedData) -> PublicData:

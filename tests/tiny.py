@@ -210,7 +210,7 @@ def tiny_package(
         proxy=pack_model(model),
         watched_layers=watched_layers,
         train=datasets.Dataset.from_dict({"input_ids": tokenizer(texts)["input_ids"], "label": labels}),
-        partition=Partition(order, np.concatenate(([0], np.cumsum(shard_sizes)))),
+        partition=Partition.of_sizes(order, np.array(shard_sizes)),
         collate=TextCollator(tokenizer),
         settings=LocalSettings(seed=seed, **settings),
     )

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from PIL.Image import Image
 from torch.nn.utils.rnn import pad_sequence
@@ -117,3 +118,10 @@ def rows(dataset: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> list
             f"task.path / public.path: found a broken image among rows {among}{', ...' if len(wanted) > 8 else ''}"
         )
         raise ConfigError(f"{message} ({reason}), allowed: images that can be decoded") from error
+
+
+def text_lengths(dataset: datasets.Dataset) -> np.ndarray | None:
+    """Return (rows,) how many tokens each row has, counted by Arrow without reading them; None: rows of images."""
+    if "input_ids" not in dataset.column_names:
+        return None
+    return pc.list_value_length(dataset.with_format("arrow")["input_ids"][:]).to_numpy()

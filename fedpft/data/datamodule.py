@@ -138,7 +138,7 @@ def partition_task(task: TaskData, config: FederatedConfig, seed: int) -> Partit
         require_column(task.train, settings.column, "federated.partition.column")
         owners = np.asarray(task.train[settings.column][:])
     return make_partition(
-        np.asarray(task.train[LABEL][:]) if has_classes else np.zeros(len(task.train), dtype=np.int64),
+        task.train.with_format("numpy")[LABEL][:] if has_classes else np.zeros(len(task.train), dtype=np.int64),
         config.num_clients,
         numpy_rng(seed, "partition"),
         kind=settings.kind,

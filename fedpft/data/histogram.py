@@ -1,5 +1,6 @@
 """Who owns what: a partition as a table of counts."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,22 @@ NUM_INTERVALS = 5
 
 
 def partition_table(data: FederatedData) -> dict[str, Any]:
-    """Return `label_names`, L words, and `label_histogram`, (clients, L): how many examples of each a client owns."""
+    """Return what is listed of a partition, as JSON.
+
+    Returns:
+        `label_names`: L words; `num_clients`; `label_histogram`: (clients, L), how many examples of each a client owns,
+        of the first `MAX_LISTED_CLIENTS`.
+
+    """
+    _, names = label_groups(data)
+    listed = next(label_histograms(data))
+    return {"label_names": names, "num_clients": data.partition.num_clients, "label_histogram": listed.tolist()}
+
+
+def label_histograms(data: FederatedData) -> Iterator[np.ndarray]:
+    """Yield how many examples of each group every client owns, (clients, L), block by block; see `label_groups`."""
     groups, names = label_groups(data)
-    return {"label_names": names, "label_histogram": data.partition.label_histogram(groups, len(names)).tolist()}
+    return (block.label_histogram(groups, len(names)) for block in data.partition.blocks())
 
 
 def label_groups(data: FederatedData) -> tuple[np.ndarray, list[str]]:
@@ -24,7 +38,7 @@ def label_groups(data: FederatedData) -> tuple[np.ndarray, list[str]]:
     """
     if "label" not in data.train.column_names:
         return np.zeros(len(data.train), dtype=np.int64), ["all"]
-    labels = np.asarray(data.train["label"][:])
+    labels = data.train.with_format("numpy")["label"][:]
     if data.kind != "regression":
         return labels, list(data.label_names)
     edges = np.histogram_bin_edges(labels, bins=NUM_INTERVALS)

@@ -13,15 +13,27 @@ from fedpft.config import ConfigError
 
 LAW_BLOCK_VALUES = 1 << 20  # label laws are drawn this many floats at a time: 8 MB, whatever the number of clients
 
+MAX_LISTED_CLIENTS = 10_000
+"""As many clients are listed one by one, the first ones; in files and figures a million would take gigabytes."""
+
 
 @dataclass(frozen=True)
 class Partition:
-    """Every client's examples as one index array and offsets, so that a million clients cost a few megabytes."""
+    """Every client's examples as one index array and offsets, so that a million clients cost a few megabytes.
+
+    It is all that is held of clients in number; what else is asked of them is derived from it when it is.
+    """
 
     order: np.ndarray
-    """(E,) int64: the indices of all examples, client after client."""
+    """(E,) int32, beyond its range int64: the indices of all examples, client after client."""
     offsets: np.ndarray
-    """(K + 1,) int64: client k owns `order[offsets[k]:offsets[k + 1]]`."""
+    """(K + 1,) of the same type: client k owns `order[offsets[k]:offsets[k + 1]]`."""
+
+    @classmethod
+    def of_sizes(cls, order: np.ndarray, sizes: np.ndarray) -> "Partition":
+        """Return the partition that deals `order`, (E,), out to clients of these sizes, (K,), which sum to E."""
+        kind = np.int32 if len(order) <= np.iinfo(np.int32).max else np.int64
+        return cls(order.astype(kind), np.concatenate(([0], np.cumsum(sizes))).astype(kind))
 
     @property
     def num_clients(self) -> int:
@@ -30,7 +42,7 @@ class Partition:
 
     @property
     def sizes(self) -> np.ndarray:
-        """(K,) int64: number of examples of each client."""
+        """(K,): number of examples of each client; a new array each time."""
         return np.diff(self.offsets)
 
     def shard(self, client_id: int) -> np.ndarray:
@@ -39,8 +51,14 @@ class Partition:
             raise IndexError(f"client_id {client_id}, but the partition has {self.num_clients} clients")
         return self.order[self.offsets[client_id] : self.offsets[client_id + 1]]
 
+    def blocks(self) -> Iterator["Partition"]:
+        """Yield the partitions of clients 0 to `MAX_LISTED_CLIENTS` - 1, of as many that follow, and so on."""
+        for first in range(0, self.num_clients, MAX_LISTED_CLIENTS):
+            offsets = self.offsets[first : first + MAX_LISTED_CLIENTS + 1]
+            yield Partition(self.order[offsets[0] : offsets[-1]], offsets - offsets[0])
+
     def label_histogram(self, labels: np.ndarray, num_labels: int) -> np.ndarray:
-        """Return (K, num_labels) int64: how many examples of each label each client owns; `labels` is (E,)."""
+        """Return (K, num_labels) int64: how many examples of each label each client owns, given all `labels`."""
         owner = np.repeat(np.arange(self.num_clients), self.sizes)
         cells = np.bincount(owner * num_labels + labels[self.order], minlength=self.num_clients * num_labels)
         return cells.reshape(self.num_clients, num_labels)
@@ -88,7 +106,7 @@ def make_partition(
         return _shards(codes, weights, labels_per_client, rng)
     sizes = _apportion(num_examples, weights)
     if kind == "iid":
-        return Partition(rng.permutation(num_examples), _offsets(sizes))
+        return Partition.of_sizes(rng.permutation(num_examples), sizes)
     if kind == "dirichlet":
         law = np.bincount(codes) / num_examples
         prior = dirichlet_alpha * (law if concentration == "total" else np.ones_like(law))
@@ -100,12 +118,12 @@ def _natural(owners: np.ndarray, num_clients: int) -> Partition:
     names, codes = np.unique(owners, return_inverse=True)
     if len(names) != num_clients:
         _fail("federated.num_clients", num_clients, f"{len(names)}, the number of owners in federated.partition.column")
-    return Partition(np.argsort(codes, kind="stable"), _offsets(np.bincount(codes)))
+    return Partition.of_sizes(np.argsort(codes, kind="stable"), np.bincount(codes))
 
 
 def _dirichlet(codes: np.ndarray, sizes: np.ndarray, prior: np.ndarray, rng: np.random.Generator) -> Partition:
     """Sizes first, then each client, in random order, fills up from its label law."""
-    offsets = _offsets(sizes)
+    ends = np.cumsum(sizes)
     remaining = np.bincount(codes, minlength=len(prior))
     label_of_slot = np.empty(len(codes), dtype=codes.dtype)
     # Late clients get what is left; a random order keeps that from depending on client_id.
@@ -113,10 +131,10 @@ def _dirichlet(codes: np.ndarray, sizes: np.ndarray, prior: np.ndarray, rng: np.
     for client, law in zip(clients, _label_laws(prior, len(sizes), rng), strict=True):
         counts = _draw(int(sizes[client]), law, remaining, rng)
         remaining -= counts
-        label_of_slot[offsets[client] : offsets[client + 1]] = np.repeat(np.arange(len(prior)), counts)
+        label_of_slot[ends[client] - sizes[client] : ends[client]] = np.repeat(np.arange(len(prior)), counts)
     order = np.empty(len(codes), dtype=np.int64)
     order[np.argsort(label_of_slot, kind="stable")] = _shuffled_by_label(codes, rng)
-    return Partition(order, offsets)
+    return Partition.of_sizes(order, sizes)
 
 
 def _label_laws(prior: np.ndarray, num_clients: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -159,7 +177,7 @@ def _shards(codes: np.ndarray, weights: np.ndarray, labels_per_client: int, rng:
         pieces = _apportion(int(label_counts[label]), weights[chosen])
         owner[start[label] : start[label + 1]] = np.repeat(chosen, pieces)
     order = _shuffled_by_label(codes, rng)[np.argsort(owner, kind="stable")]
-    return Partition(order, _offsets(np.bincount(owner, minlength=num_clients)))
+    return Partition.of_sizes(order, np.bincount(owner, minlength=num_clients))
 
 
 def _holders_per_label(label_counts: np.ndarray, num_clients: int, places: int) -> np.ndarray:
@@ -188,10 +206,6 @@ def _apportion(total: int, weights: np.ndarray) -> np.ndarray:
     missing = total - sizes.sum()
     sizes[np.argsort(sizes - shares, kind="stable")[:missing]] += 1
     return sizes
-
-
-def _offsets(sizes: np.ndarray) -> np.ndarray:
-    return np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
 
 
 def _fail(key: str, found: object, allowed: str) -> NoReturn:

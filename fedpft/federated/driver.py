@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from fedpft.config import FederatedConfig
+from fedpft.data.partition import Partition
 from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.check import check
 from fedpft.federated.memory import MemoryWatchdog
@@ -73,8 +74,8 @@ class Driver:
 
     config: FederatedConfig
     seed: int
-    client_sizes: np.ndarray
-    """(num_clients,) examples of each client."""
+    partition: Partition
+    """How many examples each client has."""
     num_neurons: Sequence[int]
     """Neurons of each FFN whose activations the clients count."""
     method: Method
@@ -106,7 +107,7 @@ class Driver:
         start = time.perf_counter()
         round_index = state.rounds_done + 1
         # 1. sample
-        attendance = draw_attendance(self.config, self.client_sizes, self.seed, round_index)
+        attendance = draw_attendance(self.config, self.partition.sizes, self.seed, round_index)
         # 2. plan
         plan = self._plan(state, round_index)
         # 3. run the clients
@@ -165,7 +166,7 @@ class Driver:
         """Return what was made of the good updates, and a failure for each client without one."""
         cohort = attendance.cohort
         self.observer.round_started(plan.round_index, self.config.rounds, list(cohort))
-        order = longest_first(cohort, self.client_sizes)
+        order = longest_first(cohort, self.partition.sizes)
         aggregation = Aggregation(order, cohort, self.config.aggregation)
         failures: list[ClientFailure] = []
         awaited = set(order)

@@ -6,43 +6,50 @@ evaluation set's, as in partitions by labels (`dirichlet`, `shards`, `iid`). It 
 otherwise (`natural`), and is no evaluation of their examples. Legend: `K` clients, `C` classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from fedpft.data.partition import MAX_LISTED_CLIENTS
 
 LOW_QUANTILE = 0.1
 
 
 def client_expected_accuracy(
-    label_histogram: Sequence[Sequence[int]], class_accuracy: Sequence[float | None]
+    label_histograms: Iterable[np.ndarray], class_accuracy: Sequence[float | None]
 ) -> dict[str, Any]:
     """Return the accuracies that clients may expect, and their spread over clients that have one, each counting once.
 
     Args:
-        label_histogram: (K, C) how many examples of each class a client owns.
+        label_histograms: how many examples of each class a client owns: (clients, C) each, all K clients in order.
         class_accuracy: (C,) share of each class that the model gets right; None: the evaluation set has none of it.
 
     Returns:
-        `values`: K accuracies to 6 decimals, None for a client that owns no example of a class with an accuracy;
-        `mean`, `p10` (the 10th percentile), `min`, `max`; empty if no client has one.
+        `mean`, `p10` (the 10th percentile), `min`, `max`; `clients`, of how many; `values`: the accuracies of the first
+        `MAX_LISTED_CLIENTS`, to 6 decimals, None for a client that owns no example of a class with an accuracy. Empty
+        if no client has one.
 
     """
-    known = [index for index, accuracy in enumerate(class_accuracy) if accuracy is not None]
-    counts = np.asarray(label_histogram, dtype=np.float64)[:, known]  # (K, known)
-    accuracies = np.array([class_accuracy[index] for index in known], dtype=np.float64)
-    sizes = counts.sum(axis=1)  # (K,)
-    owns = sizes > 0
-    if not owns.any():
+    by_client = np.concatenate([_expected(histogram, class_accuracy) for histogram in label_histograms])  # (K,)
+    expected = by_client[~np.isnan(by_client)]
+    if not len(expected):
         return {}
-    expected = counts[owns] @ accuracies / sizes[owns]
     spread = {
         "mean": expected.mean(),
         "p10": np.quantile(expected, LOW_QUANTILE),
         "min": expected.min(),
         "max": expected.max(),
     }
-    values: list[float | None] = [None] * len(counts)
-    for client_id, accuracy in zip(np.flatnonzero(owns), expected, strict=True):
-        values[client_id] = round(float(accuracy), 6)
-    return {name: round(float(value), 6) for name, value in spread.items()} | {"values": values}
+    values = [None if np.isnan(value) else round(value, 6) for value in by_client[:MAX_LISTED_CLIENTS].tolist()]
+    rounded = {name: round(float(value), 6) for name, value in spread.items()}
+    return rounded | {"clients": len(expected), "values": values}
+
+
+def _expected(histogram: np.ndarray, class_accuracy: Sequence[float | None]) -> np.ndarray:
+    """Return the accuracy of each client, NaN for one that has none."""
+    known = [index for index, accuracy in enumerate(class_accuracy) if accuracy is not None]
+    counts = np.asarray(histogram, dtype=np.float64)[:, known]
+    accuracies = np.array([class_accuracy[index] for index in known], dtype=np.float64)
+    sizes = counts.sum(axis=1)
+    return np.divide(counts @ accuracies, sizes, out=np.full(len(counts), np.nan), where=sizes > 0)

@@ -47,17 +47,19 @@ def run_spent(spent: Mapping[str, float]) -> dict[str, float]:
     return dict(spent) | ({"client_flops_per_round": round(flops / fits)} if flops and fits else {})
 
 
-def actor_utilisation(reports: Sequence[ClientReport], num_actors: int, seconds: float) -> dict[str, float]:
-    """Return `time/actor_utilisation_*` of the round's record: the actors' part of `seconds` in which clients trained.
+def actor_utilisation(reports: Sequence[ClientReport], num_actors: int, seconds: float) -> dict[str, Any]:
+    """Return `time/actor_utilisation*` of the round's record: the actors' part of `seconds` in which clients trained.
 
-    Only good updates count: what an actor did in vain, or was idle or unpacking messages, is not training. An actor
-    that was replaced during the round counts as another one.
+    Of each actor that has a good update, and the mean and the least of all actors. Only good updates count: what an
+    actor did in vain, or was idle or unpacking messages, is not training. An actor that was replaced during the round
+    counts as another one.
     """
     busy: dict[str, float] = defaultdict(float)
     for report in reports:
         busy[report.actor] += report.metrics["seconds"]
     least = min(busy.values(), default=0.0) if len(busy) >= num_actors else 0.0
     return {
+        "time/actor_utilisation": {actor: trained / seconds for actor, trained in sorted(busy.items())},
         "time/actor_utilisation_mean": sum(busy.values()) / (num_actors * seconds),
         "time/actor_utilisation_min": least / seconds,
     }

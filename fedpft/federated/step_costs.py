@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from fedpft.data.collate import rows
+from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.models.weights import skeleton_of
@@ -128,9 +128,8 @@ def typical_batch(data: FederatedData, batch_size: int) -> Mapping[str, Tensor]:
     """Return a batch of training examples; of texts, cut into batches as they lie, the one of median padded length."""
     num_batches = max(1, len(data.train) // batch_size)
     chosen = 0
-    if "input_ids" in data.train.column_names:
-        lengths = [len(ids) for ids in data.train["input_ids"]][: num_batches * batch_size]
-        longest = [max(part) for part in np.array_split(lengths, num_batches)]
+    if (lengths := text_lengths(data.train)) is not None:
+        longest = [part.max() for part in np.array_split(lengths[: num_batches * batch_size], num_batches)]
         chosen = int(np.argsort(longest, kind="stable")[num_batches // 2])
     end = min((chosen + 1) * batch_size, len(data.train))
     return data.collate(rows(data.train, range(chosen * batch_size, end)))

@@ -99,8 +99,10 @@ def _client_section(result: Mapping[str, Any]) -> str:
         return ""
     values = [value for value in spread["values"] if value is not None]
     said = "; ".join(f"{title} {metric_value(spread[key], 'accuracy')}" for key, title in SPREAD.items())
+    number = spread.get("clients", len(values))
+    clients = f"{number} clients" + (f", {len(values)} of them drawn" if number > len(values) else "")
     figure = accuracy_boxes({"clients": values}, PALETTE[:1])
-    return section(TITLE, paragraph(f"{said}; {len(values)} clients"), plot(figure, TITLE), note(ABOUT))
+    return section(TITLE, paragraph(f"{said}; {clients}"), plot(figure, TITLE), note(ABOUT))
 
 
 def _cost_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:

@@ -18,7 +18,7 @@ def partition_figure(partition: Mapping[str, Any]) -> "Figure":
     """Return the heat map of each label's share of a client's examples, clients (0 at the top) x labels.
 
     Args:
-        partition: `label_names`, and `label_histogram`, (clients, labels) counts.
+        partition: `label_names`, and `label_histogram`, (clients, labels) counts, of the first clients if not of all.
 
     """
     from plotly.graph_objects import Figure, Heatmap

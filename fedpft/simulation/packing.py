@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
+from fedpft.data.collate import text_lengths
 from fedpft.data.partition import Partition
 from fedpft.federated.client import ClientPackage, LocalClient
 from fedpft.federated.messages import RoundPlan
@@ -116,13 +117,13 @@ def probe(package: ClientPackage) -> MemoryUse:
 
 def hungriest(package: ClientPackage) -> ClientPackage:
     """Return the package with a single client, who owns the longest examples, enough for two steps."""
-    settings, num_examples = package.settings, len(package.train)
-    has_lengths = "input_ids" in package.train.column_names
-    lengths = [len(ids) for ids in package.train["input_ids"]] if has_lengths else [0] * num_examples
+    settings, lengths = package.settings, text_lengths(package.train)
+    if lengths is None:
+        lengths = np.zeros(len(package.train))
     longest = np.argsort(lengths, kind="stable")[::-1][: _NUM_STEPS * settings.batch_size]
     return replace(
         package,
-        partition=Partition(longest.copy(), np.array([0, len(longest)])),
+        partition=Partition.of_sizes(longest, np.array([len(longest)])),
         settings=replace(settings, num_epochs=1),
     )
 

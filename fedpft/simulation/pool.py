@@ -80,7 +80,7 @@ class RayClientPool:
 
     def broadcast(self, package: ClientPackage) -> None:
         """Give every actor proxy and data; wait until they have them."""
-        self._client_sizes = package.partition.sizes
+        self._partition = package.partition
         self._crew.equip(package)
 
     def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -138,8 +138,8 @@ class RayClientPool:
             ray.shutdown()
 
     def _num_examples(self, client_id: int) -> int:
-        known = 0 <= client_id < len(self._client_sizes)  # one that does not exist fails where it is trained
-        return int(self._client_sizes[client_id]) if known else 0
+        known = 0 <= client_id < self._partition.num_clients  # one that does not exist fails where it is trained
+        return len(self._partition.shard(client_id)) if known else 0
 
     def _start_clients(self, waiting: Waiting, reference: ray.ObjectRef) -> None:
         newest = max(actor.number for actor in self._crew.actors)

@@ -23,7 +23,7 @@ from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 FEDOT = ["method.name=fedot", "method.adapter_layers=1", "method.kept_layers=3"]
 METHODS = {"full": ["method.name=full"], "fedot": FEDOT}
 DEPTH = 4
-MEASURED = ("seconds", "utilisation_mean", "utilisation_min", "memory", "cached")
+MEASURED = ("seconds", "utilisation", "utilisation_mean", "utilisation_min", "memory", "cached")
 
 
 class Stop(BaseException):

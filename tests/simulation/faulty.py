@@ -116,7 +116,7 @@ def run(pool, **federated):
     driver = Driver(
         config=FederatedConfig(**config),
         seed=0,
-        client_sizes=PACKAGE.partition.sizes,
+        partition=PACKAGE.partition,
         num_neurons=NUM_NEURONS,
         method=Changes(),
         pool=pool,

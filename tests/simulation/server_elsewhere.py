@@ -1,13 +1,15 @@
 """A head without a GPU, and a node that has one: `server_elsewhere.py FOLDER MOMENT [SETTING]...` runs on them.
 
 The server's side notes in FOLDER where the FM was loaded and what the object stores held. At MOMENT (`end`, `round`,
-`gone`) the run ends by itself, is interrupted after its second round, or loses its process. Prints as JSON what came.
+`gone`) the run ends by itself, is interrupted after its second round, or loses its process; it waits for that within
+the third. Prints as JSON what came.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -31,6 +33,7 @@ class Observer(SilentObserver):
     """Notes what it hears, and what lies in the object stores after each round; may interrupt this process."""
 
     def __init__(self, folder, moment):
+        self.interrupted = time.monotonic()
         self.folder, self.moment, self.notes, self.rounds, self.clients, self.stores = folder, moment, [], [], [], []
 
     def note(self, line):
@@ -44,6 +47,7 @@ class Observer(SilentObserver):
         rows = [np.load(self.folder / f"{name}.npy").tobytes() for name in ("frozen", "dropped")]
         self.stores.append([any(row in store for store in object_stores()) for row in rows])
         if record["round"] == 2 and self.moment == "round":
+            self.interrupted = time.monotonic()
             os.kill(os.getpid(), signal.SIGINT)
         if record["round"] == 2 and self.moment == "gone":
             os.kill(json.loads((self.folder / "fm.json").read_text())["pid"], signal.SIGKILL)
@@ -52,14 +56,34 @@ class Observer(SilentObserver):
 def object_stores():
     """Yield all bytes of each node's object store: the memory that its Ray shares with all processes."""
     for process in psutil.Process().children(recursive=True):
-        if process.name() == "raylet":
-            for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-                with suppress(FileNotFoundError):  # closed meanwhile
-                    if "plasma" in os.readlink(descriptor):
-                        yield descriptor.read_bytes()
+        with suppress(psutil.NoSuchProcess):  # Ray's helpers come and go
+            if process.name() == "raylet":
+                for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+                    with suppress(FileNotFoundError):  # closed meanwhile
+                        if "plasma" in os.readlink(descriptor):
+                            yield descriptor.read_bytes()
 
 
-def serve_and_note(folder, resume, config, observer):
+class Held:
+    """The observer, which keeps the server's side within the third round: else it may be done before it is stopped."""
+
+    def __init__(self, observer):
+        self.observer, self.round_index = observer, 0
+
+    def __getattr__(self, event):
+        return getattr(self.observer, event)
+
+    def round_started(self, round_index, *rest):
+        self.round_index = round_index
+        self.observer.round_started(round_index, *rest)
+
+    def client_finished(self, update):
+        self.observer.client_finished(update)
+        while self.round_index == 3:
+            time.sleep(0.1)  # in pieces: what Ray sends does not wake a sleeper
+
+
+def serve_and_note(folder, moment, resume, config, observer):
     """Serve, and note where the FM was loaded, and two of its rows: one that clients get, one that only the FM has."""
     from fedpft.launch import serve
 
@@ -74,7 +98,7 @@ def serve_and_note(folder, resume, config, observer):
         return fm
 
     pipeline.load_fm = load_and_note
-    return serve(config, observer, resume=resume)
+    return serve(config, observer if moment == "end" else Held(observer), resume=resume)
 
 
 def main() -> None:
@@ -91,10 +115,11 @@ def main() -> None:
         try:
             with interruptible():
                 resume = (folder / "out/checkpoints").exists()
-                result = serve_elsewhere(partial(serve_and_note, folder, resume), config, observer)
+                result = serve_elsewhere(partial(serve_and_note, folder, moment, resume), config, observer)
             found["fm"] = result.result["fm"]
         except (ConfigError, Interrupted, RunStoppedError) as stop:
             found["ended"] = f"{type(stop).__name__}: {stop}"
+            found["stopping_seconds"] = time.monotonic() - observer.interrupted
     loaded = folder / "fm.json"
     found |= {name: getattr(observer, name) for name in ("notes", "rounds", "clients", "stores")}
     found["loaded"] = json.loads(loaded.read_text()) if loaded.exists() else None

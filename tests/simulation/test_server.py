@@ -215,6 +215,7 @@ def test_the_fm_is_loaded_on_the_gpu_node_alone_and_the_run_ends_with_the_bits_o
 def test_an_interrupted_run_leaves_no_process_and_goes_on_there_to_the_bits_of_one_that_never_stopped(nodes):
     interrupted = nodes("round")
     assert (interrupted["ended"], interrupted["left"]) == ("Interrupted: SIGINT", [])
+    assert interrupted["stopping_seconds"] < server.STOP_SECONDS, "it cleaned up and was not killed"
     assert list((nodes.folder / "out/checkpoints").glob("round-*/state.json"))
     resumed = nodes("end")
     assert resumed["ended"] == "finished"

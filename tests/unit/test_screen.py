@@ -15,7 +15,6 @@ SIZES |= {"num_transformer_params_fm": 85_054_464, "num_transformer_params_sub_f
 SIZES |= {"bytes_up_per_client_round": 604_936, "bytes_down_per_client_round": 704_936}
 PLAN = SIZES | {
     "config_yaml": "name: demo\nfm:\n  path: package://a/b\n",
-    "client_sizes": [10, 40],
     "method": "fedpft",
     "label_histogram": [[10, 0, 0], [2, 8, 30]],
     "label_names": ["asyncio", "email", "xml"],

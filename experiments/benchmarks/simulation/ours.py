@@ -74,7 +74,7 @@ def play(workload: str, rounds: int, num_actors: int, num_clients: int | None) -
                 lr_schedule="constant",
             ),
             seed=0,
-            client_sizes=package.partition.sizes,
+            partition=package.partition,
             num_neurons=(),
             method=SimpleNamespace(wants_counts=lambda round_index, num_rounds: False),
             pool=pool,
@@ -90,11 +90,15 @@ def play(workload: str, rounds: int, num_actors: int, num_clients: int | None) -
             meter.mark()
         tracker.fail()
         records = [json.loads(line) for line in (Path(folder) / "rounds.jsonl").read_text().splitlines()][1:]
-    driver_rss = max(record["memory/driver_rss_bytes"] for record in records)
+    held = {
+        f"{process}_rss_mb": round(max(record[f"memory/{key}"] for record in records) / 2**20)
+        for process, key in (("driver", "driver_rss_bytes"), ("actor", "actor_rss_bytes_max"))
+        if f"memory/{key}" in records[0]
+    }
     meter.extra = {
         "clients_defined": package.partition.num_clients,
         "actor_utilisation": round(statistics.median(record["time/actor_utilisation_mean"] for record in records), 3),
-        "driver_rss_mb": round(driver_rss / 2**20),
+        **held,
     }
     meter.finish([state.adapter], [start])
     pool.close()

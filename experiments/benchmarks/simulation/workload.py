@@ -72,9 +72,9 @@ def make_package(workload: str, num_clients: int | None = None) -> ClientPackage
             column: list(inputs.reshape(clients * examples, -1).numpy()),
             "label": labels.flatten().numpy(),
         }),
-        partition=Partition(
+        partition=Partition.of_sizes(
             np.arange((num_clients or clients) * examples) % (clients * examples),
-            np.arange((num_clients or clients) + 1) * examples,
+            np.full(num_clients or clients, examples),
         ),
         collate=TensorCollator(column, tuple(shape)),
         settings=LocalSettings(

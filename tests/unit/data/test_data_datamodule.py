@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from fedpft.config import Config, ConfigError, FederatedConfig, FMConfig, PartitionConfig, PublicConfig
-from fedpft.data.collate import ImageCollator, TextCollator, rows
+from fedpft.data.collate import ImageCollator, TextCollator, rows, text_lengths
 from fedpft.data.datamodule import build_data, chunk_corpus, special_tokens, tokenise
 from fedpft.data.public import CORPORA, load_corpus, python_reference
 from fedpft.data.tasks import TaskData
@@ -182,6 +182,12 @@ def test_modalities_must_agree(tokenizer, processor):
         build_data(text_task(), corpus(), processor, config())
     with pytest.raises(ConfigError, match=r"public\.name: .*allowed: text data"):
         build_data(text_task(), images(4), tokenizer, config())
+
+
+def test_lengths_of_texts_are_those_of_their_rows_in_order():
+    dataset = datasets.Dataset.from_dict({"input_ids": [[7] * (i % 5) for i in range(30)]}).shuffle(seed=0)
+    assert text_lengths(dataset).tolist() == [len(ids) for ids in dataset["input_ids"]]
+    assert text_lengths(images(2)) is None
 
 
 def test_rows_come_in_the_order_asked():

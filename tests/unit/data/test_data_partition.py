@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpft.config import ConfigError
+from fedpft.data import partition as partition_module
 from fedpft.data.partition import Partition, make_partition
 
 GOLDEN = Path(__file__).parents[3].parent / "shared" / "golden" / "fl_components.json"
@@ -146,6 +147,25 @@ def test_label_histogram_counts_each_clients_labels():
     labels = np.array([0, 2, 2, 1])
     partition = Partition(np.array([1, 2, 0, 3]), np.array([0, 2, 4]))
     assert partition.label_histogram(labels, 3).tolist() == [[0, 0, 2], [1, 1, 0]]
+
+
+@pytest.mark.parametrize(("listed", "clients"), [(2, [2, 2, 1]), (5, [5]), (9, [5])])
+def test_blocks_hold_the_clients_one_after_the_other(monkeypatch, listed, clients):
+    monkeypatch.setattr(partition_module, "MAX_LISTED_CLIENTS", listed)
+    labels = np.arange(40) % 3
+    partition = deal(labels, num_clients=5, kind="iid", size_imbalance=0.5)
+    blocks = list(partition.blocks())
+    assert [block.num_clients for block in blocks] == clients
+    shards = [block.shard(k).tolist() for block in blocks for k in range(block.num_clients)]
+    assert shards == [partition.shard(k).tolist() for k in range(5)]
+    counts = np.concatenate([block.label_histogram(labels, 3) for block in blocks])
+    assert np.array_equal(counts, partition.label_histogram(labels, 3))
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "shards", "natural"])
+def test_of_a_client_four_bytes_are_held_and_of_an_example_too(kind):
+    partition = deal(np.arange(100) % 4, num_clients=10, kind=kind, owners=np.arange(100) % 10)
+    assert (partition.order.nbytes, partition.offsets.nbytes) == (400, 44)
 
 
 def test_a_shard_is_a_view():

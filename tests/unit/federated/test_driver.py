@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedpft.config import FederatedConfig
+from fedpft.data.partition import Partition
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.messages import ClientUpdate
 from fedpft.federated.observer import SilentObserver
@@ -25,8 +26,8 @@ class FakePool:
 
     num_actors = 1
 
-    def __init__(self, spoil=lambda update: update):
-        self.plans, self.cohorts, self.replaced, self.spoil = [], [], [], spoil
+    def __init__(self, spoil=lambda update: update, sizes=SIZES):
+        self.plans, self.cohorts, self.replaced, self.spoil, self.sizes = [], [], [], spoil, sizes
 
     def memory(self):
         return {"object_store_bytes": 7}
@@ -44,7 +45,7 @@ class FakePool:
             yield self.spoil(
                 ClientUpdate(
                     client_id=client_id,
-                    num_examples=int(SIZES[client_id]),
+                    num_examples=int(self.sizes[client_id]),
                     adapter=plan.adapter + np.float32((client_id + 1) * plan.lr),
                     metrics={"loss": float(client_id), "seconds": 0.5},
                     counts=counts,
@@ -77,7 +78,7 @@ class FakeTracker:
         self.clients.append((round_index, rows))
 
 
-def driver(*, pool=None, method=None, evaluation_interval=100, seed=0, **federated):
+def driver(*, pool=None, method=None, evaluation_interval=100, seed=0, sizes=SIZES, **federated):
     federated = {"num_clients": 5, "rounds": 5, "clients_per_round": 3, "lr": 0.1} | federated
     evaluated = []
 
@@ -88,7 +89,7 @@ def driver(*, pool=None, method=None, evaluation_interval=100, seed=0, **federat
     made = Driver(
         config=FederatedConfig(**federated),
         seed=seed,
-        client_sizes=SIZES,
+        partition=Partition.of_sizes(np.arange(sizes.sum()), sizes),
         num_neurons=(2,),
         method=method or FakeMethod(),
         pool=pool or FakePool(),

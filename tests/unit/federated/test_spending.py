@@ -58,10 +58,12 @@ def test_a_run_without_counts_still_knows_its_bytes():
 @pytest.mark.parametrize(("num_actors", "mean", "least"), [(2, 0.75, 0.6), (3, 0.5, 0.0)])
 def test_utilisation_is_the_part_of_the_time_in_which_actors_train_and_idle_ones_count(num_actors, mean, least):
     updates = [replace(update(i, seconds=s), actor=a) for i, (s, a) in enumerate([(2, "a"), (6, "b"), (7, "a")])]
-    assert actor_utilisation(updates, num_actors, 10.0) == pytest.approx(
-        {"time/actor_utilisation_mean": mean, "time/actor_utilisation_min": least}
-    )
+    found = actor_utilisation(updates, num_actors, 10.0)
+    assert found.pop("time/actor_utilisation") == pytest.approx({"a": 0.9, "b": 0.6})
+    assert found == pytest.approx({"time/actor_utilisation_mean": mean, "time/actor_utilisation_min": least})
 
 
 def test_a_round_without_good_updates_is_not_utilised():
-    assert set(actor_utilisation([], 2, 10.0).values()) == {0.0}
+    found = actor_utilisation([], 2, 10.0)
+    assert found.pop("time/actor_utilisation") == {}
+    assert set(found.values()) == {0.0}
