@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
 from itertools import product
 from math import exp, log
 from pathlib import Path
@@ -13,10 +14,17 @@ from typing import Any
 import numpy as np
 
 from fedpft.config import Config, ConfigError, load_config
+from fedpft.config.checks import require
 from fedpft.config.sweep import LISTS, Dimension, SweepConfig, as_overrides
+from fedpft.metrics import METRICS
 
 TRIALS_FOLDER = "trials"
 """In a sweep's `output_dir`: a run's folder for each trial."""
+RANKING_NUMBERS = (
+    *("fm", "sub_fm", "leakage_gap", "metrics.fm.*", "metrics.sub_fm.*", "fidelity.total.*"),
+    *("train_loss", "lr", "seconds", "clients/*", "comm/*", "time/*", "memory/*"),
+)
+"""What the record of an evaluation round can have (patterns); whether one has it only the run knows."""
 _LONGEST_NAME = 80
 
 
@@ -47,12 +55,22 @@ def planned_trials(sweep: SweepConfig) -> list[Trial]:
     """Return all trials of a grid or of random draws; of Optuna, those at the ends of the space, which never run.
 
     Raises:
-        ConfigError: the config of one cannot work; the message names key and trial.
+        ConfigError: the config of one cannot work; the message names key and trial. Or no record has the metric.
 
     """
+    _check_metric(sweep.metric)
     points = {"grid": _grid, "random": _draws, "optuna": _ends}[sweep.search](sweep)
     trials = [trial for point in points for trial in trials_at(sweep, point)]
     return list({trial.name: trial for trial in trials}.values())  # small ranges may give a point twice
+
+
+def _check_metric(metric: str) -> None:
+    is_number = any(fnmatch(metric, pattern) for pattern in RANKING_NUMBERS)
+    require(is_number, "metric", metric, ", ".join(RANKING_NUMBERS))
+    name = re.split(r"[./]", metric)[-1]
+    require(
+        not metric.startswith("metrics.") or name in METRICS, "metric", metric, f"metrics.MODEL.{'|'.join(METRICS)}"
+    )
 
 
 def trials_at(sweep: SweepConfig, point: Mapping[str, Any]) -> list[Trial]:

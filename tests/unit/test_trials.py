@@ -53,6 +53,20 @@ def test_a_trial_says_all_that_a_plain_run_needs_for_the_same_bits(base, tmp_pat
     assert planned_trials(replace(sweep, driver_cpus=2.5))[0].config.server.num_threads == 2
 
 
+@pytest.mark.parametrize("metric", ["fm", "leakage_gap", "metrics.sub_fm.macro_f1", "metrics.fm.mismatched/accuracy"])
+def test_a_number_of_an_evaluation_ranks_trials(base, metric):
+    assert planned_trials(SweepConfig(base=base, metric=metric))
+
+
+@pytest.mark.parametrize(
+    ("metric", "allowed"),
+    [("accuracy", "fm, sub_fm, leakage_gap"), ("metrics.fm.f3", "metrics.MODEL.accuracy|"), ("adapter", "fm, sub_fm")],
+)
+def test_a_metric_that_no_record_has_is_refused_before_any_trial(base, metric, allowed):
+    message = refused(planned_trials, SweepConfig(base=base, metric=metric))
+    assert message.startswith(f"metric: found {metric!r}, allowed: {allowed}")
+
+
 def test_a_trial_comes_back_from_its_text(base):
     space = {
         RATIO: {"grid": [1e-5]},
