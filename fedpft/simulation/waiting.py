@@ -9,6 +9,9 @@ from fedpft.federated.messages import ClientUpdate
 BATCH_SECONDS = 0.25
 """How long the clients of a batch train together: many times what sending them out and back takes (a few ms)."""
 
+SHORTEST_SECONDS = 0.03
+"""A batch is not cut below this: waiting for another actor's last one costs no more than the messages of many."""
+
 SHARES_PER_ACTOR = 2
 """A batch is at most the actor's share of what waits over this, so that the last batches are small and end together."""
 
@@ -69,7 +72,8 @@ class Waiting:
             num_actors: how many share the work.
 
         """
-        most = min(self._pace.examples_in(BATCH_SECONDS), self._examples / (SHARES_PER_ACTOR * num_actors))
+        share = self._examples / (SHARES_PER_ACTOR * num_actors)
+        most = min(self._pace.examples_in(BATCH_SECONDS), max(self._pace.examples_in(SHORTEST_SECONDS), share))
         batch: list[Job] = []
         others: list[Job] = []
         examples = 0

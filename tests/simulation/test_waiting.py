@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fedpft.federated.messages import ClientUpdate
-from fedpft.simulation.waiting import BATCH_SECONDS, SHARES_PER_ACTOR, Job, Pace, Waiting
+from fedpft.simulation.waiting import BATCH_SECONDS, SHARES_PER_ACTOR, SHORTEST_SECONDS, Job, Pace, Waiting
 
 
 def known_pace(examples, seconds):
@@ -13,7 +13,9 @@ def known_pace(examples, seconds):
 
 
 def waiting(*sizes, pace=None):
-    return Waiting([Job(client_id, size) for client_id, size in enumerate(sizes)], pace or known_pace(1000, 0.001))
+    """Return a queue of clients; without a pace, at most 8 examples are a batch, and a single one is long enough."""
+    jobs = [Job(client_id, size) for client_id, size in enumerate(sizes)]
+    return Waiting(jobs, pace or known_pace(examples=8, seconds=BATCH_SECONDS))
 
 
 def take(queue, *, actor=0, newest=9, num_actors=1):
@@ -32,14 +34,17 @@ def test_a_batch_trains_for_a_bounded_time_and_a_long_client_alone():
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 5])
-def test_batches_get_smaller_as_the_work_ends_and_nobody_is_lost(num_actors):
-    queue, batches = waiting(*[4] * 200), []
+def test_batches_get_smaller_as_the_work_ends_but_not_too_small_and_nobody_is_lost(num_actors):
+    pace = known_pace(examples=600, seconds=BATCH_SECONDS)
+    shortest = pace.examples_in(SHORTEST_SECONDS) // 4
+    queue, batches = waiting(*[4] * 200, pace=pace), []
     while queue:
-        left = len(queue)
+        share = len(queue) // (SHARES_PER_ACTOR * num_actors)
+        expected = min(len(queue), max(shortest, share))
         batches.append(take(queue, num_actors=num_actors))
-        assert 1 <= len(batches[-1]) <= max(1, left / (SHARES_PER_ACTOR * num_actors))
+        assert len(batches[-1]) == expected
     assert [client_id for batch in batches for client_id in batch] == list(range(200))
-    assert len(batches[-1]) == 1 < len(batches[0])
+    assert len(batches[-1]) <= shortest < len(batches[0])
 
 
 def test_an_old_measurement_counts_half_with_every_round():

@@ -73,10 +73,15 @@ def unclaimed(cells: Iterator[Cell], folder: Path, match: str) -> Iterator[tuple
             continue
         try:
             with FileLock(WORK / f"{folder.name}_{name}.lock", timeout=0):
-                if not file.exists():
+                if not _is_finished(cell, file):
                     yield cell, file
         except Timeout:
             continue
+
+
+def _is_finished(cell: Cell, file: Path) -> bool:
+    """Whether the cell was measured at the learning rate that the search now says."""
+    return file.exists() and json.loads(file.read_text())["lr"] == cell.lr
 
 
 def measure(cell: Cell, data_dir: Path) -> dict[str, Any]:
