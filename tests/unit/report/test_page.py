@@ -105,6 +105,6 @@ def test_the_spread_over_clients_has_a_figure_and_says_that_no_client_was_evalua
     assert "No client&#x27;s examples were evaluated" in html
     assert [(box["type"], box["x"]) for box in figures(html)[-1]] == [("box", [0.5, 1.0])]
     many = RESULT | {"client_expected_accuracy": spread | {"clients": 3000}}
-    assert "; 3000 clients, 2 of them drawn" in page(many, ROUNDS)
+    assert "; 3000 clients, 2 of them drawn" in page(many, CONFIG, ROUNDS)
     for without in ({}, {"client_expected_accuracy": {}}):
         assert "Expected accuracy" not in page(RESULT | without, CONFIG, ROUNDS)
