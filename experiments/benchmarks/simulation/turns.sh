@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Our program in turns with the peers', by their own run_all.sh: one round each, so that ratios hold on a noisy machine.
 #   [PYTHON=python] [REPS=1] [WORKLOADS="minilm overhead"] [GROUPS_="raw2,fedpft raw2,rayagg,fabric"] bash turns.sh PEERS
+# Flower joins as "raw2,fedpft,flower" with FL=<python of an environment with flwr[simulation]>.
 # PEERS, which may be read-only, is linked into a folder of ours; a mode of naive.py that is called fedpft is our program.
 # Everything runs at one niceness: Ray's workers would have 15.
 set -eu

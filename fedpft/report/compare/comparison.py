@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedpft.config import ConfigError
-from fedpft.metrics import Goal
+from fedpft.metrics import Goal, metric_row
 from fedpft.report.compare.clients import client_spread
 from fedpft.report.compare.costs import AXES, group_costs, pareto_front
 from fedpft.report.compare.groups import Group, differing_keys, group_runs, require_comparable, short_value
@@ -106,7 +106,10 @@ class Comparison:
         found = self.estimates[label]
         mean = metric_value(found.mean, self.metric)
         if found.low is not None and found.high is not None:
-            return f"{mean} [{metric_range(found.low, found.high, self.metric)}]"
+            low, high = found.low, found.high
+            if metric_row(self.metric).is_fraction:  # few seeds leave open more than there can be
+                low, high = max(0.0, low), min(1.0, high)
+            return f"{mean} [{metric_range(low, high, self.metric)}]"
         error = self.error_of_one_run(label)
         return mean if error is None else f"{mean} (one seed; ± {100 * error:.1f} points by the evaluation set's size)"
 

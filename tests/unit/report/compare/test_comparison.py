@@ -73,6 +73,11 @@ def test_one_seed_has_the_error_of_the_evaluation_sets_size(tmp_path):
     assert compare([tmp_path]).error_of_one_run("fedpft") is None
 
 
+def test_an_interval_of_a_fraction_ends_where_fractions_do_and_no_other_does(tmp_path):
+    assert two_groups(tmp_path / "a", [0.5, 0.7], [0.8, 0.8]).score("rank=4") == "60.0 % [0.0 to 100.0]"
+    assert two_groups(tmp_path / "b", [0.5, 0.7], [0.8, 0.8], metric="mse").score("rank=4") == "0.600 [-0.671 to 1.871]"
+
+
 def test_the_baseline_is_a_label_or_a_runs_folder(tmp_path):
     folder = sweep_folder(tmp_path)
     assert compare([folder], FEDOT).baseline == FEDOT
