@@ -24,8 +24,8 @@ def client_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield title, value and note of the final table's row; none for a run without classes."""
     if spread := result.get("client_expected_accuracy"):
         low, worst = (metric_value(spread[key], "accuracy") for key in ("p10", "min"))
-        note = f"10th percentile {low}, worst {worst}"
-        yield "accuracy on clients' labels", metric_value(spread["mean"], "accuracy"), note
+        note = f"10th perc. {low}, worst {worst}"
+        yield "accuracy, mean client", metric_value(spread["mean"], "accuracy"), note
 
 
 def accuracy_boxes(rows: Mapping[str, Sequence[float]], colours: Sequence[str]) -> "Figure":

@@ -184,7 +184,7 @@ def test_result_shows_the_accuracy_on_the_clients_labels():
     console, spread = make_console(terminal=False), {"mean": 0.75, "p10": 0.52, "min": 0.5, "max": 1.0, "values": []}
     print_result(console, RESULT | {"client_expected_accuracy": spread}, {})
     rows = [" ".join(line.split()) for line in written(console).splitlines()]
-    assert "accuracy on clients' labels 75.0 % 10th percentile 52.0 %, worst 50.0 %" in rows
+    assert "accuracy, mean client 75.0 % 10th perc. 52.0 %, worst 50.0 %" in rows
 
 
 def test_result_shows_accuracies_gains_and_paths():
