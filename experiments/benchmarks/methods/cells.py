@@ -15,7 +15,11 @@ METHODS_AT_50 = ("fedot_50", "fedpft_50")
 ABLATIONS = {"fedpft_67_n": "none", "fedpft_67_b": "before", "fedpft_67_d": "during"}
 """FedPFT at 67 % with another part `align` than `both`."""
 
-LEARNING_RATES = {"sst2": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "qnli": (2e-3, 4e-3, 8e-3), "cifar10": (1e-3, 2e-3, 4e-3)}
+LEARNING_RATES = {
+    "sst2": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    "qnli": (2e-3, 4e-3, 8e-3),
+    "cifar10": (1e-3, 2e-3, 4e-3, 8e-3),
+}
 """Of a task, the same for every method."""
 SEARCH_SEEDS = (7, 8)
 """Of the search alone: no measured cell has them. Every rate is tried with the first."""
