@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.methods.pretrain_vit DATA_DIR [--epochs 30]
 
 DATA_DIR holds `tiny_imagenet` (200 classes). Written once: `outputs/methods_benchmark/vit/`, a folder that `fm.path`
-takes, and `experiments/results/methods/vit_pretraining.json`.
+takes, and `experiments/results/methods/fm/vit.json`.
 """
 
 import argparse
@@ -62,9 +62,9 @@ def main() -> None:
     ]
     model.save_pretrained(WORK / "vit")
     processor.save_pretrained(WORK / "vit")
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "fm").mkdir(parents=True, exist_ok=True)
     made = {"epochs": options.epochs, "seconds": time.perf_counter() - start, "architecture": ARCHITECTURE}
-    write_json(RESULTS / "vit_pretraining.json", {"accuracy": accuracy, "classes": len(task.label_names), **made})
+    write_json(RESULTS / "fm" / "vit.json", {"accuracy": accuracy, "classes": len(task.label_names), **made})
     Console().print(accuracy)
 
 

@@ -1,12 +1,14 @@
 """Print the methods benchmark's tables in Markdown: `python -m experiments.benchmarks.methods.table`."""
 
 import json
+from collections.abc import Sequence
+from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
 from scipy.stats import t
 
-from experiments.benchmarks.methods.cells import TASKS
+from experiments.benchmarks.methods.cells import IMAGE_TASKS, TEXT_TASKS
 from experiments.benchmarks.methods.run import RESULTS
 
 Cells = list[dict[str, Any]]
@@ -21,26 +23,30 @@ def interval(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Print mean and interval of every finished cell, and its difference to `full` seed by seed."""
+    """Print mean and interval of every finished cell, and its difference to `full` seed by seed; a table for an FM."""
     cells = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
-    for partition in ("iid", "dirichlet"):
-        methods = dict.fromkeys(cell["method"] for cell in cells if cell["partition"] == partition)
-        if not methods:
-            continue
-        header = ["method", "Params (Mi)"]
-        for task in TASKS:
-            header += [f"{task} FM %", "minus full", "proxy %", "lr", "s", "seeds"]
-        print(f"\n{partition}\n\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
-        for method in methods:
-            found = [cell for cell in cells if (cell["partition"], cell["method"]) == (partition, method)]
-            row = [method, f"{found[0]['num_transformer_params_sub_fm'] / 2**20:.2f}"]
-            for task in TASKS:
-                row += _task_columns([cell for cell in found if cell["task"] == task], _full(cells, partition, task))
-            print(f"| {' | '.join(row)} |")
+    for partition, tasks in product(("iid", "dirichlet"), (TEXT_TASKS, IMAGE_TASKS)):
+        measured = [cell for cell in cells if cell["partition"] == partition and cell["task"] in tasks]
+        if measured:
+            print(f"\n{partition}\n")
+            _print_table(measured, tasks)
 
 
-def _full(cells: Cells, partition: str, task: str) -> dict[int, float]:
-    wanted = {"partition": partition, "task": task, "method": "full"}
+def _print_table(cells: Cells, tasks: Sequence[str]) -> None:
+    header = ["method", "Params (Mi)"]
+    for task in tasks:
+        header += [f"{task} FM %", "minus full", "proxy %", "lr", "s", "seeds"]
+    print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        found = [cell for cell in cells if cell["method"] == method]
+        row = [method, f"{found[0]['num_transformer_params_sub_fm'] / 2**20:.2f}"]
+        for task in tasks:
+            row += _task_columns([cell for cell in found if cell["task"] == task], _full(cells, task))
+        print(f"| {' | '.join(row)} |")
+
+
+def _full(cells: Cells, task: str) -> dict[int, float]:
+    wanted = {"task": task, "method": "full"}
     return {cell["seed"]: cell["fm"] for cell in cells if wanted.items() <= cell.items()}
 
 
