@@ -53,9 +53,9 @@ def load_data(config: Config, progress: Progress) -> FederatedData:
     progress.stage("load data")
     task = load_task(config.task, config.seed)
     fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
-    corpus = load_corpus(config.public, config.seed)
+    corpus = load_corpus(config.public, config.server_seed)
     if loading.is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:
-        texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.seed, "tokenizer"))
+        texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
         processor = train_tokenizer(texts, fm.vocab_size)
     else:
         processor = loading.load_processor(config.fm, task.modality)
@@ -89,7 +89,7 @@ def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: P
             pretrain, public = pretrain_backbone, data.public
         pretrain(
             fm, public, data.collate, config=config.fm.pretrain, server=config.server,
-            seed=derive_seed(config.seed, "pretrain"), on_step=progress.progress,
+            seed=derive_seed(config.server_seed, "pretrain"), on_step=progress.progress,
         )  # fmt: skip
     return fm
 
@@ -104,8 +104,9 @@ def load_untuned_fm(
 ) -> PreTrainedModel:
     """Load the FM without the data, but for the names of its labels; see :func:`load_fm`."""
     source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
+    seed = config.server_seed if loading.is_from_scratch(source) else config.seed  # else only a new head draws
     fm = loading.load_fm(
-        source, modality=modality, kind=kind, num_labels=len(label_names), seed=config.seed, pad_token_id=pad_token_id
+        source, modality=modality, kind=kind, num_labels=len(label_names), seed=seed, pad_token_id=pad_token_id
     )
     if kind in PROBLEM_TYPES:
         fm.config.id2label = dict(enumerate(label_names))

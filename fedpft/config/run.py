@@ -24,6 +24,9 @@ class ServerConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     num_threads: int | None = None
     """Torch threads of the driver; null: one per core. Part of the alignments' numerics: equal numbers, equal bits."""
+    seed: int | None = None
+    """Of all that the server makes before federated learning: an FM that starts from scratch, its draw of public data,
+    the sub-FM; null: the run's. With a number runs of different seeds tune one sub-FM, which the cache builds once."""
 
     def __post_init__(self) -> None:
         require_gpus("server.num_gpus", self.num_gpus)
@@ -31,6 +34,7 @@ class ServerConfig:
         claimed = self.num_gpus == 0 or self.devices <= max(1, self.num_gpus)
         require(claimed, "server.devices", self.devices, f"at most server.num_gpus = {self.num_gpus:g}, what it claims")
         require(self.num_threads is None or self.num_threads > 0, "server.num_threads", self.num_threads, "null or > 0")
+        require(self.seed is None or self.seed >= 0, "server.seed", self.seed, "null or an integer >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,11 @@ class Config:
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
+
+    @property
+    def server_seed(self) -> int:
+        """Seed of all that the server makes before federated learning: `server.seed`, or the run's."""
+        return self.seed if self.server.seed is None else self.server.seed
 
     def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig]:
         """Return the alignments that descend, by their sections."""

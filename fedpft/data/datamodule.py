@@ -79,14 +79,14 @@ def build_data(
         else:
             splits = [tokenise(split, processor, config.fm.max_length) for split in splits]
             collate = TextCollator(processor)
-        rng = numpy_rng(config.seed, "public")
+        rng = numpy_rng(config.server_seed, "public")
         public = chunk_corpus(corpus, processor, config.public.chunk_length, config.public.max_examples, rng)
     else:
         splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
         assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
         limit, public = config.public.max_examples, corpus
         if limit is not None and limit < len(corpus):
-            public = subset(corpus, numpy_rng(config.seed, "public").permutation(len(corpus))[:limit])
+            public = subset(corpus, numpy_rng(config.server_seed, "public").permutation(len(corpus))[:limit])
         collate = ImageCollator(processor)
     train, evaluation, *others = splits
     return FederatedData(

@@ -56,7 +56,7 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
         "fm": {"model_type": fm.config.model_type, "digest": model_digest(find_backbone(fm))},
         "constructor": _constructor(config.method, len(find_ffns(fm))),
         "align_layers": _settings_read(config.align.layers, config.method.name),
-        "seed": config.seed,
+        "seed": config.server_seed,
         "arithmetic": {
             "device": device_kind(config.server),
             "precision": config.server.precision,

@@ -99,7 +99,7 @@ class OffsiteTuning(FixedProxy):
                 public=self._public,
                 config=config.align.layers,
                 server=config.server,
-                seed=derive_seed(config.seed, "align_layers"),
+                seed=derive_seed(config.server_seed, "align_layers"),
                 on_step=self._progress.progress,
             )
             reports.append(report)

@@ -153,14 +153,14 @@ class ProxyTuning:
                     public=self._public,
                     config=config.align.layers,
                     server=config.server,
-                    seed=derive_seed(config.seed, "align_layers"),
+                    seed=derive_seed(config.server_seed, "align_layers"),
                     on_step=self._progress.progress,
                 )
             )
         return built(sub_fm_tensors(sub_fm, neuron_map), reports)
 
     def _scorer(self) -> Scorer:
-        kind, seed = self._config.method.scorer, derive_seed(self._config.seed, "saliency")
+        kind, seed = self._config.method.scorer, derive_seed(self._config.server_seed, "saliency")
         if kind in DATA_FREE_SCORERS:
             return random_scorer(seed) if kind == "random" else weight_norm
         batches = self._public.batches(NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE, seed)

@@ -39,6 +39,7 @@ CHANGES_THE_SUB_FM = {
     "server.precision": "bf16-mixed",
     "server.num_threads": 2,
     "server.devices": 2,
+    "server.seed": 43,
 }
 LEAVES_THE_SUB_FM = {
     "name": "other",
@@ -210,6 +211,15 @@ def test_the_pre_training_of_an_fm_counts(tmp_path):
     settings = tiny_vision_run(tmp_path)
     changes = ([], ["fm.pretrain.num_epochs=0"], ["fm.pretrain.lr=1e-2"], ["fm.pretrain.batch_size=32"])
     assert len({key(settings, *change) for change in changes}) == len(changes)
+
+
+@pytest.mark.parametrize("tiny_run", [tiny_text_run, tiny_vision_run])
+def test_with_a_seed_of_the_server_runs_of_other_seeds_tune_one_sub_fm(tmp_path, tiny_run):
+    if tiny_run is tiny_vision_run:
+        pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    settings = tiny_run(tmp_path)
+    keys = {key(settings, "server.seed=1", f"seed={seed}") for seed in (1, 2)}
+    assert keys == {key(settings, "seed=1")}
 
 
 def test_versions_and_the_format_count(settings, base_key, monkeypatch):
