@@ -1,15 +1,23 @@
 """Print the methods benchmark's tables in Markdown: `python -m experiments.benchmarks.methods.table`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
 from scipy.stats import t
 
-from experiments.benchmarks.methods.cells import IMAGE_TASKS, TEXT_TASKS
-from experiments.benchmarks.methods.run import RESULTS
+from experiments.benchmarks.methods.cells import (
+    IMAGE_TASKS,
+    LEARNING_RATES,
+    METHODS_AT_50,
+    METHODS_AT_67,
+    TASKS,
+    TEXT_TASKS,
+    best_rates,
+)
+from experiments.benchmarks.methods.run import RESULTS, search_accuracies
 
 Cells = list[dict[str, Any]]
 
@@ -23,13 +31,34 @@ def interval(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Print mean and interval of every finished cell, and its difference to `full` seed by seed; a table for an FM."""
+    """Print the search, then mean and interval of every finished cell, and its difference to `full` seed by seed."""
+    _print_search()
     cells = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
     for partition, tasks in product(("iid", "dirichlet"), (TEXT_TASKS, IMAGE_TASKS)):
         measured = [cell for cell in cells if cell["partition"] == partition and cell["task"] in tasks]
         if measured:
             print(f"\n{partition}\n")
             _print_table(measured, tasks)
+
+
+def _print_search() -> None:
+    accuracies = search_accuracies()
+    best = best_rates(accuracies)
+    for task in TASKS:
+        print(f"\n| {task}, rate | {' | '.join(f'{lr:g}' for lr in LEARNING_RATES[task])} |")
+        print(f"|{' --- |' * (1 + len(LEARNING_RATES[task]))}")
+        for method in METHODS_AT_67 + METHODS_AT_50:
+            if found := accuracies.get((task, method)):
+                tried = [
+                    _trial(found.get(lr, {}).values(), chosen=lr == best[task, method]) for lr in LEARNING_RATES[task]
+                ]
+                print(f"| `{method}` | {' | '.join(tried)} |")
+
+
+def _trial(values: Collection[float], *, chosen: bool) -> str:
+    """Return the accuracies of one rate, a seed each, in per cent."""
+    text = ", ".join(f"{100 * value:.1f}" for value in values)
+    return f"**{text}**" if chosen else text
 
 
 def _print_table(cells: Cells, tasks: Sequence[str]) -> None:
