@@ -11,6 +11,7 @@ from scipy.stats import t
 from experiments.benchmarks.methods.cells import (
     IMAGE_TASKS,
     LEARNING_RATES,
+    LONGER,
     METHODS_AT_50,
     METHODS_AT_67,
     TASKS,
@@ -34,10 +35,13 @@ def main() -> None:
     """Print the search, then mean and interval of every finished cell, and its difference to `full` seed by seed."""
     _print_search()
     cells = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
-    for partition, tasks in product(("iid", "dirichlet"), (TEXT_TASKS, IMAGE_TASKS)):
-        measured = [cell for cell in cells if cell["partition"] == partition and cell["task"] in tasks]
+    for partition, rounds, tasks in product(("iid", "dirichlet"), (None, *LONGER.values()), (TEXT_TASKS, IMAGE_TASKS)):
+        wanted = {"partition": partition, "rounds": rounds}
+        measured = [
+            cell for cell in cells if cell["task"] in tasks and wanted.items() <= ({"rounds": None} | cell).items()
+        ]
         if measured:
-            print(f"\n{partition}\n")
+            print(f"\n{partition}{f', {rounds} rounds' if rounds else ''}\n")
             _print_table(measured, tasks)
 
 
