@@ -1,7 +1,7 @@
 """Print the methods benchmark's tables in Markdown: `python -m experiments.benchmarks.methods.table`."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any
@@ -9,54 +9,77 @@ from typing import Any
 from scipy.stats import t
 
 from experiments.benchmarks.methods.cells import (
-    IMAGE_TASKS,
+    ABLATIONS,
     LEARNING_RATES,
     LONGER,
     METHODS_AT_50,
     METHODS_AT_67,
     TASKS,
-    TEXT_TASKS,
     best_rates,
 )
 from experiments.benchmarks.methods.run import RESULTS, search_accuracies
 
+METHODS = (*METHODS_AT_67, *ABLATIONS, *METHODS_AT_50)
+COLUMNS = ("method", "Params (Mi)", "FM %", "minus `full`", "minus FedOT", "proxy %", "rate", "s a cell", "seeds")
+
 Cells = list[dict[str, Any]]
 
 
-def interval(values: list[float]) -> str:
+def main() -> None:
+    """Print the search, then mean and interval of every finished cell; a table for each task and setting."""
+    _print_search()
+    cells = [{"rounds": None, **json.loads(file.read_text())} for file in sorted(RESULTS.glob("*.json"))]
+    for partition, rounds, task in product(("iid", "dirichlet"), (None, *LONGER.values()), TASKS):
+        wanted = {"task": task, "partition": partition, "rounds": rounds}
+        if measured := [cell for cell in cells if wanted.items() <= cell.items()]:
+            title = f"{task}, {partition}" + (f", {rounds} rounds" if rounds else "")
+            print(f"\n**{title}**\n")
+            _print_row(COLUMNS, heading=True)
+            for method in METHODS:
+                if any(cell["method"] == method for cell in measured):
+                    _print_row(_columns(method, measured))
+
+
+def interval(values: Collection[float]) -> str:
     """Return mean and half the 95 % interval (Student's t over seeds) of fractions, in per cent."""
     if len(values) < 2:
-        return f"{100 * values[0]:.1f}" if values else ""
+        return "".join(f"{100 * value:.1f}" for value in values)
     half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
     return f"{100 * fmean(values):.1f} ± {100 * half:.1f}"
 
 
-def main() -> None:
-    """Print the search, then mean and interval of every finished cell, and its difference to `full` seed by seed."""
-    _print_search()
-    cells = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
-    for partition, rounds, tasks in product(("iid", "dirichlet"), (None, *LONGER.values()), (TEXT_TASKS, IMAGE_TASKS)):
-        wanted = {"partition": partition, "rounds": rounds}
-        measured = [
-            cell for cell in cells if cell["task"] in tasks and wanted.items() <= ({"rounds": None} | cell).items()
-        ]
-        if measured:
-            print(f"\n{partition}{f', {rounds} rounds' if rounds else ''}\n")
-            _print_table(measured, tasks)
+def _columns(method: str, measured: Cells) -> list[str]:
+    cells = [cell for cell in measured if cell["method"] == method]
+    fedot = "fedot_50" if method in METHODS_AT_50 else "fedot_67"
+    return [
+        f"`{method}`",
+        f"{cells[0]['num_transformer_params_sub_fm'] / 2**20:.2f}",
+        interval([cell["fm"] for cell in cells]),
+        *(interval(_differences(cells, measured, other)) for other in ("full", fedot)),
+        interval([cell["sub_fm"] for cell in cells]),
+        f"{cells[0]['lr']:g}",
+        f"{fmean(cell['rounds_seconds'] for cell in cells):.0f}",
+        str(len(cells)),
+    ]
+
+
+def _differences(cells: Cells, measured: Cells, other: str) -> list[float]:
+    """Return the cells' accuracies minus the other method's of the same seeds."""
+    found = {cell["seed"]: cell["fm"] for cell in measured if cell["method"] == other}
+    return [cell["fm"] - found[cell["seed"]] for cell in cells if cell["seed"] in found and cell["method"] != other]
 
 
 def _print_search() -> None:
     accuracies = search_accuracies()
     best = best_rates(accuracies)
     for task in TASKS:
-        print(f"\n| {task}, rate | {' | '.join(f'{lr:g}' for lr in LEARNING_RATES[task])} |")
-        print(f"|{' --- |' * (1 + len(LEARNING_RATES[task]))}")
-        for method in METHODS_AT_67 + METHODS_AT_50:
+        rates = LEARNING_RATES[task]
+        print()
+        _print_row([f"{task}, rate", *(f"{lr:g}" for lr in rates)], heading=True)
+        for method in METHODS:
             if found := accuracies.get((task, method)):
-                tried = [
-                    _trial(found.get(lr, {}).values(), chosen=lr == best[task, method]) for lr in LEARNING_RATES[task]
-                ]
-                print(f"| `{method}` | {' | '.join(tried)} |")
+                tried = (_trial(found.get(lr, {}).values(), chosen=lr == best[task, method]) for lr in rates)
+                _print_row([f"`{method}`", *tried])
 
 
 def _trial(values: Collection[float], *, chosen: bool) -> str:
@@ -65,36 +88,9 @@ def _trial(values: Collection[float], *, chosen: bool) -> str:
     return f"**{text}**" if chosen else text
 
 
-def _print_table(cells: Cells, tasks: Sequence[str]) -> None:
-    header = ["method", "Params (Mi)"]
-    for task in tasks:
-        header += [f"{task} FM %", "minus full", "proxy %", "lr", "s", "seeds"]
-    print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
-    for method in dict.fromkeys(cell["method"] for cell in cells):
-        found = [cell for cell in cells if cell["method"] == method]
-        row = [method, f"{found[0]['num_transformer_params_sub_fm'] / 2**20:.2f}"]
-        for task in tasks:
-            row += _task_columns([cell for cell in found if cell["task"] == task], _full(cells, task))
-        print(f"| {' | '.join(row)} |")
-
-
-def _full(cells: Cells, task: str) -> dict[int, float]:
-    wanted = {"task": task, "method": "full"}
-    return {cell["seed"]: cell["fm"] for cell in cells if wanted.items() <= cell.items()}
-
-
-def _task_columns(cells: Cells, full: dict[int, float]) -> list[str]:
-    if not cells:
-        return [""] * 6
-    differences = [cell["fm"] - full[cell["seed"]] for cell in cells if cell["seed"] in full]
-    return [
-        interval([cell["fm"] for cell in cells]),
-        interval(differences),
-        interval([cell["sub_fm"] for cell in cells]),
-        f"{cells[0]['lr']:g}",
-        f"{fmean(cell['rounds_seconds'] for cell in cells):.0f}",
-        str(len(cells)),
-    ]
+def _print_row(texts: Iterable[str], *, heading: bool = False) -> None:
+    row = list(texts)
+    print(f"| {' | '.join(row)} |" + (f"\n|{' --- |' * len(row)}" if heading else ""))
 
 
 if __name__ == "__main__":
