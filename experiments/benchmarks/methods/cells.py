@@ -93,7 +93,7 @@ def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[
         (TEXT_TASKS, METHODS_AT_50, "iid", {}),
         (("qnli",), tuple(ABLATIONS), "iid", {}),
         (tuple(LONGER), ("full", "fedpft_67"), "iid", LONGER),
-        (tuple(LONGER), METHODS_AT_67, "dirichlet", LONGER),
+        (tuple(LONGER), ("full",), "dirichlet", LONGER),
     ]
     for tasks, methods, partition, rounds in parts:
         for seed in seeds:
