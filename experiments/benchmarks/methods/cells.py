@@ -14,6 +14,8 @@ METHODS_AT_67 = ("full", "fedot_67", "fedpft_67")
 METHODS_AT_50 = ("fedot_50", "fedpft_50")
 ABLATIONS = {"fedpft_67_n": "none", "fedpft_67_b": "before", "fedpft_67_d": "during"}
 """FedPFT at 67 % with another part `align` than `both`."""
+LARGER = ("fedpft_78",)
+"""Larger sub-FMs, on QNLI: they tell whether a difference to `full` is one of the sub-FM's size."""
 
 LONGER = {"qnli": 48}
 """Task -> rounds of the cells that tell whether a difference is one of too few rounds."""
@@ -58,7 +60,7 @@ class Cell:
             work_dir: the sub-FM cache, and the pre-trained ViT.
 
         """
-        method = searched_method(self.method)
+        method = "fedpft_67" if self.method in ABLATIONS else self.method
         fm, public = ("vit", "tiny_imagenet") if self.task in IMAGE_TASKS else ("minilm", "align_text")
         return load_config(
             BASE,
@@ -80,8 +82,8 @@ class Cell:
 
 
 def searched_method(method: str) -> str:
-    """Return whose learning rate a method uses: an ablation has that of the whole method."""
-    return "fedpft_67" if method in ABLATIONS else method
+    """Return whose learning rate a method uses: an ablation and a larger sub-FM have FedPFT's at 67 %."""
+    return "fedpft_67" if method in (*ABLATIONS, *LARGER) else method
 
 
 def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[Cell]:
@@ -91,7 +93,7 @@ def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[
         (IMAGE_TASKS, METHODS_AT_67, "iid", {}),
         (TEXT_TASKS, METHODS_AT_67, "dirichlet", {}),
         (TEXT_TASKS, METHODS_AT_50, "iid", {}),
-        (("qnli",), tuple(ABLATIONS), "iid", {}),
+        (("qnli",), (*ABLATIONS, *LARGER), "iid", {}),
         (tuple(LONGER), ("full", "fedpft_67"), "iid", LONGER),
         (tuple(LONGER), ("full",), "dirichlet", LONGER),
     ]
