@@ -20,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedpft.data.sources import READ_OPTIONS, Files, fail, one_line
+from fedpft.data.errors import fail, one_line
+from fedpft.data.files import Files
+from fedpft.data.sources import READ_OPTIONS
 
 NUM_PLACES = 256
 """Blocks in a large draw: more mix better, but each may cost a row group."""

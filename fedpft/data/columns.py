@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedpft.data.sources import fail
+from fedpft.data.errors import fail
 
 TEXT, TEXT_PAIR, IMAGE, LABEL = "text", "text_pair", "image", "label"
 PROMPT, RESPONSE, PROMPT_LENGTH = "prompt", "response", "prompt_length"

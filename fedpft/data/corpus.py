@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from fedpft.data.blocks import Block, ParquetRows, RowFiles
 from fedpft.data.columns import LABEL, TEXT
+from fedpft.data.errors import fail
 from fedpft.data.images import as_images
-from fedpft.data.sources import fail
 
 BLOCK_ROWS = 64
 """Rows of a corpus in memory that stay neighbours when only part of it is read: enough for continuous text, few enough

@@ -17,9 +17,10 @@ from fedpft.config import Config, FederatedConfig, TaskKind
 from fedpft.data.collate import CausalCollator, Collator, ImageCollator, TextCollator, rows
 from fedpft.data.columns import IMAGE, LABEL, PROMPT_LENGTH, TEXT, TEXT_PAIR, require_column
 from fedpft.data.corpus import Corpus, text_blocks
+from fedpft.data.errors import fail
 from fedpft.data.instructions import tokenise_instructions
 from fedpft.data.partition import Partition, make_partition
-from fedpft.data.sources import fail, subset
+from fedpft.data.subsets import subset
 from fedpft.data.tasks import Modality, TaskData
 from fedpft.seeding import numpy_rng
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from fedpft.data.columns import require_column
-from fedpft.data.sources import fail
+from fedpft.data.errors import fail
 
 _ROWS_AT_ONCE = 1000
 _WIDE_MODES = ("I", "F")

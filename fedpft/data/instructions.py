@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from fedpft.config import TaskConfig, TaskKind
 from fedpft.data.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, normalise_labels, require_text
+from fedpft.data.errors import fail
 from fedpft.data.prompts import KEY, PromptTemplate, bare_template
-from fedpft.data.sources import fail, subset
+from fedpft.data.subsets import subset
 from fedpft.data.task_table import TaskRow
 
 KEYS = ("prompt_column", "response_column", "prompt_template", "chat_template")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from string import Formatter
 
-from fedpft.data.sources import fail
+from fedpft.data.errors import fail
 
 KEY = "task.prompt_template"
 

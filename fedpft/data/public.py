@@ -11,20 +11,10 @@ from fedpft.data.blocks import ParquetRows, open_rows
 from fedpft.data.columns import IMAGE, LABEL, TEXT, normalise_labels, rename_inputs, require_text
 from fedpft.data.corpus import Corpus, Mixture, StreamedText, draw_images
 from fedpft.data.digits import digits_corpus
+from fedpft.data.errors import fail, find_row
+from fedpft.data.files import FORMATS, IMAGE_FOLDER, Files, find_hub, find_local, is_local
 from fedpft.data.images import as_images
-from fedpft.data.sources import (
-    FORMATS,
-    IMAGE_FOLDER,
-    Files,
-    fail,
-    find_hub,
-    find_local,
-    find_row,
-    is_local,
-    load_hub,
-    read_images,
-    read_whole,
-)
+from fedpft.data.sources import load_hub, read_images, read_whole
 from fedpft.seeding import numpy_rng
 
 MIN_WORDS = 5

@@ -20,9 +20,12 @@ from fedpft.data.columns import (
     require_column,
     require_text,
 )
+from fedpft.data.errors import fail, find_row
+from fedpft.data.files import has_split, is_local
 from fedpft.data.images import as_images
 from fedpft.data.instructions import check_keys, read_instructions
-from fedpft.data.sources import fail, find_row, has_split, hold_out, is_local, load_hub, load_local, subset
+from fedpft.data.sources import load_hub, load_local
+from fedpft.data.subsets import hold_out, subset
 from fedpft.data.task_table import TASKS, TaskRow
 from fedpft.metrics import DEFAULT_METRICS, METRICS
 from fedpft.seeding import numpy_rng

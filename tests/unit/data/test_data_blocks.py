@@ -14,7 +14,7 @@ import pytest
 from fedpft.config import ConfigError
 from fedpft.data import blocks
 from fedpft.data.blocks import BUFFERED_BLOCKS, SEQUENTIAL_BLOCK_ROWS, ParquetRows, SequentialRows
-from fedpft.data.sources import find_local
+from fedpft.data.files import find_local
 
 KEY = "public.path"
 ROW_BYTES = 100

@@ -9,7 +9,7 @@ from fedpft.data.collate import CausalCollator
 from fedpft.data.datamodule import build_data
 from fedpft.data.histogram import label_groups
 from fedpft.data.prompts import PromptTemplate
-from fedpft.data.sources import hold_out
+from fedpft.data.subsets import hold_out
 from fedpft.data.tasks import TASKS, load_task
 from tests.tiny import tiny_causal_tokenizer
 

@@ -9,7 +9,8 @@ import pytest
 
 from fedpft.config import ConfigError, TaskConfig
 from fedpft.data import sources
-from fedpft.data.sources import find_hub, find_local, load_local
+from fedpft.data.files import find_hub, find_local
+from fedpft.data.sources import load_local
 from fedpft.data.tasks import load_task
 
 KEY = "public.path"

@@ -1,0 +1,34 @@
+"""What is wrong with data, in one line each."""
+
+import difflib
+from collections.abc import Mapping
+from typing import NoReturn, TypeVar
+
+from fedpft.config import ConfigError
+
+Row = TypeVar("Row")
+
+
+def fail(key: str, found: object, allowed: str) -> NoReturn:
+    """Raise the one-line ConfigError that every module of this package uses."""
+    raise ConfigError(f"{key}: found {found!r}, allowed: {allowed}")
+
+
+def find_row(name: str, table: Mapping[str, Row], key: str) -> Row:
+    """Return a table's row; ConfigError with the nearest name, or all names, when there is none."""
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
+        names = ", ".join([*table, "custom"])
+        fail(key, name, f"{names}" + (f" (did you mean {close[0]}?)" if close else ""))
+    return table[name]
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first 200 characters of what a library says, without line breaks."""
+    return " ".join(str(error).split())[:200]
+
+
+def hub_error(path: str, config_name: str | None, split: str, key: str, hint: str, error: Exception) -> ConfigError:
+    """Return what to raise when the hub client fails; `hint` says what else the data set may need."""
+    found = f"hub data set {path} {config_name or ''}".rstrip() + f", split {split} ({one_line(error)})"
+    return ConfigError(f"{key}: found {found}, allowed: a reachable hub id{hint} or a local folder in {key}")
