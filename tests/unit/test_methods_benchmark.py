@@ -10,6 +10,7 @@ import pytest
 from experiments.benchmarks.methods import table
 from experiments.benchmarks.methods.cells import (
     ABLATIONS,
+    EMULATED,
     LARGER,
     LEARNING_RATES,
     METHODS_AT_50,
@@ -24,7 +25,7 @@ from experiments.benchmarks.methods.cells import (
 )
 from fedpft.config.flat import flat_settings
 
-RATES = {(task, method): 1e-3 for task in TASKS for method in (*METHODS_AT_67, *METHODS_AT_50)}
+RATES = {(task, method): 1e-3 for task in TASKS for method in (*METHODS_AT_67, *METHODS_AT_50, *EMULATED)}
 SEEDS = range(42, 44)
 README = Path(table.__file__).with_name("README.md")
 METHOD_SETTINGS = ("method.", "align.")

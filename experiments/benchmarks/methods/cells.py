@@ -16,6 +16,15 @@ ABLATIONS = {"fedpft_67_n": "none", "fedpft_67_b": "before", "fedpft_67_d": "dur
 """FedPFT at 67 % with another part `align` than `both`."""
 LARGER = ("fedpft_78",)
 """Larger sub-FMs, on QNLI: they tell whether a difference to `full` is one of the sub-FM's size."""
+EMULATED = ("fedot_67_e",)
+"""FedOT at 67 % with an emulator, so with fewer trained layers."""
+ALIGNMENTS = {
+    "fedot_67": "none",
+    **dict.fromkeys(("fedot_67_e", "fedot_50"), "emulator"),
+    **dict.fromkeys(("fedpft_67", "fedpft_50", *LARGER), "both"),
+    **ABLATIONS,
+}
+"""Method -> part `align`."""
 
 LONGER = {"qnli": 48}
 """Task -> rounds of the cells that tell whether a difference is one of too few rounds."""
@@ -23,7 +32,7 @@ LONGER = {"qnli": 48}
 LEARNING_RATES = {
     "sst2": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     "qnli": (2e-3, 4e-3, 8e-3),
-    "cifar10": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    "cifar10": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
 }
 """Of a task, the same for every method."""
 SEARCH_SEEDS = (7, 8)
@@ -69,7 +78,7 @@ class Cell:
                 *([f"fm.path={work_dir / 'vit'}"] if fm == "vit" else []),
                 f"task={self.task}",
                 f"method={method}",
-                *([f"align={ABLATIONS.get(self.method, 'both')}"] if method.startswith("fedpft") else []),
+                *([f"align={ALIGNMENTS[self.method]}"] if self.method in ALIGNMENTS else []),
                 f"federated.partition.kind={self.partition}",
                 f"federated.lr={self.lr}",
                 *([f"federated.rounds={self.rounds}", f"evaluation.interval={self.rounds}"] if self.rounds else []),
@@ -92,7 +101,7 @@ def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[
         (TEXT_TASKS, METHODS_AT_67, "iid", {}),
         (IMAGE_TASKS, METHODS_AT_67, "iid", {}),
         (TEXT_TASKS, METHODS_AT_67, "dirichlet", {}),
-        (TEXT_TASKS, METHODS_AT_50, "iid", {}),
+        (TEXT_TASKS, (*METHODS_AT_50, *EMULATED), "iid", {}),
         (("qnli",), (*ABLATIONS, *LARGER), "iid", {}),
         (tuple(LONGER), ("full", "fedpft_67"), "iid", LONGER),
         (tuple(LONGER), ("full",), "dirichlet", LONGER),
@@ -116,7 +125,7 @@ def search_cells(accuracies: Callable[[], Accuracies]) -> Iterator[Cell]:
 
     """
     first, second = SEARCH_SEEDS
-    for methods, tasks in ((METHODS_AT_67, TASKS), (METHODS_AT_50, TEXT_TASKS)):
+    for methods, tasks in ((METHODS_AT_67, TASKS), ((*METHODS_AT_50, *EMULATED), TEXT_TASKS)):
         for task in tasks:
             for lr in LEARNING_RATES[task]:
                 for method in methods:

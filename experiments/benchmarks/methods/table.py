@@ -10,6 +10,7 @@ from scipy.stats import t
 
 from experiments.benchmarks.methods.cells import (
     ABLATIONS,
+    EMULATED,
     LARGER,
     LEARNING_RATES,
     LONGER,
@@ -20,7 +21,7 @@ from experiments.benchmarks.methods.cells import (
 )
 from experiments.benchmarks.methods.run import RESULTS, search_accuracies
 
-METHODS = (*METHODS_AT_67, *ABLATIONS, *METHODS_AT_50, *LARGER)
+METHODS = (*METHODS_AT_67, *EMULATED, *ABLATIONS, *METHODS_AT_50, *LARGER)
 COLUMNS = ("method", "Params (Mi)", "FM %", "minus `full`", "minus FedOT", "proxy %", "rate", "s a cell", "seeds")
 
 Cells = list[dict[str, Any]]
