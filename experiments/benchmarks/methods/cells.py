@@ -26,6 +26,13 @@ ALIGNMENTS = {
 }
 """Method -> part `align`."""
 
+PARTITIONS = {
+    "iid": ("kind=iid",),
+    "dirichlet": ("kind=dirichlet",),
+    "dirichlet_label": ("kind=dirichlet", "concentration=per_label"),
+}
+"""Partition -> its settings; `dirichlet` has the authors' law, `dirichlet_label` that of most papers."""
+
 LONGER = {"qnli": 48}
 """Task -> rounds of the cells that tell whether a difference is one of too few rounds."""
 
@@ -79,7 +86,7 @@ class Cell:
                 f"task={self.task}",
                 f"method={method}",
                 *([f"align={ALIGNMENTS[self.method]}"] if self.method in ALIGNMENTS else []),
-                f"federated.partition.kind={self.partition}",
+                *(f"federated.partition.{setting}" for setting in PARTITIONS[self.partition]),
                 f"federated.lr={self.lr}",
                 *([f"federated.rounds={self.rounds}", f"evaluation.interval={self.rounds}"] if self.rounds else []),
                 f"seed={self.seed}",
@@ -101,6 +108,7 @@ def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[
         (TEXT_TASKS, METHODS_AT_67, "iid", {}),
         (IMAGE_TASKS, METHODS_AT_67, "iid", {}),
         (TEXT_TASKS, METHODS_AT_67, "dirichlet", {}),
+        (("qnli",), METHODS_AT_67, "dirichlet_label", {}),
         (TEXT_TASKS, (*METHODS_AT_50, *EMULATED), "iid", {}),
         (("qnli",), (*ABLATIONS, *LARGER), "iid", {}),
         (tuple(LONGER), ("full", "fedpft_67"), "iid", LONGER),

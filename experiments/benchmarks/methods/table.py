@@ -16,6 +16,7 @@ from experiments.benchmarks.methods.cells import (
     LONGER,
     METHODS_AT_50,
     METHODS_AT_67,
+    PARTITIONS,
     TASKS,
     best_rates,
 )
@@ -31,7 +32,7 @@ def main() -> None:
     """Print the search, then mean and interval of every finished cell; a table for each task and setting."""
     _print_search()
     cells = [{"rounds": None, **json.loads(file.read_text())} for file in sorted(RESULTS.glob("*.json"))]
-    for partition, rounds, task in product(("iid", "dirichlet"), (None, *LONGER.values()), TASKS):
+    for partition, rounds, task in product(PARTITIONS, (None, *LONGER.values()), TASKS):
         wanted = {"task": task, "partition": partition, "rounds": rounds}
         if measured := [cell for cell in cells if wanted.items() <= cell.items()]:
             title = f"{task}, {partition}" + (f", {rounds} rounds" if rounds else "")
