@@ -38,7 +38,7 @@ LONGER = {"qnli": 48}
 
 LEARNING_RATES = {
     "sst2": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    "qnli": (2e-3, 4e-3, 8e-3),
+    "qnli": (2e-3, 4e-3, 8e-3, 1.6e-2),
     "cifar10": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
 }
 """Of a task, the same for every method."""
