@@ -114,6 +114,13 @@ class TestTable:
         assert table.interval([0.7]) == "70.0"
         assert table.interval([]) == ""
 
+    def test_the_better_of_two_methods_is_that_of_the_seeds_that_both_have(self):
+        accuracies = {("a", 1): 0.6, ("a", 2): 0.9, ("b", 1): 0.7}
+        cells = [{"method": method, "seed": seed, "fm": fm} for (method, seed), fm in accuracies.items()]
+        assert table._best(("a", "b"), cells) == "b"
+        assert table._best(("a", "c"), cells) == "a"
+        assert table._best(("c",), cells) == ""
+
     def test_the_readme_has_the_tables_of_the_committed_records(self, monkeypatch, capsys):
         monkeypatch.chdir(README.parents[3])
         table.main()

@@ -94,7 +94,7 @@ def measure(cell: Cell, data_dir: Path) -> dict[str, Any]:
 
 def search_accuracies() -> Accuracies:
     """Return what the search has found so far."""
-    found: Accuracies = defaultdict(lambda: defaultdict(dict))
+    found: dict[tuple[str, str], dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for file in sorted((RESULTS / "search").glob("*.json")):
         trial = json.loads(file.read_text())
         found[trial["task"], trial["method"]][trial["lr"]][trial["seed"]] = trial["fm"]

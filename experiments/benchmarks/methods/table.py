@@ -23,6 +23,7 @@ from experiments.benchmarks.methods.cells import (
 from experiments.benchmarks.methods.run import RESULTS, search_accuracies
 
 METHODS = (*METHODS_AT_67, *EMULATED, *ABLATIONS, *METHODS_AT_50, *LARGER)
+FEDOT = ("fedot_67", *EMULATED, "fedot_50")
 COLUMNS = ("method", "Params (Mi)", "FM %", "minus `full`", "minus FedOT", "proxy %", "rate", "s a cell", "seeds")
 
 Cells = list[dict[str, Any]]
@@ -53,17 +54,25 @@ def interval(values: Collection[float]) -> str:
 
 def _columns(method: str, measured: Cells) -> list[str]:
     cells = [cell for cell in measured if cell["method"] == method]
-    fedot = "fedot_50" if method in METHODS_AT_50 else "fedot_67"
+    fedots = [fedot for fedot in FEDOT if (fedot in METHODS_AT_50) == (method in METHODS_AT_50)]
     return [
         f"`{method}`",
         f"{cells[0]['num_transformer_params_sub_fm'] / 2**20:.2f}",
         interval([cell["fm"] for cell in cells]),
-        *(interval(_differences(cells, measured, other)) for other in ("full", fedot)),
+        *(interval(_differences(cells, measured, other)) for other in ("full", _best(fedots, measured))),
         interval([cell["sub_fm"] for cell in cells]),
         f"{cells[0]['lr']:g}",
         f"{fmean(cell['rounds_seconds'] for cell in cells):.0f}",
         str(len(cells)),
     ]
+
+
+def _best(methods: Collection[str], measured: Cells) -> str:
+    """Return the method with the best mean over the seeds that all have; '' if none is measured."""
+    found = {m: {cell["seed"]: cell["fm"] for cell in measured if cell["method"] == m} for m in methods}
+    found = {method: by_seed for method, by_seed in found.items() if by_seed}
+    shared = set.intersection(*map(set, found.values())) if found else set()
+    return max(found, key=lambda method: fmean(found[method][seed] for seed in shared), default="")
 
 
 def _differences(cells: Cells, measured: Cells, other: str) -> list[float]:
