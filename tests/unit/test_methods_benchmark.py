@@ -101,11 +101,21 @@ class TestSearch:
         assert finalists("sst2", found | {last: {SEARCH_SEEDS[0]: 0.0}}) == [8e-3, 4e-3]
 
     def test_the_best_mean_of_those_tried_with_most_seeds_wins(self):
-        found = {1e-3: {7: 0.9}, 2e-3: {7: 0.8, 8: 0.6}, 4e-3: {7: 0.7, 8: 0.75}}
+        first = dict(zip(LEARNING_RATES["sst2"], (0.6, 0.8, 0.7, 0.5, 0.5), strict=True))
+        found = {lr: {7: accuracy} for lr, accuracy in first.items()}
+        found[2e-3][8], found[4e-3][8] = 0.6, 0.75
         assert best_rates({("sst2", "full"): found}) == {("sst2", "full"): 4e-3}
 
     def test_the_smaller_of_equal_rates_wins(self):
-        assert best_rates({("qnli", "full"): {4e-3: {7: 0.7}, 2e-3: {7: 0.7}}}) == {("qnli", "full"): 2e-3}
+        found = {lr: {7: 0.7} for lr in reversed(LEARNING_RATES["qnli"])}
+        assert best_rates({("qnli", "full"): found}) == {("qnli", "full"): 2e-3}
+
+    @pytest.mark.parametrize("missing", [(8e-3, 7), (4e-3, 8)])
+    def test_there_is_no_best_rate_before_the_search_is_over(self, missing):
+        found = {lr: {7: 0.5} for lr in LEARNING_RATES["sst2"]} | {4e-3: {7: 0.7, 8: 0.7}, 2e-3: {7: 0.6, 8: 0.6}}
+        assert best_rates({("sst2", "full"): found}) == {("sst2", "full"): 4e-3}
+        del found[missing[0]][missing[1]]
+        assert best_rates({("sst2", "full"): found}) == {}
 
 
 class TestTable:

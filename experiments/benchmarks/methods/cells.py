@@ -8,6 +8,9 @@ from statistics import fmean
 from fedpft.config import Config, load_config
 
 BASE = Path(__file__).parent / "base.yaml"
+RESULTS = Path("experiments/results/methods")
+WORK = Path("outputs/methods_benchmark")
+"""The sub-FM cache, the pre-trained ViT, locks."""
 TEXT_TASKS, IMAGE_TASKS = ("sst2", "qnli"), ("cifar10",)
 TASKS = TEXT_TASKS + IMAGE_TASKS
 METHODS_AT_67 = ("full", "fedot_67", "fedpft_67")
@@ -151,10 +154,22 @@ def finalists(task: str, found: Mapping[float, Mapping[int, float]]) -> list[flo
     return sorted(scores, key=lambda lr: (-scores[lr], lr))[: FINALISTS.get(task, 0)]
 
 
+def is_searched(task: str, found: Mapping[float, Mapping[int, float]]) -> bool:
+    """Whether a method has all its trials: every rate with the first seed, the finalists with the second."""
+    first, second = SEARCH_SEEDS
+    tried_all = all(first in found.get(lr, {}) for lr in LEARNING_RATES[task])
+    return tried_all and all(second in found[lr] for lr in finalists(task, found))
+
+
 def best_rates(accuracies: Accuracies) -> dict[tuple[str, str], float]:
-    """Return (task, method) -> the best rate: of those tried with most seeds, by their mean; the smaller of equals."""
+    """Return (task, method) -> the best rate: of those tried with most seeds, by their mean; the smaller of equals.
+
+    A pair whose search is not over has none.
+    """
     best = {}
     for pair, found in accuracies.items():
+        if not is_searched(pair[0], found):
+            continue
         most = max(len(by_seed) for by_seed in found.values())
         means = {lr: fmean(by_seed.values()) for lr, by_seed in found.items() if len(by_seed) == most}
         best[pair] = min(means, key=lambda lr: (-means[lr], lr))

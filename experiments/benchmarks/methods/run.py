@@ -1,11 +1,10 @@
 """Methods benchmark: every method at an equal budget, at its own best learning rate. See README.md.
 
-    python -m experiments.benchmarks.methods.run search DATA_DIR
-    python -m experiments.benchmarks.methods.run cells DATA_DIR [--seeds 3] [--match GLOB]
+    python -m experiments.benchmarks.methods.run all|search|cells DATA_DIR [--seeds 3] [--match GLOB]
 
-DATA_DIR holds `sst2`, `qnli`, `cifar10`, `align_text` and `tiny_imagenet` as parquet; `cifar10` needs the ViT of
-pretrain_vit.py. Set OMP_NUM_THREADS=1. What is finished is skipped, so it can be stopped and started at will; several
-workers share the work. One JSON a trial or cell lies in `experiments/results/methods/`.
+DATA_DIR holds `sst2`, `qnli`, `cifar10`, `align_text` and `tiny_imagenet` as parquet. Set OMP_NUM_THREADS=1. What is
+finished is skipped, so it can be stopped and started at will; several workers share the work: a cell is measured when
+its method's search is over. One JSON a trial or cell lies in `experiments/results/methods/`.
 """
 
 import argparse
@@ -21,7 +20,18 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from experiments.benchmarks.methods.cells import TASKS, Accuracies, Cell, all_cells, best_rates, search_cells
+from experiments.benchmarks.methods.cells import (
+    IMAGE_TASKS,
+    RESULTS,
+    TASKS,
+    WORK,
+    Accuracies,
+    Cell,
+    all_cells,
+    best_rates,
+    search_cells,
+)
+from experiments.benchmarks.methods.pretrain_vit import ensure_vit
 from fedpft.data.sources import load_local
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
@@ -31,8 +41,6 @@ from fedpft.tracking import TrackerGroup
 from fedpft.trainer import SilentProgress
 from fedpft.tuning import tune
 
-RESULTS = Path("experiments/results/methods")
-WORK = Path("outputs/methods_benchmark")
 SEARCH_VALIDATION_EXAMPLES = 1000
 KEPT = (
     "metric", "untuned_fm", "sub_fm", "fm", "metrics", "fidelity", "num_transformer_params_fm",
@@ -42,21 +50,23 @@ KEPT = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search", "cells"))
+    parser.add_argument("what", choices=("all", "search", "cells"), help="all: the search, then the cells")
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--match", default="*", help="only the cells with such a name")
+    parser.add_argument("--match", default="*", help="only the trials and cells with such a name")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data_dir, folder, todo = (
-        options.data_dir,
-        RESULTS,
-        all_cells(best_rates(search_accuracies()), range(42, 42 + options.seeds)),
-    )
-    if options.what == "search":
-        data_dir, folder, todo = search_data(options.data_dir), RESULTS / "search", search_cells(search_accuracies)
+    if options.what != "cells":
+        run(search_cells(search_accuracies), search_data(options.data_dir), RESULTS / "search", options.match)
+    if options.what != "search":
+        cells = all_cells(best_rates(search_accuracies()), range(42, 42 + options.seeds))
+        run(cells, options.data_dir, RESULTS, options.match)
+
+
+def run(cells: Iterator[Cell], data_dir: Path, folder: Path, match: str) -> None:
+    """Measure the cells that nobody else does, and write each to the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for cell, file in unclaimed(todo, folder, options.match):
+    for cell, file in unclaimed(cells, folder, match):
         start = time.perf_counter()
         measured = measure(cell, data_dir)
         write_json(file, {**vars(cell), **measured, "versions": package_versions()})
@@ -86,6 +96,8 @@ def _is_finished(cell: Cell, file: Path) -> bool:
 
 def measure(cell: Cell, data_dir: Path) -> dict[str, Any]:
     """Run one cell and return what is worth keeping of its result."""
+    if cell.task in IMAGE_TASKS:
+        ensure_vit(data_dir)
     config = cell.config(data_dir, WORK)
     fm, data = load_fm_and_data(config, SilentProgress())
     result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result

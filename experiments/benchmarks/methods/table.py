@@ -17,10 +17,11 @@ from experiments.benchmarks.methods.cells import (
     METHODS_AT_50,
     METHODS_AT_67,
     PARTITIONS,
+    RESULTS,
     TASKS,
     best_rates,
 )
-from experiments.benchmarks.methods.run import RESULTS, search_accuracies
+from experiments.benchmarks.methods.run import search_accuracies
 
 METHODS = (*METHODS_AT_67, *EMULATED, *ABLATIONS, *METHODS_AT_50, *LARGER)
 FEDOT = ("fedot_67", *EMULATED, "fedot_50")
@@ -90,7 +91,7 @@ def _print_search() -> None:
         _print_row([f"{task}, rate", *(f"{lr:g}" for lr in rates)], heading=True)
         for method in METHODS:
             if found := accuracies.get((task, method)):
-                tried = (_trial(found.get(lr, {}).values(), chosen=lr == best[task, method]) for lr in rates)
+                tried = (_trial(found.get(lr, {}).values(), chosen=lr == best.get((task, method))) for lr in rates)
                 _print_row([f"`{method}`", *tried])
 
 
