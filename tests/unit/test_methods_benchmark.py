@@ -15,7 +15,10 @@ from experiments.benchmarks.methods.cells import (
     LEARNING_RATES,
     METHODS_AT_50,
     METHODS_AT_67,
+    MORE_ROUNDS,
+    MORE_SEEDS,
     SEARCH_SEEDS,
+    SEEDS,
     TASKS,
     Cell,
     all_cells,
@@ -26,7 +29,6 @@ from experiments.benchmarks.methods.cells import (
 from fedpft.config.flat import flat_settings
 
 RATES = {(task, method): 1e-3 for task in TASKS for method in (*METHODS_AT_67, *METHODS_AT_50, *EMULATED)}
-SEEDS = range(42, 44)
 README = Path(table.__file__).with_name("README.md")
 METHOD_SETTINGS = ("method.", "align.")
 
@@ -34,11 +36,15 @@ METHOD_SETTINGS = ("method.", "align.")
 @pytest.fixture(scope="module")
 def settings() -> dict[Cell, dict[str, str]]:
     """Every cell -> its settings as JSON, by dotted key."""
-    return {cell: flat_settings(asdict(cell.config(Path("data"), Path("work")))) for cell in all_cells(RATES, SEEDS)}
+    return {
+        cell: flat_settings(asdict(cell.config(Path("data"), Path("work"))))
+        for cell in all_cells(RATES)
+        if cell.seed in SEEDS[:2]
+    }
 
 
 def test_no_two_cells_share_a_name():
-    names = [cell.name for cell in all_cells(RATES, SEEDS)]
+    names = [cell.name for cell in all_cells(RATES)]
     assert len(names) == len(set(names)) > 40
 
 
@@ -47,7 +53,7 @@ def test_methods_differ_in_nothing_but_the_method_and_its_alignment(settings):
     for cell, found in settings.items():
         shared = {key: value for key, value in found.items() if not key.startswith(METHOD_SETTINGS)}
         rows[cell.task, cell.partition, cell.seed, cell.rounds].append(shared)
-    assert all(len(row) > 1 for key, row in rows.items() if key[-1] is None)
+    assert all(len(row) > 1 for (*_, rounds), row in rows.items() if rounds != MORE_ROUNDS)
     for row in rows.values():
         assert all(shared == row[0] for shared in row)
 
@@ -57,7 +63,6 @@ def test_seeds_share_the_settings_of_the_sub_fm_and_differ_in_the_seed_alone(set
     for cell, found in settings.items():
         rows[cell.task, cell.method, cell.partition, cell.rounds].append({**found, "seed": ""})
     for row in rows.values():
-        assert len(row) == len(SEEDS)
         assert all(found == row[0] for found in row)
         assert row[0]["server.seed"] == "7"
 
@@ -80,7 +85,7 @@ def test_an_ablation_is_the_whole_method_without_an_alignment(settings, method, 
 @pytest.mark.parametrize("method", [*ABLATIONS, *LARGER])
 def test_what_has_no_search_of_its_own_has_the_rate_of_the_whole_method(method):
     rates = {("qnli", "fedpft_67"): 3e-3, ("qnli", "full"): 1e-3}
-    assert {cell.lr for cell in all_cells(rates, SEEDS) if cell.method == method} == {3e-3}
+    assert {cell.lr for cell in all_cells(rates) if cell.method == method} == {3e-3}
 
 
 class TestSearch:
@@ -92,7 +97,7 @@ class TestSearch:
         for task, method in RATES:
             if task in ("sst2", "qnli") or method in METHODS_AT_67:
                 assert len(trials[task, method]) == len(trials[task, "full"]) >= len(LEARNING_RATES[task])
-        assert not {seed for found in trials.values() for _, seed in found} & set(SEEDS)
+        assert not {seed for found in trials.values() for _, seed in found} & {*SEEDS, *MORE_SEEDS}
 
     def test_finalists_wait_until_every_rate_has_been_tried(self):
         found = {lr: {SEARCH_SEEDS[0]: lr} for lr in LEARNING_RATES["sst2"][:-1]}
@@ -130,6 +135,7 @@ class TestTable:
         assert table._best(("a", "b"), cells) == "b"
         assert table._best(("a", "c"), cells) == "a"
         assert table._best(("c",), cells) == ""
+        assert table._best(("a", "b"), cells[1:]) == "a", "none in common"
 
     def test_the_readme_has_the_tables_of_the_committed_records(self, monkeypatch, capsys):
         monkeypatch.chdir(README.parents[3])

@@ -36,8 +36,9 @@ PARTITIONS = {
 }
 """Partition -> its settings; `dirichlet` has the authors' law, `dirichlet_label` that of most papers."""
 
-LONGER = {"qnli": 48}
-"""Task -> rounds of the cells that tell whether a difference is one of too few rounds."""
+SEEDS, MORE_SEEDS = (42, 43, 44), (45, 46)
+MORE_ROUNDS = 48
+"""Of the cells that tell whether a difference is one of too few rounds."""
 
 LEARNING_RATES = {
     "sst2": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
@@ -105,26 +106,27 @@ def searched_method(method: str) -> str:
     return "fedpft_67" if method in (*ABLATIONS, *LARGER) else method
 
 
-def all_cells(rates: Mapping[tuple[str, str], float], seeds: range) -> Iterator[Cell]:
+def all_cells(rates: Mapping[tuple[str, str], float]) -> Iterator[Cell]:
     """Yield the cells, the most important ones first; a pair (task, method) without a learning rate has none."""
-    parts: list[tuple[Sequence[str], Sequence[str], str, Mapping[str, int]]] = [
-        (TEXT_TASKS, METHODS_AT_67, "iid", {}),
-        (IMAGE_TASKS, METHODS_AT_67, "iid", {}),
-        (TEXT_TASKS, METHODS_AT_67, "dirichlet", {}),
-        (("qnli",), METHODS_AT_67, "dirichlet_label", {}),
-        (TEXT_TASKS, (*METHODS_AT_50, *EMULATED), "iid", {}),
-        (("qnli",), (*ABLATIONS, *LARGER), "iid", {}),
-        (tuple(LONGER), ("full", "fedpft_67"), "iid", LONGER),
-        (tuple(LONGER), ("full",), "dirichlet", LONGER),
+    parts: list[tuple[Sequence[str], Sequence[str], str, int | None, Sequence[int]]] = [
+        (TEXT_TASKS, METHODS_AT_67, "iid", None, SEEDS),
+        (IMAGE_TASKS, METHODS_AT_67, "iid", None, SEEDS),
+        (TEXT_TASKS, METHODS_AT_67, "dirichlet", None, SEEDS),
+        (TEXT_TASKS, METHODS_AT_50, "iid", None, SEEDS),
+        (("qnli",), tuple(ABLATIONS), "iid", None, SEEDS),
+        (TEXT_TASKS, EMULATED, "iid", None, SEEDS),
+        (("qnli",), LARGER, "iid", None, SEEDS),
+        (("qnli",), METHODS_AT_67, "dirichlet_label", None, SEEDS),
+        (TEXT_TASKS, (*METHODS_AT_67, *EMULATED), "iid", None, MORE_SEEDS),
+        (("qnli",), ("full", "fedpft_67"), "iid", MORE_ROUNDS, (42,)),
+        (("qnli",), ("full",), "dirichlet", MORE_ROUNDS, (43,)),
     ]
-    for tasks, methods, partition, rounds in parts:
+    for tasks, methods, partition, rounds, seeds in parts:
         for seed in seeds:
             for task in tasks:
                 for method in methods:
                     if lr := rates.get((task, searched_method(method))):
-                        yield Cell(
-                            task=task, method=method, partition=partition, seed=seed, lr=lr, rounds=rounds.get(task)
-                        )
+                        yield Cell(task=task, method=method, partition=partition, seed=seed, lr=lr, rounds=rounds)
 
 
 def search_cells(accuracies: Callable[[], Accuracies]) -> Iterator[Cell]:

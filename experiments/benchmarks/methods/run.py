@@ -1,10 +1,11 @@
 """Methods benchmark: every method at an equal budget, at its own best learning rate. See README.md.
 
-    python -m experiments.benchmarks.methods.run all|search|cells DATA_DIR [--seeds 3] [--match GLOB]
+    python -m experiments.benchmarks.methods.run all|search|cells DATA_DIR [--match GLOB]
 
 DATA_DIR holds `sst2`, `qnli`, `cifar10`, `align_text` and `tiny_imagenet` as parquet. Set OMP_NUM_THREADS=1. What is
 finished is skipped, so it can be stopped and started at will; several workers share the work: a cell is measured when
-its method's search is over. One JSON a trial or cell lies in `experiments/results/methods/`.
+its method's search is over. One JSON a trial or cell lies in `experiments/results/methods/`; a changed learning rate
+makes it stale by itself, of any other setting that you change, delete the records.
 """
 
 import argparse
@@ -52,15 +53,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("all", "search", "cells"), help="all: the search, then the cells")
     parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--match", default="*", help="only the trials and cells with such a name")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what != "cells":
         run(search_cells(search_accuracies), search_data(options.data_dir), RESULTS / "search", options.match)
     if options.what != "search":
-        cells = all_cells(best_rates(search_accuracies()), range(42, 42 + options.seeds))
-        run(cells, options.data_dir, RESULTS, options.match)
+        rates = best_rates(search_accuracies())
+        run(all_cells(rates), options.data_dir, RESULTS, options.match)
+        if missing := {(cell.task, cell.method) for cell in search_cells(search_accuracies)} - rates.keys():
+            waiting = ", ".join(sorted(f"{method} on {task}" for task, method in missing))
+            Console().print(f"no cells yet of {waiting}: their search is not over")
 
 
 def run(cells: Iterator[Cell], data_dir: Path, folder: Path, match: str) -> None:
@@ -129,7 +132,8 @@ def search_data(data_dir: Path) -> Path:
             )
             (folder / task).mkdir(exist_ok=True)
             parts["train"].to_parquet(folder / task / "train.parquet")
-            parts["test"].to_parquet(folder / task / "validation.parquet")
+            parts["test"].to_parquet(folder / task / "validation.part")
+            (folder / task / "validation.part").rename(folder / task / "validation.parquet")
         for public in ("align_text", "tiny_imagenet"):
             if not (folder / public).exists():
                 (folder / public).symlink_to((data_dir / public).resolve())

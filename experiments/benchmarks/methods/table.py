@@ -13,9 +13,9 @@ from experiments.benchmarks.methods.cells import (
     EMULATED,
     LARGER,
     LEARNING_RATES,
-    LONGER,
     METHODS_AT_50,
     METHODS_AT_67,
+    MORE_ROUNDS,
     PARTITIONS,
     RESULTS,
     TASKS,
@@ -34,7 +34,7 @@ def main() -> None:
     """Print the search, then mean and interval of every finished cell; a table for each task and setting."""
     _print_search()
     cells = [{"rounds": None, **json.loads(file.read_text())} for file in sorted(RESULTS.glob("*.json"))]
-    for partition, rounds, task in product(PARTITIONS, (None, *LONGER.values()), TASKS):
+    for partition, rounds, task in product(PARTITIONS, (None, MORE_ROUNDS), TASKS):
         wanted = {"task": task, "partition": partition, "rounds": rounds}
         if measured := [cell for cell in cells if wanted.items() <= cell.items()]:
             title = f"{task}, {partition}" + (f", {rounds} rounds" if rounds else "")
@@ -69,11 +69,11 @@ def _columns(method: str, measured: Cells) -> list[str]:
 
 
 def _best(methods: Collection[str], measured: Cells) -> str:
-    """Return the method with the best mean over the seeds that all have; '' if none is measured."""
+    """Return the method with the best mean over the seeds that all have, if any; '' if none is measured."""
     found = {m: {cell["seed"]: cell["fm"] for cell in measured if cell["method"] == m} for m in methods}
     found = {method: by_seed for method, by_seed in found.items() if by_seed}
     shared = set.intersection(*map(set, found.values())) if found else set()
-    return max(found, key=lambda method: fmean(found[method][seed] for seed in shared), default="")
+    return max(found, key=lambda method: fmean(found[method][seed] for seed in shared or found[method]), default="")
 
 
 def _differences(cells: Cells, measured: Cells, other: str) -> list[float]:
