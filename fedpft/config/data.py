@@ -1,12 +1,10 @@
 """Settings of the FM and of the data: what the server and the clients own."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from fedpft.config.checks import require, require_non_negative, require_positive
-
-TaskKind = Literal["classification", "regression", "causal_lm"]
-"""What labels are: one of some classes, a number, or the text's own next tokens."""
+from fedpft.metrics.table import TaskKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class TaskConfig:
     """The labelled data that the clients own, and the evaluation set."""
 
     name: str = "sst2"
-    """A row of `TASKS` in fedpft/data/task_table.py, or `custom` (then `path` and the columns describe it)."""
+    """A row of `TASKS` in fedpft/data/tasks/table.py, or `custom` (then `path` and the columns describe it)."""
     kind: TaskKind | None = None
     """null: the table row's; `classification` for a custom task."""
     path: str | None = None
@@ -69,7 +67,8 @@ class TaskConfig:
     """Hold out this fraction of the training data to evaluate on, the same rows for every seed; null: the evaluation
     split, or 0.1 of a data set of the table that has none."""
     metrics: tuple[str, ...] = ()
-    """Names in `fedpft.metrics.METRICS`, the primary one first; empty: the table row's, or those usual for the kind."""
+    """Names in `fedpft.metrics.table.METRICS`, the primary one first; empty: the table row's, or those usual for the
+    kind."""
     max_train_examples: int | None = None
     """Use a random subset of the training data; None: all."""
     max_eval_examples: int | None = None
@@ -100,7 +99,7 @@ class PublicConfig:
     """Unlabelled public data on which the server aligns the sub-FM with the FM."""
 
     name: str = "wikitext"
-    """A row of `fedpft.data.public.CORPORA`, or `custom` (then `path` and a column describe it); several texts
+    """A row of `fedpft.data.corpora.public.CORPORA`, or `custom` (then `path` and a column describe it); several texts
     joined by `+` are mixed in equal parts."""
     path: str | None = None
     """Hub id, folder or file instead of the row's own; for several names as many, joined by `+`."""

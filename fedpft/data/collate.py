@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from fedpft.config import ConfigError
-from fedpft.data.columns import IMAGE, LABEL, PROMPT_LENGTH
-from fedpft.token_metrics import IGNORED
+from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT_LENGTH
+from fedpft.metrics.tokens import IGNORED
 
 MODEL_INPUTS = ("input_ids", "token_type_ids", LABEL)
 

@@ -15,13 +15,13 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from fedpft.config import Config, FederatedConfig, TaskKind
 from fedpft.data.collate import CausalCollator, Collator, ImageCollator, TextCollator, rows
-from fedpft.data.columns import IMAGE, LABEL, PROMPT_LENGTH, TEXT, TEXT_PAIR, require_column
-from fedpft.data.corpus import Corpus, text_blocks
-from fedpft.data.errors import fail
-from fedpft.data.instructions import tokenise_instructions
+from fedpft.data.corpora.corpus import Corpus, text_blocks
 from fedpft.data.partition import Partition, make_partition
-from fedpft.data.subsets import subset
-from fedpft.data.tasks import Modality, TaskData
+from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT_LENGTH, TEXT, TEXT_PAIR, require_column
+from fedpft.data.sources.errors import fail
+from fedpft.data.sources.subsets import subset
+from fedpft.data.tasks.instructions import tokenise_instructions
+from fedpft.data.tasks.loading import Modality, TaskData
 from fedpft.seeding import numpy_rng
 
 __all__ = ["Collator", "FederatedData", "ImageCollator", "TextCollator", "build_data", "partition_task", "rows"]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedpft.data.collate import Collator
-from fedpft.data.columns import LABEL
+from fedpft.data.sources.columns import LABEL
 
 _ROWS_AT_ONCE = 1000
 

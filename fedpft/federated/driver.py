@@ -40,8 +40,8 @@ from fedpft.federated.sampling import Attendance, draw_attendance, longest_first
 from fedpft.federated.spending import actor_utilisation, add_round, clients_spent
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
-from fedpft.metrics import Goal, is_better
-from fedpft.tracking import Tracker
+from fedpft.metrics.table import Goal, is_better
+from fedpft.tracking.trackers import Tracker
 
 MAX_UNCOUNTED_ROUNDS = 3
 """Rounds in a row that may fail to count (all, in a shorter run) before the run stops."""

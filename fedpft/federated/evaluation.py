@@ -10,10 +10,10 @@ from torchmetrics import Metric
 from fedpft.config import Config
 from fedpft.data.collate import rows
 from fedpft.data.datamodule import FederatedData
-from fedpft.evaluate import evaluate
-from fedpft.fidelity import measure_fidelity
+from fedpft.evaluation.evaluate import evaluate
+from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.methods.base import Method, Proxy
-from fedpft.metrics import METRICS, class_accuracy, class_counts
+from fedpft.metrics.table import METRICS, class_accuracy, class_counts
 from fedpft.models.lora import AdaptedModel
 from fedpft.seeding import numpy_rng
 from fedpft.trainer import Progress

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedpft.federated.client import ClientPackage, LocalClient
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
-from fedpft.tracking import Tracker
+from fedpft.tracking.trackers import Tracker
 
 
 class ClientPool(Protocol):

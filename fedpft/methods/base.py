@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from fedpft.fidelity import LayerPairs
+from fedpft.evaluation.fidelity import LayerPairs
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import AdaptedModel

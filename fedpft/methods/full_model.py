@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from fedpft.align.public import PublicData
 from fedpft.config import Config
 from fedpft.methods.base import FixedProxy, Proxy
+from fedpft.methods.plugin import plug_in
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets
-from fedpft.plugin import plug_in
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
 

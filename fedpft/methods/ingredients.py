@@ -17,7 +17,7 @@ from fedpft.construct.compress import resolve_layers
 from fedpft.construct.layer_drop import choose_layers
 from fedpft.models.digest import model_digest
 from fedpft.models.ffn import find_backbone, find_ffns
-from fedpft.output import package_versions
+from fedpft.storage.output import package_versions
 from fedpft.trainer import device_kind
 
 CACHE_FORMAT = 1

@@ -19,9 +19,9 @@ from fedpft.construct.compress import NeuronMap
 from fedpft.construct.layer_drop import choose_layers, drop_layers, emulator_tensors, restore_emulator
 from fedpft.methods.base import FixedProxy, Proxy
 from fedpft.methods.construction import built, construct_once
+from fedpft.methods.plugin import adapter_order, plug_in
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
-from fedpft.plugin import adapter_order, plug_in
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
 

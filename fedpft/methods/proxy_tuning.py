@@ -23,11 +23,11 @@ from fedpft.construct.saliency import Scorer, activation_scorer, greedy_scorer, 
 from fedpft.methods.base import Proxy, ProxyChange
 from fedpft.methods.construction import built, construct_once, require_finite
 from fedpft.methods.ingredients import DATA_FREE_SCORERS
+from fedpft.methods.plugin import check_same_layout, plug_in
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.layerwise import check_layer_by_layer
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
-from fedpft.plugin import check_same_layout, plug_in
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
 

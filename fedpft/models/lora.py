@@ -4,7 +4,7 @@ A language model has no task head: its adapter is LoRA alone.
 
 An adapter travels as one flat float32 vector in the order of :func:`adapter_layout`. The FM and a sub-FM have the same
 layout, because compression keeps every module's name and the shapes of everything that LoRA touches; a proxy of fewer
-layers has one of its own (`fedpft.plugin.adapter_order`).
+layers has one of its own (`fedpft.methods.plugin.adapter_order`).
 """
 
 import warnings

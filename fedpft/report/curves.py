@@ -6,7 +6,7 @@ from typing import Any
 from fedpft.federated.messages import ClientFailure, ClientUpdate
 from fedpft.federated.observer import RunObserver
 from fedpft.report.fidelity import heat_map
-from fedpft.tracking import Tracker
+from fedpft.tracking.trackers import Tracker
 
 
 class Curves:

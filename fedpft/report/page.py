@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedpft.config import Config, load_config
 from fedpft.config.compare import HARMLESS
 from fedpft.config.flat import flat_settings
-from fedpft.metrics import metric_row
-from fedpft.output import PARTITION_FILE, ROUNDS_FILE
+from fedpft.metrics.table import metric_row
 from fedpft.report.clients import ABOUT, SPREAD, TITLE, accuracy_boxes
 from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import heat_map
@@ -21,6 +20,7 @@ from fedpft.report.html import PALETTE, document, note, paragraph, plot, section
 from fedpft.report.partition import partition_figure
 from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
 from fedpft.report.wording import duration
+from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedpft.metrics import metric_row
+from fedpft.metrics.table import metric_row
 
 MODELS = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
 """Key in `result.json` -> what people read."""

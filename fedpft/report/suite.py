@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Literal, Protocol
 
-from fedpft.metrics import metric_row
+from fedpft.metrics.table import metric_row
 from fedpft.report.intervals import half_interval
 
 Format = Literal["text", "markdown", "latex"]

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from fedpft.metrics import metric_row
+from fedpft.metrics.table import metric_row
 from fedpft.report.scores import metric_title, metric_value
 from fedpft.report.wording import duration
 

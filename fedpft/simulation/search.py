@@ -8,7 +8,7 @@ from ray.tune.search import Searcher
 
 from fedpft.config import ConfigError
 from fedpft.config.sweep import Dimension, SweepConfig
-from fedpft.trials import Trial, make_trial, trial_name
+from fedpft.config.trials import Trial, make_trial, trial_name
 
 
 def import_optuna() -> Any:

@@ -5,7 +5,7 @@
     -> the scheduler lets it go on, pauses it or stops it -> the watcher hears
 
 Two trials never wait for each other's halves: a trial's placement group has a place for its driver and one for each of
-its actors, given together or not at all (see `fedpft.simulation.reservation`). A trial's state is its run's own
+its actors, given together or not at all (see `fedpft.simulation.pool.reservation`). A trial's state is its run's own
 checkpoint, in its own folder; Tune's is only the round that was reported last.
 """
 
@@ -27,11 +27,11 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 
 from fedpft.config import Config, ConfigError
 from fedpft.config.sweep import SweepConfig
+from fedpft.config.trials import Trial
 from fedpft.federated.pool import one_line
 from fedpft.interrupt import held_back
 from fedpft.simulation.cluster import Node, cluster_nodes, connect
 from fedpft.simulation.search import SeededOptuna
-from fedpft.trials import Trial
 
 STATE_FOLDER = "tune"
 """In a sweep's `output_dir`: Tune's own state."""

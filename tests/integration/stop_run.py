@@ -10,10 +10,10 @@ import sys
 
 import torch
 
-import fedpft.checkpoint
+import fedpft.storage.checkpoint
 from fedpft.config import load_config
 from fedpft.federated.observer import SilentObserver
-from fedpft.pipeline import run
+from fedpft.run.pipeline import run
 
 
 def die(*_):
@@ -47,7 +47,7 @@ class WithinCheckpoint(BeforeCheckpoint):
 
     def round_finished(self, record):
         if record["round"] == self.after + 1:
-            fedpft.checkpoint._write_state = die
+            fedpft.storage.checkpoint._write_state = die
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import datasets
 import pytest
 import torch
 
-from fedpft import cli
+from fedpft.cli import main as cli
 from fedpft.config import ConfigError, load_config
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.loading import load_sub_fm
-from fedpft.pipeline import run
-from fedpft.resume import go_on
+from fedpft.run.pipeline import run
+from fedpft.run.resume import go_on
 from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 
 SHORT = ["federated.rounds=1", "align.layers.num_steps=1"]
@@ -64,7 +64,7 @@ REFUSED = {
 def test_it_is_refused_before_an_actor_starts_and_leaves_no_trace(tmp_path, monkeypatch, spoil, expected):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr("fedpft.pipeline.make_pool", lambda *_: pytest.fail("an actor was started"))
+    monkeypatch.setattr("fedpft.run.pipeline.make_pool", lambda *_: pytest.fail("an actor was started"))
     settings = tiny_text_run(tmp_path)
     if callable(spoil):
         spoil(tmp_path)
@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys, 
         (tmp_path / "out/checkpoints/round-0003/state.json").write_text("{}")
         raise OSError(number, os.strerror(number), "rounds.jsonl")
 
-    monkeypatch.setattr("fedpft.launch.run", fails)
+    monkeypatch.setattr("fedpft.run.launch.run", fails)
     (tmp_path / "base.yaml").write_text(f"output_dir: {tmp_path / 'out'}")
     monkeypatch.setattr(sys, "argv", ["fedpft", "run", str(tmp_path / "base.yaml")])
     with pytest.raises(SystemExit if code else OSError) as ended:
@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys, 
 
 
 def test_the_check_of_the_fm_changes_no_random_state(tmp_path):
-    from fedpft.inputs import load_fm_and_data
+    from fedpft.run.inputs import load_fm_and_data
     from fedpft.trainer import SilentProgress
 
     config = load_config(None, tiny_text_run(tmp_path))

@@ -8,15 +8,15 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 
-from fedpft.checkpoint import load_newest
 from fedpft.config import ConfigError, load_config
-from fedpft.evaluate import evaluate
+from fedpft.evaluation.evaluate import evaluate
 from fedpft.federated.observer import SilentObserver
-from fedpft.inputs import load_fm_and_data
-from fedpft.pipeline import run
-from fedpft.planning import plan
 from fedpft.report.screen import Screen, print_plan, print_result
-from fedpft.resume import go_on
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.pipeline import run
+from fedpft.run.planning import plan
+from fedpft.run.resume import go_on
+from fedpft.storage.checkpoint import load_newest
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 

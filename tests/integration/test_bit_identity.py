@@ -3,7 +3,7 @@
 import pytest
 
 from fedpft.config import load_config
-from fedpft.pipeline import run
+from fedpft.run.pipeline import run
 from tests.tiny import tiny_text_run
 
 TWO_ALIGNMENTS = ["federated.rounds=5", "method.uncompressed_layers=[0]"]  # after rounds 2 and 4

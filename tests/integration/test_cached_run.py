@@ -8,8 +8,8 @@ import pytest
 
 from fedpft.config import load_config
 from fedpft.federated.observer import SilentObserver
-from fedpft.pipeline import run
-from fedpft.planning import plan
+from fedpft.run.pipeline import run
+from fedpft.run.planning import plan
 from tests.tiny import tiny_text_run
 
 

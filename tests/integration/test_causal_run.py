@@ -6,13 +6,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedpft.checkpoint import Checkpoints
 from fedpft.config import ConfigError, load_config
-from fedpft.evaluate import evaluate
-from fedpft.inputs import load_fm_and_data
-from fedpft.pipeline import run
-from fedpft.planning import plan
-from fedpft.resume import go_on
+from fedpft.evaluation.evaluate import evaluate
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.pipeline import run
+from fedpft.run.planning import plan
+from fedpft.run.resume import go_on
+from fedpft.storage.checkpoint import Checkpoints
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_causal_run, tiny_fm
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from fedpft import cli
+from fedpft.cli import main as cli
 from fedpft.config import load_config
-from fedpft.pipeline import run
+from fedpft.run.pipeline import run
 from tests.run_folders import run_folder
 from tests.tiny import tiny_text_run
 

@@ -14,12 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-from fedpft import cli
+from fedpft.cli import main as cli
 from fedpft.config import load_config
 from fedpft.data.collate import rows
-from fedpft.export import export
-from fedpft.inputs import load_fm_and_data
-from fedpft.pipeline import run
+from fedpft.run.export import export
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.pipeline import run
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_text_run, tiny_vision_run
 

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from fedpft.checkpoint import load_newest
+from fedpft.storage.checkpoint import load_newest
 from tests.tiny import tiny_text_run
 
 MAX_SECONDS = 60

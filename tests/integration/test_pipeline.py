@@ -8,12 +8,12 @@ from peft import PeftModel
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from fedpft.config import ConfigError, dump_config, load_config
-from fedpft.evaluate import evaluate
+from fedpft.evaluation.evaluate import evaluate
 from fedpft.federated.package import local_settings
-from fedpft.inputs import load_fm_and_data
 from fedpft.models.loading import load_sub_fm
-from fedpft.pipeline import run
-from fedpft.planning import plan
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.pipeline import run
+from fedpft.run.planning import plan
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_text_run, tiny_vision_run
 

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from fedpft.checkpoint import load_newest
 from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.federated.observer import SilentObserver
-from fedpft.pipeline import run
-from fedpft.resume import go_on
+from fedpft.run.pipeline import run
+from fedpft.run.resume import go_on
+from fedpft.storage.checkpoint import load_newest
 from tests.tiny import tiny_text_run, tiny_vision_run
 
 ROUNDS = ["federated.rounds=5", "method.uncompressed_layers=[0]", "evaluation.interval=2"]
@@ -228,7 +228,7 @@ def test_an_fm_of_the_runs_own_comes_back_bit_for_bit_without_another_pre_traini
     run(configs[0])
     with pytest.raises(Stop):
         run(configs[1], StopBefore(2))
-    monkeypatch.setattr("fedpft.inputs.pretrain_backbone", None)
+    monkeypatch.setattr("fedpft.run.inputs.pretrain_backbone", None)
     go_on(configs[1])
     assert outcome(tmp_path / "b") == outcome(tmp_path / "a")
     assert (tmp_path / "b/fm/model.safetensors").read_bytes() == (tmp_path / "a/fm/model.safetensors").read_bytes()

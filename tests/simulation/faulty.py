@@ -17,7 +17,7 @@ from fedpft.federated.observer import SilentObserver
 from fedpft.methods.base import ProxyChange
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
-from fedpft.simulation.client_actor import ClientActor
+from fedpft.simulation.pool.client_actor import ClientActor
 from tests.tiny import tiny_package
 
 PACKAGE = tiny_package(model_type="bert")

@@ -14,9 +14,9 @@ from fedpft.config import PoolConfig
 from fedpft.federated.messages import RoundPlan
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
-from fedpft.simulation import crew
-from fedpft.simulation.client_actor import ClientActor
-from fedpft.simulation.pool import RayClientPool
+from fedpft.simulation.pool import crew
+from fedpft.simulation.pool.client_actor import ClientActor
+from fedpft.simulation.pool.ray_pool import RayClientPool
 from tests.tiny import tiny_package
 
 

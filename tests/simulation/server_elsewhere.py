@@ -20,12 +20,12 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from fedpft import pipeline
 from fedpft.config import ConfigError, load_config
 from fedpft.federated.observer import SilentObserver
-from fedpft.inputs import load_fm
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
 from fedpft.models.ffn import find_ffns
+from fedpft.run import pipeline
+from fedpft.run.inputs import load_fm
 from fedpft.simulation.server import serve_elsewhere
 
 
@@ -85,7 +85,7 @@ class Held:
 
 def serve_and_note(folder, moment, resume, config, observer):
     """Serve, and note where the FM was loaded, and two of its rows: one that clients get, one that only the FM has."""
-    from fedpft.launch import serve
+    from fedpft.run.launch import serve
 
     def load_and_note(*arguments):
         fm = load_fm(*arguments)

@@ -22,11 +22,11 @@ from fedpft.federated.client import LocalClient
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.pool import SequentialPool
 
-pytest.importorskip("fedpft.simulation.pool", reason="Ray is not installed", exc_type=ImportError)
+pytest.importorskip("fedpft.simulation.pool.ray_pool", reason="Ray is not installed", exc_type=ImportError)
 import ray
 
-from fedpft.simulation import crew, waiting
-from fedpft.simulation.pool import RayClientPool
+from fedpft.simulation.pool import crew, waiting
+from fedpft.simulation.pool.ray_pool import RayClientPool
 from tests.simulation.faulty import PACKAGE, PLAN, faulty_actor, lost_references, run
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedpft import cli
+from fedpft.cli import main as cli
 from fedpft.config import Config, ConfigError, PoolConfig, ServerConfig, load_config
 
 jobs = pytest.importorskip("fedpft.simulation.jobs", reason="Ray is not installed", exc_type=ImportError)
@@ -81,7 +81,7 @@ def test_code_travels_without_what_lies_around_it(connect):
     made.submit(Config())
     environment = client.submitted["runtime_env"]
     (package,) = environment["py_modules"]
-    assert Path(package) == Path(cli.__file__).parent, "the package alone: no outputs, no .venv, no .git"
+    assert Path(package) == Path(cli.__file__).parents[1], "the package alone: no outputs, no .venv, no .git"
     assert environment["excludes"] == ["__pycache__"]
     assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > 60
 

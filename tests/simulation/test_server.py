@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpft import launch
 from fedpft.config import Config, ConfigError, ServerConfig, load_config
 from fedpft.federated.messages import ClientUpdate
 from fedpft.federated.observer import SilentObserver
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
+from fedpft.run import launch
 from tests.tiny import tiny_text_run
 
 server = pytest.importorskip("fedpft.simulation.server", reason="Ray is not installed", exc_type=ImportError)

@@ -128,7 +128,7 @@ def value_of(name, text):
 
 
 def test_a_run_that_is_stopped_and_resumed_on_the_cluster_ends_like_one_here(cluster, config, tmp_path):
-    from fedpft.pipeline import run
+    from fedpft.run.pipeline import run
 
     folder = cluster.home / "outputs/tiny"
     submitted = [*config, "output_dir=outputs/tiny"]

@@ -11,12 +11,12 @@ import pytest
 
 from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.config.sweep import SweepConfig
-from fedpft.pipeline import run
-from fedpft.trials import Trial, planned_trials
+from fedpft.config.trials import Trial, planned_trials
+from fedpft.run.pipeline import run
 from tests.tiny import tiny_text_run
 
 engine = pytest.importorskip("fedpft.simulation.sweep", reason="Ray is not installed", exc_type=ImportError)
-sweeps = pytest.importorskip("fedpft.sweep")
+sweeps = pytest.importorskip("fedpft.sweeps.sweep")
 
 
 class Heard:

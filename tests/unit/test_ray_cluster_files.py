@@ -139,7 +139,7 @@ def test_both_manifests_make_the_same_cluster():
 def test_the_job_s_entrypoint_is_a_command_that_fedpft_takes_and_its_config_is_in_the_image(monkeypatch):
     from typer.testing import CliRunner
 
-    from fedpft import cli
+    from fedpft.cli import main as cli
 
     (manifest,) = manifests("rayjob.yaml")
     program, *arguments = shlex.split(manifest["spec"]["entrypoint"])

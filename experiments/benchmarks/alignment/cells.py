@@ -20,9 +20,9 @@ from fedpft.methods import METHODS
 from fedpft.methods.base import Proxy
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone, find_ffns
+from fedpft.run.tuning import public_data, tune
 from fedpft.seeding import numpy_rng
-from fedpft.tracking import TrackerGroup
-from fedpft.tuning import public_data, tune
+from fedpft.tracking.trackers import TrackerGroup
 
 BASE = Path(__file__).parent / "base.yaml"
 RATIOS = (0.25, 0.5, 0.125)

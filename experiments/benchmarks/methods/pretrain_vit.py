@@ -15,10 +15,10 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from experiments.benchmarks.methods.cells import RESULTS, WORK
 from fedpft.config import ServerConfig, TaskConfig
 from fedpft.data.collate import ImageCollator
-from fedpft.data.tasks import load_task
-from fedpft.evaluate import evaluate
+from fedpft.data.tasks.loading import load_task
+from fedpft.evaluation.evaluate import evaluate
 from fedpft.models.pretrain import PretrainModule
-from fedpft.output import write_json
+from fedpft.storage.output import write_json
 from fedpft.trainer import make_trainer
 
 IMAGE_SIZE = 32

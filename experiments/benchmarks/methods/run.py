@@ -33,14 +33,14 @@ from experiments.benchmarks.methods.cells import (
     search_cells,
 )
 from experiments.benchmarks.methods.pretrain_vit import ensure_vit
-from fedpft.data.sources import load_local
+from fedpft.data.sources.rows import load_local
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
-from fedpft.inputs import load_fm_and_data
-from fedpft.output import package_versions, write_json
-from fedpft.tracking import TrackerGroup
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.tuning import tune
+from fedpft.storage.output import package_versions, write_json
+from fedpft.tracking.trackers import TrackerGroup
 from fedpft.trainer import SilentProgress
-from fedpft.tuning import tune
 
 SEARCH_VALIDATION_EXAMPLES = 1000
 KEPT = (

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.simulation.machines import Machine, Machines, Traffic, wait_until
-from fedpft.output import package_versions, write_json
+from fedpft.storage.output import package_versions, write_json
 
 CONFIG = "experiments/configs/digits_vit.yaml"
 RESULT = Path("experiments/results/simulation/nodes.json")

@@ -49,8 +49,8 @@ def play(workload: str, rounds: int, num_actors: int, num_clients: int | None) -
     from fedpft.federated.sampling import Attendance
     from fedpft.models.lora import get_adapter
     from fedpft.models.weights import unpack_model
-    from fedpft.simulation.pool import RayClientPool
-    from fedpft.tracking import JsonlTracker
+    from fedpft.simulation.pool.ray_pool import RayClientPool
+    from fedpft.tracking.trackers import JsonlTracker
 
     def peers_cohort(config: FederatedConfig, sizes: np.ndarray, seed: int, round_index: int) -> Attendance:
         return Attendance(cohort=dict.fromkeys(sorted(common.sample(workload, round_index - 1)), 1))

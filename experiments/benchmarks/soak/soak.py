@@ -40,7 +40,7 @@ SETTINGS = [
 def soak(pool: str, num_rounds: int) -> dict[str, Any]:
     """Run once; return what its memory did."""
     from fedpft.config import load_config
-    from fedpft.pipeline import run
+    from fedpft.run.pipeline import run
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

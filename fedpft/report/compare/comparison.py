@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedpft.config import ConfigError
-from fedpft.metrics import Goal, metric_row
+from fedpft.metrics.table import Goal, metric_row
 from fedpft.report.compare.clients import client_spread
 from fedpft.report.compare.costs import AXES, group_costs, pareto_front
 from fedpft.report.compare.groups import Group, differing_keys, group_runs, require_comparable, short_value

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.filesize import decimal as format_bytes
 
-from fedpft.metrics import Goal
+from fedpft.metrics.table import Goal
 from fedpft.report.compare.groups import Group
 from fedpft.report.compute import format_flops
 from fedpft.report.wording import duration

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fedpft.metrics import metric_row
+from fedpft.metrics.table import metric_row
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
 from fedpft.report.compare.groups import Group, short_key

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from fedpft.output import claim_output_dir, write_json
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.page import compare_page
+from fedpft.storage.output import claim_output_dir, write_json
 
 JSON_FILE = "compare.json"
 

@@ -13,8 +13,8 @@ from typing import Any
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.config.compare import HARMLESS
 from fedpft.config.flat import flat_settings
-from fedpft.metrics import METRICS
-from fedpft.output import PARTITION_FILE, ROUNDS_FILE
+from fedpft.metrics.table import METRICS
+from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE
 
 NEEDED = ("name", "seed", "method", "metric", "metric_goal", "fm", "untuned_fm", "rounds", "num_eval_examples")
 """Keys of `result.json` without which a run cannot be compared; any other may be missing."""

@@ -13,9 +13,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from fedpft.config import Config, ConfigError, FederatedConfig, FMConfig, PartitionConfig, PublicConfig
 from fedpft.data.collate import ImageCollator, TextCollator, rows, text_lengths
+from fedpft.data.corpora.public import CORPORA, load_corpus, python_reference
 from fedpft.data.datamodule import build_data, chunk_corpus, special_tokens, tokenise
-from fedpft.data.public import CORPORA, load_corpus, python_reference
-from fedpft.data.tasks import TaskData
+from fedpft.data.tasks.loading import TaskData
 
 WORDS = [f"w{i}" for i in range(40)]
 

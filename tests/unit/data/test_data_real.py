@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from fedpft.config import TaskConfig
-from fedpft.data.tasks import load_task
+from fedpft.data.tasks.loading import load_task
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 FOUND = {

@@ -7,10 +7,10 @@ import pytest
 from fedpft.config import Config, EvaluationConfig, LoraConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.data.collate import TextCollator
-from fedpft.evaluate import evaluate
+from fedpft.evaluation.evaluate import evaluate
+from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.federated import evaluation as module_under_test
 from fedpft.federated.evaluation import Evaluation
-from fedpft.fidelity import measure_fidelity
 from fedpft.methods.base import Proxy
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
 from fedpft.trainer import SilentProgress

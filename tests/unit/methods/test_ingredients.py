@@ -8,11 +8,11 @@ import torch
 from fedpft.align.public import PublicData
 from fedpft.config import LayerAlignConfig, MethodConfig, ServerConfig, config_keys, load_config
 from fedpft.construct.store import key_of
-from fedpft.inputs import load_fm_and_data
 from fedpft.methods import ingredients as module_under_test
 from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.tuning import public_data
 from fedpft.trainer import SilentProgress
-from fedpft.tuning import public_data
 from tests.tiny import tiny_fm, tiny_text_run, tiny_texts, tiny_vision_run
 
 BASE = ["fm.config={hidden_act: gelu}", "public.max_examples=40", "align.layers.warmup_ratio=0.5"]

@@ -14,7 +14,7 @@ from fedpft.config import (
     MethodConfig,
     ServerConfig,
 )
-from fedpft.fidelity import measure_fidelity
+from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.methods import METHODS
 from fedpft.methods.offsite_tuning import OffsiteTuning
 from fedpft.models.ffn import find_ffns

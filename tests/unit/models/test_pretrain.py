@@ -4,7 +4,7 @@ import torch
 
 from fedpft.config import ConfigError, PretrainConfig, ServerConfig
 from fedpft.data.collate import CausalCollator, TextCollator
-from fedpft.data.instructions import without_prompts
+from fedpft.data.tasks.instructions import without_prompts
 from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
 from tests.tiny import tiny_fm, tiny_lm, tiny_texts, tiny_tokenizer
 

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from fedpft.config import ConfigError
-from fedpft.data.public import python_reference
+from fedpft.data.corpora.public import python_reference
 from fedpft.models.tokenizer import END_OF_TEXT, train_tokenizer
 
 TEXTS = python_reference()["text"][:60]

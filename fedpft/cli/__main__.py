@@ -1,0 +1,5 @@
+"""`python -m fedpft.cli`."""
+
+from fedpft.cli.main import main
+
+main()

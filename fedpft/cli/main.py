@@ -1,0 +1,224 @@
+"""The command line: words to functions, nothing else."""
+
+import errno
+import logging
+import os
+import shlex
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedpft.cli.arguments import ConfigPath, Overrides, Resume
+from fedpft.cli.dashboard import dashboard_app
+from fedpft.cli.jobs import jobs_app
+from fedpft.cli.sweeps import sweep_app
+from fedpft.config import Config, ConfigError, doubtful_settings, load_config
+from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, unmasked
+
+app = typer.Typer(
+    help="Federated Proxy Fine-Tuning of foundation models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+app.add_typer(jobs_app)
+app.add_typer(sweep_app)
+app.add_typer(dashboard_app)
+cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cache_app, name="cache")
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""What the system says when a file cannot grow."""
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a run that did not get to its end.")]
+FinishedRun = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a finished run.")]
+Out = Annotated[Path | None, typer.Option("--out", help="New or empty folder; default: RUN_DIR/export.")]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="Fold LoRA into the FM; else it lies beside the untuned FM, in adapter/.")
+]
+Compared = Annotated[
+    list[Path], typer.Argument(metavar="RUN_OR_SWEEP_DIR...", help="Folders of finished runs, or folders of those.")
+]
+CompareDir = Annotated[Path, typer.Option("--out", help="Folder; an earlier comparison in it is kept as NAME.1.")]
+Baseline = Annotated[str | None, typer.Option(help="A group's label or a run's folder; default: the first run's.")]
+AllowDifferent = Annotated[
+    list[str] | None, typer.Option(help="Compare although this differs: rounds, task.max_train_examples.")
+]
+Rounds = Annotated[int, typer.Option(help="Rounds of each run, at least 2.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster that this machine is in: `auto` or host:port; default: one of its own.")
+]
+CacheDir = Annotated[str | None, typer.Option("--dir", help="Cache folder; default: $FEDPFT_CACHE or ~/.cache/fedpft.")]
+KeyPrefixes = Annotated[list[str] | None, typer.Argument(metavar="[KEY_PREFIX]...", help="First digits of keys.")]
+
+
+@app.command()
+def run(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, resume: Resume = False) -> None:
+    """Run an experiment: construct, align, tune federatedly, plug in, evaluate."""
+    _run(_load(config_path, overrides, address), resume=resume)
+
+
+@app.command()
+def resume(run_dir: RunDir, overrides: Overrides = None, address: Address = None) -> None:
+    """Go on with a run that was stopped; only settings without influence on its numbers may change."""
+    if not (run_dir / "config.yaml").exists():
+        raise ConfigError(f"RUN_DIR: found {str(run_dir)!r}, allowed: the output_dir of a run (it has a config.yaml)")
+    _run(replace(_load(run_dir / "config.yaml", overrides, address), output_dir=str(run_dir)), resume=True)
+
+
+@app.command()
+def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+    """Show what a run would do, without training: config, partition, parameters, bytes, actors."""
+    config = _load(config_path, overrides, address)
+    from fedpft.report.screen import print_plan
+    from fedpft.run.planning import plan as make_plan
+
+    print_plan(Console(), make_plan(config))
+
+
+@app.command()
+def verify(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, rounds: Rounds = 3) -> None:
+    """Prove that runs, actors, Ray and resuming make no difference on this machine; exit code 1 if one does."""
+    config = _load(config_path, overrides, address)
+    from fedpft.report.screen import Screen
+    from fedpft.report.verification import print_checks
+
+    console = Console()
+    with Screen(console) as screen:
+        screen.stage("load libraries")
+        from fedpft.run.verify import likely_causes
+        from fedpft.run.verify import verify as verify_config
+
+        checks = verify_config(config, rounds, screen.stage)
+    differences = {check.name: str(check.difference) if check.difference else None for check in checks}
+    print_checks(console, differences, likely_causes(config, checks))
+    raise typer.Exit(int(any(check.difference for check in checks)))
+
+
+@app.command()
+def export(run_dir: FinishedRun, out: Out = None, merge: Merge = False) -> None:
+    """Write a run's plugged-in FM in Hugging Face layout, with its tokenizer or image processor and a model card."""
+    from fedpft.report.screen import Screen
+
+    console = Console()
+    with Screen(console) as screen:
+        screen.stage("load libraries")
+        from fedpft.run.export import export as export_run
+
+        folder = export_run(run_dir, out, merge=merge, progress=screen)
+    console.print(f"exported to {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    folders: Compared,
+    baseline: Baseline = None,
+    out: CompareDir = Path("outputs/compare"),
+    allow_different: AllowDifferent = None,
+) -> None:
+    """Compare finished runs: tables, one HTML page and JSON; runs that differ in the seed alone are one group."""
+    from fedpft.report.compare.comparison import compare as compare_runs
+    from fedpft.report.compare.files import write_comparison
+    from fedpft.report.compare.screen import print_comparison
+
+    comparison = compare_runs(folders, baseline, allow_different or ())
+    print_comparison(Console(), comparison, write_comparison(comparison, out))
+
+
+@cache_app.command("list")
+def list_cache(folder: CacheDir = None) -> None:
+    """Show the sub-FMs in the cache, the last used first."""
+    from fedpft.construct.store import Store, cache_dir
+    from fedpft.report.cache import print_entries
+
+    store = Store(cache_dir(folder))
+    print_entries(Console(), store.folder, store.entries())
+
+
+@cache_app.command("clear")
+def clear_cache(prefixes: KeyPrefixes = None, folder: CacheDir = None) -> None:
+    """Remove sub-FMs from the cache: all, or those whose keys start so; those that a run is using stay."""
+    from fedpft.construct.store import Store, cache_dir
+    from fedpft.report.cache import print_cleared
+
+    print_cleared(Console(), Store(cache_dir(folder)).clear(prefixes or ()))
+
+
+def main() -> None:
+    """Run the command line; a setting that the user must change ends in one line and exit code 2.
+
+    A run that stops, or a disk that is full, ends in one line and exit code 1. Ctrl-C and SIGTERM close everything and
+    end with 130 and 143.
+    """
+    _hush_libraries()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    # waiting threads spin for some microseconds only: longer stalls every process on the same cores, our actors first
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    try:
+        with interruptible():
+            app()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunStoppedError as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        print(f"error: {error}{_notes(error)}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as stop:
+        print(f"interrupted{_notes(stop)}", file=sys.stderr)
+        sys.exit(stop.exit_code)
+
+
+def _run(config: Config, *, resume: bool) -> None:
+    from fedpft.report.screen import Screen, print_result
+
+    console = Console()
+    for line in doubtful_settings(config):
+        console.print(f"note: {line}", style="yellow", soft_wrap=True)
+    try:
+        with unmasked(), Screen(console) as screen:
+            screen.stage("load libraries")
+            from fedpft.run.launch import launch  # torch and transformers, after the config was checked
+
+            finished = launch(config, screen, resume=resume)
+    except (Interrupted, OSError) as stop:
+        if any(Path(config.output_dir, "checkpoints").glob("round-*/state.json")):
+            stop.add_note(f"; go on with: fedpft resume {shlex.quote(config.output_dir)}")
+        raise
+    print_result(console, finished.result, finished.locations)
+
+
+def _notes(error: BaseException) -> str:
+    return "".join(getattr(error, "__notes__", ()))
+
+
+def _load(path: Path, overrides: list[str] | None, address: str | None) -> Config:
+    extra = [] if address is None else [f"pool.address={address}"]
+    return load_config(path, [*(overrides or []), *extra])
+
+
+def _hush_libraries() -> None:
+    """Keep the libraries' loading bars and advice off the screen; FEDPFT_VERBOSE=1 shows them."""
+    if os.environ.get("FEDPFT_VERBOSE"):
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line, without the code's
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # raised by peft's own calls
+
+
+if __name__ == "__main__":
+    main()

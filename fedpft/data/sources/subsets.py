@@ -1,0 +1,28 @@
+"""Parts of a data set."""
+
+import datasets
+import numpy as np
+
+from fedpft.data.sources.errors import fail
+from fedpft.seeding import numpy_rng
+
+
+def subset(dataset: datasets.Dataset, indices: object) -> datasets.Dataset:
+    """Return the chosen rows as a data set of its own: pickling it does not carry the rows left out."""
+    return dataset.select(indices, keep_in_memory=True).flatten_indices(keep_in_memory=True)
+
+
+def hold_out(dataset: datasets.Dataset, ratio: float, key: str) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Return a data set without, and the fraction `ratio` of it, rows in their order; the same split every time.
+
+    Raises:
+        ConfigError: a side would be empty; `key` is the ratio's.
+
+    """
+    num_rows, num_held_out = len(dataset), round(ratio * len(dataset))
+    if not 0 < num_held_out < num_rows:
+        fail(key, ratio, f"a fraction with 1 to {num_rows - 1} of the {num_rows} training examples")
+    order = numpy_rng(0, "hold_out").permutation(num_rows)  # not the run's seed: runs with other seeds are compared
+    sides = order[num_held_out:], order[:num_held_out]
+    kept, held_out = (subset(dataset, np.sort(side)) for side in sides)
+    return kept, held_out

@@ -1,0 +1,190 @@
+"""Instruction data for causal language modelling: a prompt to read and a response to learn.
+
+    row --template--> `prompt`, `response` --tokenise--> `input_ids` = prompt + response + end, `prompt_length`
+
+The first `prompt_length` tokens are no targets. Text without prompts is learned whole.
+"""
+
+import warnings
+from collections.abc import Mapping
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from fedpft.config import TaskConfig, TaskKind
+from fedpft.data.sources.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, normalise_labels, require_text
+from fedpft.data.sources.errors import fail
+from fedpft.data.sources.subsets import subset
+from fedpft.data.tasks.prompts import KEY, PromptTemplate, bare_template
+from fedpft.data.tasks.table import TaskRow
+
+KEYS = ("prompt_column", "response_column", "prompt_template", "chat_template")
+"""Of `TaskConfig`, for `causal_lm` alone."""
+
+TOKENISE_BATCH = 1000
+
+
+def check_keys(config: TaskConfig, kind: TaskKind) -> None:
+    """Raise a ConfigError for columns that are for tasks of another kind."""
+    wrong = ("text_columns", "image_column") if kind == "causal_lm" else KEYS
+    instead = f", but {', '.join(KEYS)}" if kind == "causal_lm" else ""
+    for name in wrong:
+        if value := getattr(config, name):
+            fail(f"task.{name}", value, f"no such key for a task of kind {kind}{instead}")
+
+
+def read_instructions(
+    splits: Mapping[str, datasets.Dataset], label_names: tuple[str, ...] | None, config: TaskConfig, row: TaskRow
+) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
+    """Return the splits with `prompt` and `response`, `train` also with `label` if there is a label column.
+
+    Args:
+        splits: as they were read.
+        label_names: from `classes.txt`, if there is one.
+        config: the `task` section.
+        row: the task's.
+
+    Raises:
+        ConfigError: a column that is missing or cannot serve, or a template that is none.
+
+    """
+    template, column = find_template(config, row.prompt_template), config.response_column or row.response_column
+    if column is None:
+        fail("task.response_column", None, "a column of texts, because task.kind is causal_lm")
+    label_column, read = config.label_column or row.label_column, dict(splits)
+    names: tuple[str, ...] = ()
+    if label_column is not None:  # categories to deal out by: no model predicts them, evaluated examples need none
+        (labelled,), names = normalise_labels([read["train"]], label_column, label_names, "task.label_column")
+        read["train"] = _replace(read["train"], LABEL, labelled[LABEL][:])
+    return {split: as_instructions(dataset, template, column) for split, dataset in read.items()}, names
+
+
+def as_instructions(
+    dataset: datasets.Dataset, template: PromptTemplate | None, response_column: str
+) -> datasets.Dataset:
+    """Return the rows with `prompt` (empty without a template) and `response`; all other columns stay.
+
+    Raises:
+        ConfigError: a column that is missing, has nulls or holds no strings.
+
+    """
+    require_text(dataset, response_column, "task.response_column")
+    responses = dataset[response_column][:]
+    prompts = [""] * len(dataset)
+    if template is not None:
+        for column in template.columns:
+            require_text(dataset, column, KEY)
+        values = {column: dataset[column][:] for column in template.columns}
+        prompts = [template.fill(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
+    return _replace(_replace(dataset, PROMPT, prompts), RESPONSE, responses)
+
+
+def _replace(dataset: datasets.Dataset, column: str, values: list) -> datasets.Dataset:
+    return dataset.remove_columns([name for name in dataset.column_names if name == column]).add_column(column, values)
+
+
+def find_template(config: TaskConfig, own: str | None) -> PromptTemplate | None:
+    """Return the template of the config, or the table row's `own`, or None: text without prompts.
+
+    What goes into a chat template has no words of its own but those that the config gives it.
+
+    Raises:
+        ConfigError: no template, one without the prompt column, or a chat template with nothing to ask.
+
+    """
+    column, chosen = config.prompt_column, config.prompt_template
+    if chosen is None and column is not None:
+        chosen = f"{{{column}}}" if config.chat_template else f"{{{column}}}\n"
+    elif chosen is None and own is not None:
+        chosen = bare_template(own) if config.chat_template else own
+    if chosen is None:
+        if config.chat_template:
+            fail("task.chat_template", True, "false, because there is neither task.prompt_column nor prompt_template")
+        return None
+    template = PromptTemplate(chosen)
+    if column is not None and column not in template.columns:
+        fail(KEY, chosen, f"a text with {{{column}}}, the task.prompt_column")
+    return template
+
+
+def without_prompts(tokenised: datasets.Dataset) -> datasets.Dataset:
+    """Return tokenised texts as examples of which every token is a target."""
+    return tokenised.add_column(PROMPT_LENGTH, [0] * len(tokenised))
+
+
+def tokenise_instructions(
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    prefix: list[int],
+    chat: bool,
+    split: str,
+) -> datasets.Dataset:
+    """Return the rows with `input_ids`, at most `max_length` and unpadded, and `prompt_length` in place of the texts.
+
+    Prompt and response are tokenised apart, so that the border between them is one between tokens, as it is when the
+    model answers. What is too long loses the end of the response, and with it the end-of-text token.
+
+    Args:
+        dataset: rows with `prompt` and `response`.
+        tokenizer: the FM's.
+        max_length: tokens of an example.
+        prefix: ids before every text; not used with `chat`.
+        chat: put both into the tokenizer's own chat template, which says how they begin and end.
+        split: which part of the data it is, for messages.
+
+    Raises:
+        ConfigError: no response has a token left; a tokenizer without end-of-text token, or without a chat template
+            that serves.
+
+    """
+    if tokenizer.eos_token_id is None:
+        fail("fm.path", "a tokenizer without end-of-text token", "one that has it: responses must end")
+    if chat and not tokenizer.chat_template:
+        fail("task.chat_template", True, "false, because the FM's tokenizer has no chat template")
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list]:
+        pairs = list(zip(batch[PROMPT], batch[RESPONSE], strict=True))
+        begin, end = prefix, [tokenizer.eos_token_id]
+        if chat:
+            pairs, begin, end = [_chat(tokenizer, *pair) for pair in pairs], [], []
+        prompts, responses = (
+            tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            for texts in zip(*pairs, strict=True)
+        )
+        return {
+            "input_ids": [
+                (begin + prompt + response + end)[:max_length]
+                for prompt, response in zip(prompts, responses, strict=True)
+            ],
+            PROMPT_LENGTH: [len(begin) + len(prompt) for prompt in prompts],
+        }
+
+    encoded = dataset.map(
+        encode, batched=True, batch_size=TOKENISE_BATCH, keep_in_memory=True, remove_columns=[PROMPT, RESPONSE]
+    )
+    return _with_targets(encoded, max_length, split)
+
+
+def _with_targets(encoded: datasets.Dataset, max_length: int, split: str) -> datasets.Dataset:
+    """Drop the examples that teach nothing: no token of the response fits behind the prompt."""
+    lengths = zip(map(len, encoded["input_ids"]), encoded[PROMPT_LENGTH], strict=True)
+    kept = [row for row, (length, prompt) in enumerate(lengths) if length > max(prompt, 1)]  # a first token has no past
+    dropped = len(encoded) - len(kept)
+    if dropped == 0:
+        return encoded
+    found = f"{dropped} of {len(encoded)} {split} examples without a token of their response in {max_length} tokens"
+    if not kept:
+        fail("fm.max_length", found, "at least one example with room for its response")
+    warnings.warn(f"fm.max_length: dropped {found}", stacklevel=2)
+    return subset(encoded, kept)
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[str, str]:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    asked = str(tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True))
+    whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    if not whole.startswith(asked):
+        fail("task.chat_template", True, "false, because this chat template does not put the response after the prompt")
+    return asked, whole.removeprefix(asked)

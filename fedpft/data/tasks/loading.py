@@ -1,0 +1,208 @@
+"""Any task as (train, evaluation) with the same column names."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import datasets
+
+from fedpft.config import TaskConfig, TaskKind
+from fedpft.data.sources.columns import (
+    IMAGE,
+    LABEL,
+    TEXT,
+    TEXT_PAIR,
+    normalise_labels,
+    normalise_numbers,
+    rename_inputs,
+    require_column,
+    require_text,
+)
+from fedpft.data.sources.errors import fail, find_row
+from fedpft.data.sources.files import has_split, is_local
+from fedpft.data.sources.images import as_images
+from fedpft.data.sources.rows import load_hub, load_local
+from fedpft.data.sources.subsets import hold_out, subset
+from fedpft.data.tasks.instructions import check_keys, read_instructions
+from fedpft.data.tasks.table import TASKS, TaskRow
+from fedpft.metrics.table import DEFAULT_METRICS, METRICS
+from fedpft.seeding import numpy_rng
+
+Modality = Literal["text", "image"]
+
+DEFAULT_EVAL_RATIO = 0.1
+
+# What text columns are called in local folders when the row's own names are not there.
+COMMON_TEXT_COLUMNS = (("text",), ("sentence",), ("text", "text_pair"), ("sentence1", "sentence2"))
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with normalised columns; other columns keep their names.
+
+    `text` (, `text_pair`) or `image`, and `label`; of `causal_lm`, `prompt` and `response`, and perhaps `label` (in
+    `train` alone).
+    """
+
+    train: datasets.Dataset
+    evaluation: datasets.Dataset
+    modality: Modality
+    label_names: tuple[str, ...]
+    """Name of label i at position i: of each class, or of the number that regression predicts; maybe none."""
+    kind: TaskKind = "classification"
+    metrics: tuple[str, ...] = ("accuracy",)
+    """What models are evaluated by, the primary one first."""
+    other_evaluations: Mapping[str, datasets.Dataset] = field(default_factory=dict)
+    """Further evaluation sets by name; their metrics are called `name/metric`."""
+
+
+def load_task(config: TaskConfig, seed: int) -> TaskData:
+    """Read a task: the table row, changed by what the config says; `seed` draws the subsets, if any.
+
+    Raises:
+        ConfigError: unknown name, unreadable source, missing columns, nulls, bad labels, an empty split, or a metric
+            that the task cannot have.
+
+    """
+    row = TaskRow() if config.name == "custom" else find_row(config.name, TASKS, "task.name")
+    kind = config.kind or row.kind
+    check_keys(config, kind)
+    splits, names = _read(config, row)
+    if ratio := _eval_ratio(config, row):
+        splits["train"], splits["evaluation"] = hold_out(splits["train"], ratio, "task.eval_ratio")
+    for split, dataset in splits.items():
+        if len(dataset) == 0:
+            fail("task.path", f"0 {split} examples", "at least 1")
+    modality: Modality = "text"
+    if kind == "causal_lm":
+        ready, label_names = read_instructions(splits, names, config, row)
+    else:
+        ready, label_names, modality = _read_labelled(splits, names, config, row, kind)
+    sets = {}
+    for name, dataset in ready.items():
+        limit = config.max_train_examples if name == "train" else config.max_eval_examples
+        sets[name] = _seeded_subset(dataset, limit, seed, f"task.{name}")
+    return TaskData(
+        train=sets.pop("train"),
+        evaluation=sets.pop("evaluation"),
+        other_evaluations=sets,
+        modality=modality,
+        label_names=label_names,
+        kind=kind,
+        metrics=_metrics(config, row, kind, len(label_names)),
+    )
+
+
+def _read_labelled(
+    splits: Mapping[str, datasets.Dataset],
+    names: tuple[str, ...] | None,
+    config: TaskConfig,
+    row: TaskRow,
+    kind: TaskKind,
+) -> tuple[dict[str, datasets.Dataset], tuple[str, ...], Modality]:
+    """Return the splits with `text` (, `text_pair`) or `image`, and `label`."""
+    text_columns, image_column = _input_columns(config, row, splits["train"])
+    label_column = config.label_column or _first_present(splits["train"], row.label_column or LABEL, LABEL)
+    for dataset in splits.values():  # before anything is renamed: errors list the columns as the user knows them
+        require_column(dataset, label_column, "task.label_column")
+        for column in text_columns:
+            require_text(dataset, column, "task.text_columns")
+        if image_column is not None:
+            require_column(dataset, image_column, "task.image_column")
+    if kind == "regression":
+        labelled, label_names = normalise_numbers([*splits.values()], label_column, "task.label_column")
+    else:
+        labelled, label_names = normalise_labels([*splits.values()], label_column, names, "task.label_column")
+    if image_column is not None:
+        labelled = [as_images(split, image_column, "task.image_column") for split in labelled]
+    columns, targets = ([image_column], [IMAGE]) if image_column else (text_columns, (TEXT, TEXT_PAIR))
+    renamed = [rename_inputs(split, columns, targets[: len(columns)]) for split in labelled]
+    return dict(zip(splits, renamed, strict=True)), label_names, "image" if image_column else "text"
+
+
+def _metrics(config: TaskConfig, row: TaskRow, kind: TaskKind, num_classes: int) -> tuple[str, ...]:
+    """Return the config's metrics, else the row's, else those usual for the kind; each is defined for the task."""
+    own = row.metrics if kind == row.kind else DEFAULT_METRICS[kind]
+    task = f"{num_classes} classes" if kind == "classification" else kind
+    possible = [name for name, m in METRICS.items() if m.kind == kind and m.num_classes in (None, num_classes)]
+    for name in (chosen := config.metrics or own):
+        if name not in possible:
+            fail("task.metrics", name, f"for {task}: {', '.join(possible)}")
+    return chosen
+
+
+def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset], tuple[str, ...] | None]:
+    """Return `train`, `evaluation` and further evaluation sets by name, and the class names if a file has them."""
+    if row.loader is not None and config.path is None:
+        if config.eval_ratio is not None:
+            fail("task.eval_ratio", config.eval_ratio, f"null, because task.name={config.name} has an evaluation set")
+        train, evaluation, names = row.loader()
+        return {"train": train, "evaluation": evaluation}, names
+    path, key = config.path or row.path, "task.path"
+    held_out = _eval_ratio(config, row) > 0
+    if is_local(path):  # folders follow one convention, whatever the hub calls its splits
+        splits = {"train": config.train_split or "train"}
+        if not held_out:
+            if Path(path).expanduser().is_file():
+                fail(key, path, "a folder with train.* and validation.*, or task.eval_ratio: one file would be both")
+            splits["evaluation"] = config.eval_split or "validation"
+        splits |= {name: split for name, split in row.other_eval_splits.items() if has_split(path, split)}
+        classes = Path(path).expanduser() / "classes.txt"
+        local = {name: _load_split(path, split) for name, split in splits.items()}
+        return local, _class_names(classes) if classes.is_file() else None
+    splits = {"train": config.train_split or row.train_split}
+    if not held_out:
+        splits["evaluation"] = config.eval_split or row.eval_split or "validation"
+    if path != row.path:
+        return {name: load_hub(path, None, split, key) for name, split in splits.items()}, None
+    splits |= row.other_eval_splits
+    return {
+        name: load_hub(path, row.config_name, split, key, revision=row.revision) for name, split in splits.items()
+    }, None
+
+
+def _eval_ratio(config: TaskConfig, row: TaskRow) -> float:
+    """Return the fraction of the training data to evaluate on; 0 where there is an evaluation split."""
+    split = config.eval_split or row.eval_split
+    return config.eval_ratio or (0.0 if split else DEFAULT_EVAL_RATIO)
+
+
+def _load_split(path: str, split: str) -> datasets.Dataset:
+    root = Path(path).expanduser()
+    dataset = load_local(path, split, "task.path")
+    # an image's class is the name of its folder, also where that is the split's own
+    labels, folder = dataset.features.get(LABEL), root / split
+    is_class = isinstance(labels, datasets.ClassLabel) and split in labels.names
+    if is_class and folder.is_dir() and not (folder / split).is_dir():
+        fail("task.path", f"images in {folder} itself", f"{split}/CLASS/*.png, or a {split}/metadata.csv with labels")
+    return dataset
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    names = file.read_text().strip().splitlines()
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        fail("task.path", f"{twice[0]!r} more than once in {file}", "one line for each class")
+    return tuple(names)
+
+
+def _input_columns(config: TaskConfig, row: TaskRow, train: datasets.Dataset) -> tuple[tuple[str, ...], str | None]:
+    """Return (text columns, None) or ((), image column); a config's own column decides which."""
+    if config.text_columns or config.image_column:
+        return tuple(config.text_columns), None if config.text_columns else config.image_column
+    if row.image_column:
+        return (), _first_present(train, row.image_column, IMAGE)
+    present = set(train.column_names)
+    candidates = [row.text_columns, *(c for c in COMMON_TEXT_COLUMNS if len(c) == len(row.text_columns))]
+    return next((c for c in candidates if present.issuperset(c)), row.text_columns), None
+
+
+def _first_present(dataset: datasets.Dataset, own: str, common: str) -> str:
+    return common if own not in dataset.column_names and common in dataset.column_names else own
+
+
+def _seeded_subset(dataset: datasets.Dataset, size: int | None, seed: int, purpose: str) -> datasets.Dataset:
+    if size is None or size >= len(dataset):
+        return dataset
+    return subset(dataset, numpy_rng(seed, purpose).permutation(len(dataset))[:size])

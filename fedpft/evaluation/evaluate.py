@@ -1,0 +1,67 @@
+"""Metrics of a model on a whole labelled data set."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torchmetrics import Metric
+
+from fedpft.config import ServerConfig
+from fedpft.data.collate import rows, text_lengths
+from fedpft.metrics.table import METRICS, computed
+from fedpft.models.flags import restored_flags
+from fedpft.models.lora import AdaptedModel
+from fedpft.trainer import StepReport, hush_lightning
+
+
+@torch.no_grad()
+def evaluate(
+    model: AdaptedModel,
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    *,
+    metrics: Sequence[str],
+    batch_size: int,
+    server: ServerConfig,
+    counts: Metric | None = None,
+    on_step: StepReport | None = None,
+) -> dict[str, float]:
+    """Return the metrics over every example, in the order asked for; the model's mode and weights do not change.
+
+    Args:
+        model: returns `.logits` of shape (B, classes), or (B, 1) for regression.
+        dataset: rows that `collate` turns into a batch with `labels`.
+        metrics: names in `fedpft.metrics.table.METRICS`.
+        batch_size: examples per forward pass; texts are grouped by length, which saves padding and changes no count.
+        server: device and precision.
+        counts: also updated with the logits and labels of every batch; the caller computes it.
+        on_step: hears about every batch.
+
+    """
+    hush_lightning()
+    fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
+    fabric.to_device(model)
+    made = {name: METRICS[name].make(model.config.num_labels).to(fabric.device) for name in metrics}
+    updated = [*made.values(), *([counts.to(fabric.device)] if counts is not None else [])]
+    order = _by_length(dataset)
+    with restored_flags(model):
+        model.eval()
+        for start in range(0, len(order), batch_size):
+            batch = fabric.to_device(dict(collate(rows(dataset, order[start : start + batch_size]))))
+            labels = batch.pop("labels")
+            with fabric.autocast():
+                logits = model(**batch).logits
+            for metric in updated:
+                metric.update(logits, labels)
+            if on_step is not None:
+                on_step(min(start + batch_size, len(order)), len(order), {})
+    return {name: computed(metric, METRICS[name]) for name, metric in made.items()}
+
+
+def _by_length(dataset: Dataset) -> np.ndarray:
+    lengths = text_lengths(dataset)
+    return np.arange(len(dataset)) if lengths is None else np.argsort(lengths, kind="stable")

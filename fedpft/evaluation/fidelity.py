@@ -1,0 +1,170 @@
+"""The fidelity meter: how far a proxy is from the FM, in hidden states and in gradients.
+
+FedPFT's theorem bounds the error of the tuned FM by the distance between the gradients that the sub-FM gives the
+adapter and those that the FM would have given it. Both are measured here, layer by layer, on one fixed labelled batch
+with one adapter in both models, in eval mode and without mixed precision. Shapes: `B` batch, `T` tokens, `H` hidden.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from fedpft.config import ServerConfig
+from fedpft.metrics.tokens import num_targets
+from fedpft.models.activations import layer_outputs
+from fedpft.models.ffn import find_ffns
+from fedpft.models.flags import restored_flags
+from fedpft.models.lora import AdaptedModel, adapter_parameters, split_adapter
+from fedpft.trainer import StepReport, hush_lightning
+
+LayerPairs = Sequence[tuple[int, int]]
+"""(layer of the FM, layer of the proxy) that correspond, both counted from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far the proxy is from the FM, in one layer or in total; None where a norm is 0 or not finite."""
+
+    hidden_error: float | None
+    """`|H_fm - H_proxy|_F / |H_fm|_F` over real tokens: the root of the alignment's L1; in total the last layer's."""
+    gradient_cosine: float | None
+    """Cosine of the two gradients of the task loss in the LoRA tensors, A and B concatenated."""
+    gradient_norm_ratio: float | None
+    """`|g_proxy| / |g_fm|` of the same gradients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """One measurement."""
+
+    layers: tuple[Distance, ...]
+    total: Distance
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON: each quantity's list over the layers, and `total` with one number each."""
+        names = [field.name for field in fields(Distance)]
+        return {name: [getattr(layer, name) for layer in self.layers] for name in names} | {"total": asdict(self.total)}
+
+
+def measure_fidelity(
+    fm: AdaptedModel,
+    proxy: AdaptedModel,
+    batch: Mapping[str, Tensor],
+    *,
+    server: ServerConfig,
+    batch_size: int | None = None,
+    layers: LayerPairs | None = None,
+    on_step: StepReport | None = None,
+) -> Fidelity:
+    """Compare the proxy with the FM on one batch; neither model changes, and no random number is drawn.
+
+    Args:
+        fm, proxy: models with the same adapter in them; given labels, they return `.loss`, a mean over the targets.
+        batch: inputs of both, with `labels`, (B,) or for tokens (B, T), and where there is padding `attention_mask`,
+            (B, T).
+        server: device; its precision is for other work, this is never mixed.
+        batch_size: examples per forward and backward pass, which bounds the memory and changes no result; None: all.
+        layers: pairs to compare, shallowest first; None: every layer of two models of the same depth.
+        on_step: hears about every pass, in examples.
+
+    Raises:
+        ValueError: no labels or examples, different depths without `layers`, a layer that does not exist, or two
+            adapters.
+
+    """
+    num_examples = len(batch.get("labels", ()))
+    if num_examples == 0:
+        raise ValueError(f"batch: found {sorted(batch)} of no labelled example, allowed: inputs with `labels`")
+    pairs = _checked_pairs(layers, len(find_ffns(fm)), len(find_ffns(proxy)))
+    hush_lightning()
+    fabric = L.Fabric(accelerator=server.accelerator, devices=1)
+    size = batch_size or num_examples
+    with restored_flags(fm, proxy):
+        sides = [_Side(fm, [pair[0] for pair in pairs], fabric), _Side(proxy, [pair[1] for pair in pairs], fabric)]
+        _check_same_adapter(*sides)
+        errors, energies = [0.0] * len(pairs), [0.0] * len(pairs)
+        for start in range(0, num_examples, size):
+            part = fabric.to_device({name: value[start : start + size] for name, value in batch.items()})
+            for layer, (truth, found) in enumerate(zip(*(side.visit(part) for side in sides), strict=True)):
+                errors[layer] += float((truth - found).square().sum())
+                energies[layer] += float(truth.square().sum())
+            if on_step is not None:
+                on_step(min(start + size, num_examples), num_examples, {})
+    hidden = [_fraction(math.sqrt(error), math.sqrt(energy)) for error, energy in zip(errors, energies, strict=True)]
+    fm_gradients, proxy_gradients = (side.gradients() for side in sides)
+    distances = map(_distance, hidden, fm_gradients, proxy_gradients)
+    total = _distance(hidden[-1], torch.cat(fm_gradients), torch.cat(proxy_gradients))
+    return Fidelity(layers=tuple(distances), total=total)
+
+
+class _Side:
+    """One of the two models: its hidden states, and the gradient of the loss summed over all examples visited."""
+
+    def __init__(self, model: AdaptedModel, layers: Iterable[int], fabric: L.Fabric) -> None:
+        self._model = fabric.to_device(model).eval().requires_grad_(False)
+        ffns = find_ffns(model)
+        self._layers = [ffns[layer].layer for layer in layers]
+        self.lora = [_lora_tensors(layer) for layer in self._layers]
+        self._tensors = [tensor.requires_grad_(True) for tensors in self.lora for tensor in tensors]
+        self._sums = [torch.zeros_like(tensor) for tensor in self._tensors]
+
+    def visit(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Add the examples' gradients and return each layer's hidden states at real tokens, (tokens, H)."""
+        with torch.enable_grad(), layer_outputs(self._layers) as outputs:
+            loss = self._model(**batch).loss * num_targets(batch["labels"])
+            gradients = torch.autograd.grad(loss, self._tensors)
+        for total, gradient in zip(self._sums, gradients, strict=True):
+            total += gradient
+        mask = batch.get("attention_mask")
+        real = slice(None) if mask is None else mask.bool()
+        return [outputs[position].detach()[real].float() for position in range(len(self._layers))]
+
+    def gradients(self) -> list[Tensor]:
+        """Return each layer's summed gradient as one float64 vector on the CPU (the mean's up to a common factor)."""
+        sums = iter(self._sums)
+        return [_flat([next(sums) for _ in tensors]) for tensors in self.lora]
+
+
+def _lora_tensors(layer: nn.Module) -> list[nn.Parameter]:
+    return split_adapter(adapter_parameters(layer))[0]
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.float64), *(t.detach().cpu().double().reshape(-1) for t in tensors)])
+
+
+def _distance(hidden_error: float | None, fm_gradient: Tensor, proxy_gradient: Tensor) -> Distance:
+    fm_norm, proxy_norm = float(fm_gradient.norm()), float(proxy_gradient.norm())
+    cosine = _fraction(float(fm_gradient @ proxy_gradient), fm_norm * proxy_norm)
+    return Distance(
+        hidden_error=hidden_error,
+        gradient_cosine=None if cosine is None else max(-1.0, min(1.0, cosine)),  # rounding may pass 1
+        gradient_norm_ratio=_fraction(proxy_norm, fm_norm),
+    )
+
+
+def _fraction(numerator: float, denominator: float) -> float | None:
+    fraction = numerator / denominator if denominator else math.nan
+    return fraction if math.isfinite(fraction) else None
+
+
+def _checked_pairs(layers: LayerPairs | None, fm_depth: int, proxy_depth: int) -> LayerPairs:
+    depths = f"the FM has {fm_depth} layers and the proxy {proxy_depth}"
+    if layers is None:
+        if fm_depth != proxy_depth:
+            raise ValueError(f"layers: found none, but {depths}; allowed: pairs (layer of the FM, layer of the proxy)")
+        return [(layer, layer) for layer in range(fm_depth)]
+    if not layers or any(not (0 <= a < fm_depth and 0 <= b < proxy_depth) for a, b in layers):
+        raise ValueError(f"layers: found {list(layers)}, but {depths}; allowed: pairs of existing layers, from 0")
+    return layers
+
+
+def _check_same_adapter(fm: _Side, proxy: _Side) -> None:
+    for layer, (expected, found) in enumerate(zip(fm.lora, proxy.lora, strict=True)):
+        if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
+            raise ValueError(f"proxy: the LoRA tensors of pair {layer} differ from the FM's; allowed: the same adapter")

@@ -1,0 +1,106 @@
+"""A finished run -> the plugged-in FM as a folder that transformers (and peft) open, with its model card.
+
+OUT/  config.json, model.safetensors, tokenizer or image processor, README.md: the tuned FM (merged),
+      or the untuned FM, and in OUT/adapter/ what PEFT puts on it
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedpft.config import Config, ConfigError, load_config
+from fedpft.models.loading import auto_model, load_processor
+from fedpft.models.lora import load_adapter, merge_adapter, save_adapter
+from fedpft.report.card import model_card
+from fedpft.run.inputs import load_untuned_fm
+from fedpft.trainer import Progress, SilentProgress
+
+DEFAULT_NAME = "export"
+"""Of the new folder, in the run's."""
+
+
+def export(run_dir: Path, out: Path | None = None, *, merge: bool = False, progress: Progress | None = None) -> Path:
+    """Write a run's plugged-in FM in Hugging Face layout; whole or not at all.
+
+    Args:
+        run_dir: the output folder of a finished run.
+        out: the new folder; None: `export` in `run_dir`.
+        merge: fold LoRA into the weights; else the adapter lies beside the untuned FM.
+        progress: hears about the stages.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: no finished run, a folder that exists or cannot be written, an FM that cannot be loaded again, or
+            an adapter that does not fit it.
+
+    """
+    progress = progress or SilentProgress()
+    config, result = _finished_run(run_dir)
+    target = (out or run_dir / DEFAULT_NAME).resolve()
+    with _staging_folder(target) as folder:
+        progress.stage("load FM")
+        saved_fm = run_dir / "fm" if config.fm.pretrain.num_epochs else None
+        own_files = saved_fm if result["kind"] == "causal_lm" else None  # with the tokenizer that the run made
+        processor = load_processor(
+            replace(config.fm, path=str(own_files)) if own_files else config.fm, result["modality"]
+        )
+        pad_token_id = getattr(processor, "pad_token_id", None)
+        fm = load_untuned_fm(config, result["kind"], result["modality"], result["label_names"], pad_token_id, saved_fm)
+        new = Path(folder, target.name)
+        if not merge:
+            progress.stage("write FM")
+            fm.save_pretrained(new)
+        progress.stage("plug in adapter")
+        tuned_fm = load_adapter(fm, run_dir / "adapter")
+        progress.stage("write tuned FM" if merge else "write adapter")
+        if merge:
+            merge_adapter(tuned_fm).save_pretrained(new)
+        else:
+            save_adapter(tuned_fm, new / "adapter")
+            (new / "adapter" / "README.md").unlink(missing_ok=True)  # a form of PEFT's, to be filled in
+        processor.save_pretrained(new)
+        auto_class = auto_model(result["modality"], result["kind"]).__name__
+        model_card(result, config, auto_class, merged=merge).save(new / "README.md")
+        new.replace(target)  # an empty folder is replaced, one with content is not
+    return target
+
+
+def _finished_run(run_dir: Path) -> tuple[Config, Mapping[str, Any]]:
+    """Return config and result of a run.
+
+    Raises:
+        ConfigError: there is none, or it has not ended.
+
+    """
+    if not (run_dir / "config.yaml").exists():
+        raise ConfigError(f"RUN_DIR: found {str(run_dir)!r}, allowed: the output_dir of a run (it has a config.yaml)")
+    missing = [name for name in ("result.json", "adapter") if not (run_dir / name).exists()]
+    if missing:
+        found = f"{str(run_dir)!r} without {' and '.join(missing)}"
+        raise ConfigError(f"RUN_DIR: found {found}, allowed: a finished run (go on with: fedpft resume RUN_DIR)")
+    try:
+        result = json.loads((run_dir / "result.json").read_text())
+        unknown = [key for key in ("kind", "modality", "label_names") if key not in result]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"RUN_DIR: found a result.json that is not JSON ({error}), allowed: a whole one") from None
+    if unknown:
+        found = f"a result.json without {' and '.join(unknown)}"
+        raise ConfigError(f"RUN_DIR: found {found}, allowed: one that this version of fedpft wrote")
+    return load_config(run_dir / "config.yaml"), result
+
+
+def _staging_folder(target: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder beside the target, which must not be there or be empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--out: found {str(target)!r}, which exists, allowed: a new or empty folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent)
+    except OSError as error:
+        found = f"{str(target)!r} ({error.strerror})"
+        raise ConfigError(f"--out: found {found}, allowed: a folder that can be written") from None

@@ -1,0 +1,127 @@
+"""What a run takes in, each part checked against the others: data and configs first, the FM's weights last.
+
+All that :func:`load_data` refuses is refused before an actor starts, what :func:`load_fm` refuses before training.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedpft.config import Config, ConfigError, TaskKind
+from fedpft.data.collate import rows
+from fedpft.data.corpora.corpus import sample_texts
+from fedpft.data.corpora.public import load_corpus
+from fedpft.data.datamodule import FederatedData, build_data
+from fedpft.data.sources.columns import TEXT
+from fedpft.data.tasks.instructions import without_prompts
+from fedpft.data.tasks.loading import load_task
+from fedpft.models import loading
+from fedpft.models.limits import check_texts_fit
+from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
+from fedpft.models.tokenizer import train_tokenizer
+from fedpft.seeding import derive_seed, numpy_rng
+from fedpft.trainer import Progress
+
+PROBLEM_TYPES: Mapping[TaskKind, Any] = {"classification": "single_label_classification", "regression": "regression"}
+"""What transformers calls them; by this a model with a head for a task chooses its loss."""
+
+TOKENIZER_TOKENS = 10_000_000
+"""Of a corpus in files, about as much makes a tokenizer: its merges settle long before."""
+
+
+def load_fm_and_data(
+    config: Config, progress: Progress, saved_fm: Path | None = None
+) -> tuple[PreTrainedModel, FederatedData]:
+    """Do :func:`load_data` and :func:`load_fm`."""
+    data = load_data(config, progress)
+    return load_fm(config, data, progress, saved_fm), data
+
+
+def load_data(config: Config, progress: Progress) -> FederatedData:
+    """Load task, public corpus and processor, and prepare the data for the FM.
+
+    A `scratch://` language model gets a tokenizer made from the public corpus.
+
+    Raises:
+        ConfigError: what cannot be loaded, or does not fit together or the FM.
+
+    """
+    progress.stage("load data")
+    task = load_task(config.task, config.seed)
+    fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
+    corpus = load_corpus(config.public, config.server_seed)
+    if loading.is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:
+        texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
+        processor = train_tokenizer(texts, fm.vocab_size)
+    else:
+        processor = loading.load_processor(config.fm, task.modality)
+    if isinstance(processor, PreTrainedTokenizerBase):
+        check_texts_fit(config, fm, processor)
+    return build_data(task, corpus, processor, config)
+
+
+def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: Path | None = None) -> PreTrainedModel:
+    """Load the FM; it bears the task's label names. A `scratch://` FM is pre-trained here unless it was saved.
+
+    Args:
+        config: the run's.
+        data: of :func:`load_data`.
+        progress: hears about the stages.
+        saved_fm: folder of the run's own FM, to use in place of `config.fm`.
+
+    Raises:
+        ConfigError: as `fedpft.models.loading.load_fm`; or the FM fails on an example of the task.
+
+    """
+    progress.stage("load FM")
+    pad_token_id = data.collate.settings().get("pad_token_id")
+    fm = load_untuned_fm(config, data.kind, data.modality, data.label_names, pad_token_id, saved_fm)
+    _try_an_example(fm, data, config.fm.path)
+    if config.fm.pretrain.num_epochs and not saved_fm:
+        progress.stage("pre-train FM on public data")
+        if data.kind == "causal_lm":
+            pretrain, public = pretrain_language_model, without_prompts(data.public)
+        else:
+            pretrain, public = pretrain_backbone, data.public
+        pretrain(
+            fm, public, data.collate, config=config.fm.pretrain, server=config.server,
+            seed=derive_seed(config.server_seed, "pretrain"), on_step=progress.progress,
+        )  # fmt: skip
+    return fm
+
+
+def load_untuned_fm(
+    config: Config,
+    kind: TaskKind,
+    modality: loading.Modality,
+    label_names: Sequence[str],
+    pad_token_id: int | None,
+    saved_fm: Path | None = None,
+) -> PreTrainedModel:
+    """Load the FM without the data, but for the names of its labels; see :func:`load_fm`."""
+    source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
+    seed = config.server_seed if loading.is_from_scratch(source) else config.seed  # else only a new head draws
+    fm = loading.load_fm(
+        source, modality=modality, kind=kind, num_labels=len(label_names), seed=seed, pad_token_id=pad_token_id
+    )
+    if kind in PROBLEM_TYPES:
+        fm.config.id2label = dict(enumerate(label_names))
+        fm.config.label2id = {name: label for label, name in enumerate(label_names)}
+        fm.config.problem_type = PROBLEM_TYPES[kind]  # else the first labelled batch decides
+    return fm
+
+
+@torch.no_grad()
+def _try_an_example(fm: PreTrainedModel, data: FederatedData, path: str) -> None:
+    batch = data.collate(rows(data.evaluation, [0]))
+    try:
+        fm(**batch)
+    except Exception as error:  # whatever an architecture says to inputs of another size or number of channels
+        reason = " ".join(str(error).split())[:200]
+        inputs = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
+        found = f"{path!r}, which fails on an example of the task ({reason})"
+        raise ConfigError(f"fm.path / fm.config: found {found}, allowed: a model that takes {inputs}") from error

@@ -1,0 +1,159 @@
+"""From a config to a tuned foundation model: the one page that wires everything.
+
+task, data -> pool (actors start importing) -> FM -> method.build_proxy [construct, align layers] -> pool.broadcast
+-> rounds [fit, aggregate, align neurons, evaluate, checkpoint] -> adapter/, sub_fm/, result.json,
+   report.html
+
+A run that goes on from a checkpoint takes the same way: FM and data are loaded again, the proxy and all other state
+come from the checkpoint, and the rounds that are left follow.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedpft.config import Config, dump_config
+from fedpft.data.histogram import partition_table
+from fedpft.federated.observer import RunObserver, SilentObserver
+from fedpft.federated.package import local_settings
+from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
+from fedpft.metrics.table import METRICS
+from fedpft.models.lora import save_adapter, without_adapter
+from fedpft.report.curves import Curves
+from fedpft.report.page import write_page
+from fedpft.run.inputs import load_data, load_fm
+from fedpft.run.tuning import tune
+from fedpft.storage.checkpoint import FOLDER, Checkpoints, RunCheckpoint
+from fedpft.storage.output import (
+    PARTITION_FILE,
+    check_claimable,
+    check_writable,
+    claim_output_dir,
+    cut_rounds,
+    machine,
+    package_versions,
+    write_json,
+)
+from fedpft.tracking.trackers import make_trackers
+from fedpft.tracking.wandb import check_tracking
+from fedpft.trainer import check_devices
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    result: Mapping[str, Any]
+    """The content of result.json."""
+    locations: Mapping[str, Path | str]
+    """What -> where it was written."""
+
+
+def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoint | None = None) -> RunResult:
+    """Run an experiment and write everything to `config.output_dir`.
+
+    Args:
+        config: the run's.
+        observer: hears what happens.
+        saved: the checkpoint in `config.output_dir` from which to go on (see `fedpft.run.resume`); None: a new run.
+
+    Raises:
+        ConfigError: settings or data that cannot work; raised before an actor starts wherever that can be known.
+
+    """
+    start = time.perf_counter() - (saved.seconds if saved else 0.0)
+    observer = observer or SilentObserver()
+    output_dir = Path(config.output_dir).resolve()
+    (check_writable if saved else check_claimable)(output_dir)
+    check_tracking(config.tracking)
+    check_devices(config)
+    if config.server.num_threads is not None:
+        torch.set_num_threads(config.server.num_threads)
+    data = load_data(config, observer)
+    observer.stage("start actors" if config.pool.kind == "ray" else "start")
+    pool = make_pool(config, observer.note)
+    try:
+        if pool.dashboard:
+            observer.note(f"dashboard  {pool.dashboard}")
+        own_fm = output_dir / "fm" if config.fm.pretrain.num_epochs else None  # nobody else has this FM
+        fm = load_fm(config, data, observer, own_fm if saved else None)
+        past: list[dict[str, Any]] = []
+        if saved is None:
+            claim_output_dir(output_dir)
+        else:
+            past = cut_rounds(output_dir, saved.rounds_done)
+        (output_dir / "config.yaml").write_text(dump_config(config))
+        write_json(output_dir / PARTITION_FILE, partition_table(data))
+        run_id = saved.run_id if saved else secrets.token_hex(4)
+        more = pool.trackers(f"{config.name}-{run_id}")
+        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)
+        curves = Curves(observer, tracker, saved.align_steps if saved else 0, past)
+        checkpoints = Checkpoints(output_dir / FOLDER, config.checkpoint.interval)
+
+        settings, environment = asdict(config), run_environment(config)
+
+        def keep(checkpoint: RunCheckpoint) -> None:
+            complete = replace(
+                checkpoint,
+                run_id=run_id,
+                align_steps=curves.steps,
+                seconds=time.perf_counter() - start,
+                config=settings,
+                environment=environment,
+            )
+            checkpoints.save(complete)
+
+        try:
+            if own_fm and saved is None:
+                fm.save_pretrained(own_fm)
+                if data.tokenizer is not None:
+                    data.tokenizer.save_pretrained(own_fm)
+            outcome = tune(config, fm, data, pool, tracker, curves, saved=saved, keep=keep)
+            checkpoints.flush()
+            observer.stage("write results")
+            files = {"adapter": output_dir / "adapter"}
+            save_adapter(outcome.tuned_fm, files["adapter"])
+            if outcome.sub_fm is not outcome.tuned_fm:
+                files["sub_fm"] = output_dir / "sub_fm"
+                without_adapter(outcome.sub_fm).save_pretrained(files["sub_fm"])
+            memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
+            seconds = time.perf_counter() - start
+            result = outcome.result | {
+                "peak_memory_bytes": memory,
+                "wall_seconds": seconds,
+                "versions": package_versions(),
+            }
+            files["result"] = output_dir / "result.json"
+            write_json(files["result"], result)
+            if own_fm:
+                files["fm"] = own_fm
+            files |= write_page(output_dir)
+            tracker.finish(result, files)
+            checkpoints.discard()
+        except BaseException:
+            checkpoints.flush()
+            tracker.fail()
+            raise
+    finally:
+        pool.close()
+    return RunResult(result, {"config": output_dir / "config.yaml", **tracker.locations, **files})
+
+
+def make_pool(config: Config, say: Callable[[str], None] = lambda line: None) -> ClientPool:
+    """Return the pool that the config asks for, which may `say` a line; Ray is imported only when it is used."""
+    if config.pool.kind == "sequential":
+        return SequentialPool(config.pool.max_retries)
+    from fedpft.simulation.pool.packed_pool import PackedPool
+
+    return PackedPool(config.pool, config.federated.cohort_size, say)
+
+
+def run_environment(config: Config) -> dict[str, Any]:
+    """Return on what the last bits of the run's numbers depend besides the config."""
+    threads = config.server.num_threads or torch.get_num_threads()
+    return machine() | {"driver threads": threads, "clients' accelerator": local_settings(config).accelerator}

@@ -1,0 +1,60 @@
+"""What a run would do, before anybody pays for it."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fedpft.config import Config, doubtful_settings, dump_config, reported_name
+from fedpft.data.histogram import label_groups, label_histograms
+from fedpft.federated.pool import SequentialPool
+from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
+from fedpft.methods import METHODS
+from fedpft.models.costs import costs
+from fedpft.models.lora import get_adapter
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.tuning import public_data
+from fedpft.trainer import SilentProgress
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """Return what a run would do, without training: partition, parameters, bytes, a local step's cost, actors.
+
+    Raises:
+        ConfigError: a setting with which `run` could not build its proxy or place its actors.
+
+    """
+    pool_actors = planned_actors(config)
+    untrained = replace(config, align=replace(config.align, layers=replace(config.align.layers, kind="none")))
+    untrained = replace(untrained, cache=replace(config.cache, enabled=False))
+    untrained = replace(untrained, fm=replace(config.fm, pretrain=replace(config.fm.pretrain, num_epochs=0)))
+    fm, data = load_fm_and_data(untrained, SilentProgress())
+    method = METHODS[config.method.name](fm, public_data(data), untrained, SilentProgress())
+    proxy = method.build_proxy()
+    batch = typical_batch(data, config.federated.batch_size)
+    step = step_costs(proxy.model, batch, any_length=False)
+    return {
+        "config_yaml": dump_config(config),
+        "method": reported_name(config.method, config.align),
+        "label_names": label_groups(data)[1],
+        "label_histogram": np.concatenate(list(label_histograms(data))),
+        **costs(fm, proxy.model),
+        **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step),
+        "actors": pool_actors,
+        "pool": config.pool.kind,
+        "warnings": doubtful_settings(config),
+    }
+
+
+def planned_actors(config: Config) -> int:
+    """Return how many actors a run would start, without starting any.
+
+    Raises:
+        ConfigError: the cluster can never hold them.
+
+    """
+    if config.pool.kind == "sequential":
+        return SequentialPool().num_actors
+    from fedpft.simulation.cluster import actors_that_fit
+
+    return actors_that_fit(config.pool, config.federated.cohort_size)

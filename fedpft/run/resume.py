@@ -1,0 +1,73 @@
+"""What an output folder holds to go on from: a finished run, a checkpoint, or nothing."""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedpft.config import Config, ConfigError, changed_settings, load_config
+from fedpft.federated.observer import RunObserver
+from fedpft.run.pipeline import RunResult, run, run_environment
+from fedpft.storage.checkpoint import FOLDER, RunCheckpoint, load_newest
+
+
+def go_on(
+    config: Config, observer: RunObserver | None = None, say: Callable[[str], None] = lambda line: None
+) -> RunResult:
+    """Go on with the run in `config.output_dir`, or begin it; a finished one only gives its result.
+
+    Args:
+        config: the run's, perhaps with other settings of those that its numbers do not depend on.
+        observer: hears what happens.
+        say: takes a line about what was found.
+
+    Raises:
+        ConfigError: see :func:`find_run` and `fedpft.run.pipeline.run`.
+
+    """
+    found = find_run(config)
+    if isinstance(found, RunResult):
+        say(f"{config.output_dir}: the run is finished")
+        return found
+    after = f"going on after round {found.rounds_done}" if found else "no checkpoint, starting from the beginning"
+    say(f"{config.output_dir}: {after}")
+    return run(config, observer, found)
+
+
+def find_run(config: Config) -> RunResult | RunCheckpoint | None:
+    """Return the result of the finished run in `config.output_dir`, or the checkpoint to go on from, or None.
+
+    Raises:
+        ConfigError: the folder's run has other settings, of those that its numbers depend on; all are named.
+
+    """
+    folder = Path(config.output_dir)
+    if (folder / "result.json").exists():
+        _check_settings(asdict(load_config(folder / "config.yaml")), config)
+        try:
+            result = json.loads((folder / "result.json").read_text())
+        except ValueError as error:
+            found = f"a result.json in {config.output_dir!r} that is not JSON ({error})"
+            raise ConfigError(f"output_dir: found {found}, allowed: a whole one, or none") from None
+        return RunResult(result, {path.stem: path for path in sorted(folder.iterdir()) if path.name != FOLDER})
+    checkpoint = load_newest(folder / FOLDER)
+    if checkpoint is not None:
+        _check_settings(checkpoint.config, config)
+        _compare_environments(checkpoint.environment, run_environment(config))
+    return checkpoint
+
+
+def _check_settings(saved: Mapping[str, Any], config: Config) -> None:
+    changed = changed_settings(saved, config)
+    if changed:
+        listed = "; ".join(changed)
+        raise ConfigError(f"output_dir: the run in {config.output_dir!r} has other settings (saved -> now): {listed}")
+
+
+def _compare_environments(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [f"{key} {saved.get(key)} -> {now.get(key)}" for key in now if saved.get(key) != now[key]]
+    if changed:
+        message = f"resumed under other conditions, the last bits may differ: {', '.join(changed)}"
+        warnings.warn(message, stacklevel=3)

@@ -1,0 +1,155 @@
+"""From an untuned FM to a tuned one: build the proxy, run all rounds, evaluate; nothing here writes a file."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from fedpft.align.public import PublicData
+from fedpft.config import Config, reported_name
+from fedpft.data.datamodule import FederatedData
+from fedpft.data.digest import public_identity
+from fedpft.data.histogram import label_histograms
+from fedpft.federated.driver import Driver, ServerState
+from fedpft.federated.evaluation import Evaluation
+from fedpft.federated.expected_accuracy import client_expected_accuracy
+from fedpft.federated.observer import RunObserver
+from fedpft.federated.package import client_package
+from fedpft.federated.pool import ClientPool
+from fedpft.federated.spending import run_spent
+from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
+from fedpft.methods import METHODS
+from fedpft.metrics.table import METRICS
+from fedpft.models.costs import costs
+from fedpft.models.digest import model_digest
+from fedpft.models.ffn import find_backbone
+from fedpft.models.lora import AdaptedModel, get_adapter
+from fedpft.storage.checkpoint import RunCheckpoint
+from fedpft.tracking.trackers import Tracker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What tuning gives, before it is written."""
+
+    result: dict[str, Any]
+    tuned_fm: AdaptedModel
+    sub_fm: AdaptedModel
+    """The tuned FM itself where clients tuned that."""
+
+
+def tune(
+    config: Config,
+    fm: PreTrainedModel,
+    data: FederatedData,
+    pool: ClientPool,
+    tracker: Tracker,
+    observer: RunObserver,
+    *,
+    saved: RunCheckpoint | None = None,
+    keep: Callable[[RunCheckpoint], None] = lambda checkpoint: None,
+) -> Outcome:
+    """Build the proxy, run all rounds, evaluate: from an untuned FM to a tuned one; only the tracker and `keep` write.
+
+    Args:
+        config: the run's.
+        fm: plain; gets an adapter.
+        data: of clients and server.
+        pool: plays the clients.
+        tracker: takes the numbers.
+        observer: hears what happens.
+        saved: the state to go on from; None: from the beginning.
+        keep: called with the state before the first round and after every round.
+
+    """
+    fm_digest = model_digest(find_backbone(fm))  # before it gets an adapter
+    method = METHODS[config.method.name](fm, public_data(data), config, observer)
+    proxy = method.build_proxy(saved.proxy() if saved else None)
+
+    evaluation = Evaluation(method, proxy, data, config, observer)
+    construction = saved.extra["construction"] if saved else dict(proxy.construction)
+    start = time.perf_counter()  # of the rounds, once they begin
+
+    def checkpoint(state: ServerState) -> None:
+        server = {name: value for name, value in vars(state).items() if name != "adapter"}
+        extra = {
+            "construction": construction,
+            "fidelity_seconds": evaluation.fidelity_seconds,
+            "rounds_seconds": time.perf_counter() - start,
+        }
+        tensors = method.saved_proxy
+        keep(RunCheckpoint(server=server, adapter=state.adapter, proxy=tensors, untuned=untuned, extra=extra))
+
+    if saved:
+        state, untuned = ServerState(adapter=saved.adapter, **saved.server), saved.untuned
+        evaluation.fidelity_seconds = saved.extra["fidelity_seconds"]
+    else:
+        state = ServerState(rounds_done=0, adapter=get_adapter(proxy.model))
+        untuned = {"round": 0, **evaluation.untuned(state.adapter)}
+        tracker.log_round(untuned)
+        checkpoint(state)
+    observer.run_started(untuned)
+    observer.stage("count FLOPs")
+    batch = typical_batch(data, config.federated.batch_size)
+    step = step_costs(proxy.model, batch)
+    compared = compare_steps(batch, method.plug_in(state.adapter), step)
+    observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
+    pool.broadcast(client_package(config, proxy, data, step))
+    start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
+    driver = Driver(
+        config=config.federated,
+        seed=config.seed,
+        partition=data.partition,
+        num_neurons=proxy.num_neurons,
+        method=method,
+        pool=pool,
+        evaluate=evaluation,
+        evaluation_interval=config.evaluation.interval,
+        goal=METRICS[data.metrics[0]].goal,
+        tracker=tracker,
+        observer=observer,
+        checkpoint=checkpoint,
+    )
+    final = driver.run(state)
+    last = {"sub_fm": final.last_evaluation["fm"], **final.last_evaluation}  # the FM's own if it is the proxy
+    result = {
+        "name": config.name,
+        "seed": config.seed,
+        "method": reported_name(config.method, config.align),
+        "untuned_fm": untuned["fm"],
+        **{name: last[name] for name in ("fm", "sub_fm", "metric", "metric_goal")},
+        "metrics": {"untuned_fm": untuned["metrics"]["fm"], "sub_fm": last["metrics"]["fm"], **last["metrics"]},
+        **_of_clients(data, last),
+        **evaluation.summary(untuned, final.last_evaluation),
+        "best": dict(final.best),
+        "rounds": final.rounds_done,
+        "fm_digest": fm_digest,
+        "construction": construction,
+        "rounds_seconds": time.perf_counter() - start,
+        **costs(fm, proxy.model),
+        **compared,
+        **run_spent(final.spent),
+        "kind": data.kind,
+        "modality": data.modality,
+        "label_names": list(data.label_names),
+        "num_eval_examples": len(data.evaluation),
+        "actors": pool.num_actors,
+    }
+    return Outcome(result, method.plug_in(final.adapter), method.proxy_with(final.adapter))
+
+
+def _of_clients(data: FederatedData, last: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `client_expected_accuracy` of a classifier, given its last evaluation."""
+    if "class_accuracy" not in last:
+        return {}
+    histograms = label_histograms(data)
+    return {"client_expected_accuracy": client_expected_accuracy(histograms, last["class_accuracy"])}
+
+
+def public_data(data: FederatedData) -> PublicData:
+    """Return what alignments read."""
+    identity = partial(public_identity, data.public, data.collate)
+    return PublicData(dataset=data.public, collate=data.collate, identity=identity)

@@ -1,0 +1,53 @@
+"""The Ray actor in which clients train: a process that keeps the LightningModule over the proxy between rounds."""
+
+import platform
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fedpft.federated.client import ClientPackage, LocalClient
+from fedpft.federated.memory import ProcessMemory, process_memory
+from fedpft.federated.messages import ClientUpdate, RoundPlan
+from fedpft.federated.pool import process_peak_memory_bytes
+from fedpft.simulation.pool.packing import MemoryUse, probe
+
+
+class ClientActor:
+    """Plays clients, one at a time; never sees the FM.
+
+    Args:
+        name: for reports, e.g. `actor-1`.
+        num_threads: torch threads; more than one per process stalls actors that share cores.
+
+    """
+
+    def __init__(self, name: str, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self._name = name
+
+    def receive(self, package: ClientPackage, weights: Mapping[str, np.ndarray]) -> str:
+        """Build the proxy, changed to `weights`; return the name of this machine.
+
+        The frozen weights stay in the node's shared memory, one copy for all actors.
+        """
+        self._client = LocalClient(package, self._name)
+        self._client.replace_weights(weights)
+        return platform.node()
+
+    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> str:
+        """Take over changed proxy weights; return the name of this machine."""
+        self._client.replace_weights(weights)
+        return platform.node()
+
+    def fit(self, plan: RoundPlan, client_ids: Sequence[int]) -> tuple[list[ClientUpdate], ProcessMemory]:
+        """Train clients one after the other; return their updates, and what this process holds after the last."""
+        return [self._client.fit(plan, client_id) for client_id in client_ids], process_memory()
+
+    def probe(self, package: ClientPackage) -> MemoryUse:
+        """Measure what memory a client of this package needs, and how much there is."""
+        return probe(package)
+
+    def peak_memory_bytes(self) -> int:
+        """Return this process' peak resident memory, shared pages included."""
+        return process_peak_memory_bytes()

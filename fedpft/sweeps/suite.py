@@ -1,0 +1,93 @@
+"""A suite from its settings to a table: cells that are finished are only read, the others run as a sweep's trials."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedpft.config.suite import HeadConfig, SuiteConfig, published_values
+from fedpft.config.trials import Trial, trials_at
+
+if TYPE_CHECKING:  # torch and Ray are loaded when there is something to run
+    from fedpft.simulation.sweep import Watcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A number of the table."""
+
+    values: tuple[float, ...]
+    """One for each seed whose run is finished."""
+    num_seeds: int
+    metric: str | None
+    """Its name; None: no run is finished."""
+    published: float | None
+    """In %."""
+
+
+def suite_trials(suite: SuiteConfig) -> list[Trial]:
+    """Return the runs of all cells; cells with the same settings share theirs.
+
+    Raises:
+        ConfigError: a cell's config cannot work; the message names key and cell.
+
+    """
+    found = (trial for row in suite.rows for column in suite.columns for trial in _cell_trials(suite, row, column))
+    return list({trial.name: trial for trial in found}.values())
+
+
+def missing_trials(trials: list[Trial]) -> list[Trial]:
+    """Return those that are not finished.
+
+    Raises:
+        ConfigError: a finished one has other settings.
+
+    """
+    started = [trial for trial in trials if (Path(trial.config.output_dir) / "result.json").exists()]
+    if started:
+        from fedpft.run.resume import find_run
+
+        for trial in started:
+            find_run(trial.config)  # looks at the settings
+    return [trial for trial in trials if trial not in started]
+
+
+def run_suite(suite: SuiteConfig, watcher: "Watcher") -> dict[str, str | None]:
+    """Run the cells that are not finished; return why each failed (None: it did not), by name.
+
+    Raises:
+        ConfigError: settings that cannot work, before any cell starts.
+
+    """
+    missing = missing_trials(suite_trials(suite))
+    if not missing:
+        return {}
+    from functools import partial
+
+    from fedpft.simulation.sweep import run_trials
+    from fedpft.sweeps.sweep import play_trial
+
+    ended = run_trials(suite.sweep, missing, partial(play_trial, "fm", None), watcher)
+    return {trial.name: error for trial, error in ended}
+
+
+def table_of(suite: SuiteConfig) -> list[list[Cell]]:
+    """Return what is finished, row by row."""
+    published = published_values(suite)
+    return [
+        [_cell(suite, row, column, value) for column, value in zip(suite.columns, values, strict=True)]
+        for row, values in zip(suite.rows, published, strict=True)
+    ]
+
+
+def _cell_trials(suite: SuiteConfig, row: HeadConfig, column: HeadConfig) -> list[Trial]:
+    return trials_at(suite.sweep, {**row.set, **column.set})
+
+
+def _cell(suite: SuiteConfig, row: HeadConfig, column: HeadConfig, published: float | None) -> Cell:
+    trials = _cell_trials(suite, row, column)
+    files = [Path(trial.config.output_dir) / "result.json" for trial in trials]
+    results = [json.loads(file.read_text()) for file in files if file.exists()]
+    metric = next((column.metric or result["metric"] for result in results), None)
+    values = tuple(result["metrics"]["fm"][metric] for result in results)
+    return Cell(values=values, num_seeds=len(trials), metric=metric, published=published)

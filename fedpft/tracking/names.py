@@ -1,0 +1,85 @@
+"""What a round's numbers are called in Weights & Biases, on which axis they lie, and what a summary keeps of them."""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+from fedpft.metrics.table import Goal, metric_row
+
+CLIENT_COLUMNS = ("client_id", "num_examples", "loss", "seconds", "actor")
+"""Of the table of clients."""
+
+METRIC_NAMES = {
+    "fm": "server/fm",
+    "sub_fm": "server/sub_fm",
+    "train_loss": "server/train_loss",
+    "lr": "server/lr",
+    "align/loss": "server/align_loss",
+    "align/loss_before": "server/align_loss_before",
+    "seconds": "time/round_seconds",
+    "fidelity/total/hidden_error": "fidelity/hidden_error",
+    "fidelity/total/gradient_cosine": "fidelity/gradient_cosine",
+    "fidelity/total/gradient_norm_ratio": "fidelity/gradient_norm_ratio",
+}
+"""Key of a round record -> name in W&B. Other keys keep their section (`comm/bytes_up`) or go to `server/`."""
+
+STEP_METRICS = {
+    **dict.fromkeys(
+        ("server/*", "metrics/*", "clients/*", "comm/*", "time/*", "memory/*", "fidelity/*"), "round"
+    ),
+    "align/*": "align/step",
+}  # fmt: skip
+"""Names in W&B -> the metric on their x axis."""
+
+Kept = Literal["max", "min", "mean"]
+"""W&B's word for what a summary keeps of a metric's values."""
+
+_KEPT: Mapping[str, Kept] = {
+    "server/train_loss": "min",
+    "server/align_loss*": "min",
+    "align/step_loss": "min",
+    "clients/loss_*": "min",
+    "fidelity/hidden_error*": "min",
+    "fidelity/gradient_cosine*": "max",
+    "clients/flops*": "mean",
+    "comm/bytes_*": "mean",
+    "time/*_seconds": "mean",
+    "clients/*_bytes_max": "max",
+    "memory/*_bytes": "max",
+}
+"""What is spent in every round has a mean, memory its peak; else what is best. `result/*` has the run's totals."""
+
+
+def kept_in_summary(name: str, goal: Goal) -> Kept | None:
+    """Return what a run's summary keeps of a metric; None: its last value, because neither way is better.
+
+    Args:
+        name: in W&B.
+        goal: of the task's primary metric.
+
+    """
+    if name in ("server/fm", "server/sub_fm"):
+        return goal
+    if name.startswith("metrics/"):
+        return metric_row(name).goal
+    return next((kept for pattern, kept in _KEPT.items() if fnmatch(name, pattern)), None)
+
+
+def wandb_metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a round record, nested sections and their lists flattened, under their W&B names."""
+    return {
+        METRIC_NAMES.get(key, key if "/" in key else f"server/{key}"): float(value)
+        for key, value in _flat(record)
+        if key != "round" and isinstance(value, int | float)
+    }
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `a/b/c` and value of nested sections; a list inside a section has one number a layer: `a/b/layer_00`."""
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif prefix and isinstance(value, list | tuple):
+            yield from ((f"{prefix}{name}/layer_{layer:02}", number) for layer, number in enumerate(value))
+        else:
+            yield prefix + name, value

@@ -1,0 +1,214 @@
+"""A run in Weights & Biases; with the dashboard the only importer of wandb, and only when it is used.
+
+All of it lies in the run's output folder::
+
+    output_dir/wandb/offline-run-*/          send it later with `wandb sync FOLDER`
+
+A resumed run goes on as the same W&B run. Offline it leaves one folder each time it was started, all with the run's id;
+`wandb sync` joins them in order.
+
+The run's artifacts are a chain: `fm-DIGEST`, which it used, `sub-fm-DIGEST`, which it made from that and used, and
+`NAME-adapter`. Of FM and sub-FM W&B gets the digest and some facts, never weights: they are the server's secret.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from fedpft.config import Config, ConfigError, TrackingConfig, reported_name
+from fedpft.metrics.table import Goal
+from fedpft.tracking.names import CLIENT_COLUMNS, STEP_METRICS, kept_in_summary, wandb_metrics
+
+if TYPE_CHECKING:  # plotly is loaded with the first figure
+    from plotly.graph_objects import Figure
+
+ARTIFACT_TYPES = {"adapter": "model", "result": "result"}
+"""Files of a run that become W&B artifacts -> their type; no other file, the sub-FM included, is handed to W&B."""
+
+DEFAULT_JOB_TYPE = "run"
+
+_SHOWN_DIGITS = 12  # of a digest, in an artifact's name
+_MAX_TAG_LENGTH = 64  # W&B's
+_INIT_TIMEOUT_SECONDS = 30
+_FINISH_TIMEOUT_SECONDS = 300
+
+
+def check_tracking(tracking: TrackingConfig) -> None:
+    """Look whether W&B has an API key if it will need one; nothing is sent, and on a terminal it may ask for the key.
+
+    Raises:
+        ConfigError: `online` without a key.
+
+    """
+    if tracking.wandb != "online":
+        return
+    import wandb  # here, so that other runs do not pay for it
+
+    try:
+        wandb.setup(wandb.Settings(silent=True))
+        if not wandb.login(verify=False):
+            raise wandb.Error("no API key")
+    except wandb.Error as error:
+        raise _refusal(tracking, error) from None
+
+
+def _refusal(tracking: TrackingConfig, error: Exception) -> ConfigError:
+    line = str(error).splitlines()[0].rstrip(".")
+    message = f"tracking.wandb: found {tracking.wandb!r}, but W&B says: {line}; allowed without it:"
+    return ConfigError(f"{message} offline, disabled")
+
+
+class WandbTracker:
+    """A `Tracker`: one W&B run, silent, with its folder in the run's output folder.
+
+    Raises:
+        ConfigError: W&B cannot be reached or refuses the run (no API key, no network, no such entity), in one line.
+
+    """
+
+    def __init__(self, config: Config, output_dir: Path, run_id: str | None = None, goal: Goal = "max") -> None:
+        import wandb  # here, so that a run without W&B does not pay for it
+
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tracking = config.tracking
+        os.environ["WANDB_DATA_DIR"] = str(output_dir / "wandb")  # files staged for upload stay with the run
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_git=True,
+            init_timeout=_INIT_TIMEOUT_SECONDS,
+            finish_timeout=_FINISH_TIMEOUT_SECONDS,
+            finish_timeout_raises=True,
+        )
+        try:
+            wandb.setup(wandb.Settings(silent=True))
+            self._run: Any = wandb.init(
+                mode=tracking.wandb,
+                project=tracking.project,
+                entity=tracking.entity,
+                group=tracking.group,
+                job_type=tracking.job_type or DEFAULT_JOB_TYPE,
+                tags=_tags(config),
+                name=config.name,
+                id=run_id,
+                resume="allow",
+                config=asdict(config),
+                dir=output_dir,
+                reinit="create_new",
+                settings=settings,
+            )
+        except wandb.Error as error:
+            raise _refusal(tracking, error) from None
+        for names, step in STEP_METRICS.items():
+            self._run.define_metric(names, step_metric=step)
+        self._goal, self._known = goal, set[str]()
+        self._name, self._config = re.sub(r"[^\w.-]+", "-", config.name), config
+        self._table = wandb.Table(columns=["round", *CLIENT_COLUMNS], log_mode="INCREMENTAL")
+
+    @property
+    def locations(self) -> Mapping[str, str]:
+        """The run's page when online, else its folder."""
+        return {"wandb": self._run.url or str(Path(self._run.dir).parent)}
+
+    def log_round(self, record: Mapping[str, Any]) -> None:
+        """Log the record's numbers under their W&B names."""
+        self._log({"round": record["round"], **wandb_metrics(record)})
+
+    def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log the spread of the clients' losses, and add the rows to the run's table of clients."""
+        for row in rows:
+            self._table.add_data(round_index, *(row[column] for column in CLIENT_COLUMNS))
+        losses = [row["loss"] for row in rows]
+        spread = {"mean": fmean(losses), "min": min(losses), "max": max(losses)}
+        metrics = {f"clients/loss_{name}": value for name, value in spread.items()}
+        self._log({"round": round_index, **metrics, "clients/table": self._table})
+
+    def log_stage(self, metrics: Mapping[str, float]) -> None:
+        """Log the numbers as they are."""
+        self._log(metrics)
+
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        """Log it as an interactive panel, which steps through the states."""
+        import wandb
+
+        self._run.log({name: wandb.Plotly(figure)})
+
+    def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """Put `result` into the summary as `result/*`, log the artifacts and wait for the upload (minutes at most)."""
+        import wandb
+
+        self._run.summary.update({f"result/{key}": value for key, value in result.items()})
+        for model in _models(result, self._config):
+            self._log_model(**model)
+        lineage = {key: value for key, value in _digests(result).items() if value}
+        for key, kind in ARTIFACT_TYPES.items():
+            if key not in files:
+                continue
+            artifact = wandb.Artifact(f"{self._name}-{key}", type=kind, metadata=lineage)
+            add = artifact.add_dir if files[key].is_dir() else artifact.add_file
+            add(str(files[key]), policy="immutable")  # no second copy on this disk
+            self._run.log_artifact(artifact)
+        try:
+            self._run.finish()
+        except TimeoutError:
+            folder = Path(self._run.dir).parent
+            warnings.warn(
+                f"W&B: upload unfinished after {_FINISH_TIMEOUT_SECONDS} s; send the rest: wandb sync {folder}",
+                stacklevel=2,
+            )
+
+    def fail(self) -> None:
+        """Mark the run as failed; an upload that hangs does not hide why."""
+        with suppress(TimeoutError):
+            self._run.finish(exit_code=1)
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        """Log values; the first of a metric is told what the summary keeps of it."""
+        for name in values.keys() - self._known:
+            if kept := kept_in_summary(name, self._goal):
+                step = next(step for names, step in STEP_METRICS.items() if name.startswith(names.rstrip("*")))
+                self._run.define_metric(name, step_metric=step, summary=kept)
+        self._known |= values.keys()
+        self._run.log(dict(values))
+
+    def _log_model(self, kind: str, digest: str, facts: Mapping[str, Any], *, is_input: bool) -> None:
+        """Log an artifact that names a model, holds none of its weights, and is used by this run.
+
+        `Run.use_artifact` refuses offline what `wandb sync` would send: it logs a new artifact by this call, and waits.
+        """
+        import wandb
+
+        artifact = wandb.Artifact(f"{kind}-{digest[:_SHOWN_DIGITS]}", type=kind, metadata={"digest": digest, **facts})
+        artifact.add_reference(f"fedpft://{kind}/{digest}", name=kind, checksum=False)
+        self._run._log_artifact(artifact, is_user_created=is_input, use_after_commit=True)
+
+
+def _tags(config: Config) -> list[str]:
+    """Return the user's tags, the method and the task."""
+    tags = [*config.tracking.tags, reported_name(config.method, config.align), config.task.name]
+    return list(dict.fromkeys(tag[:_MAX_TAG_LENGTH] for tag in tags if tag))
+
+
+def _digests(result: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the digests of FM and sub-FM; None for one that the run does not have."""
+    return {"fm": result.get("fm_digest"), "sub_fm": result.get("construction", {}).get("digest")}
+
+
+def _models(result: Mapping[str, Any], config: Config) -> Iterator[dict[str, Any]]:
+    """Yield the models from which the adapter descends, oldest first, as arguments of `WandbTracker._log_model`."""
+    digests = _digests(result)
+    if digests["fm"]:
+        facts = {"path": config.fm.path, "num_params": result["num_params_fm"]}
+        yield {"kind": "fm", "digest": digests["fm"], "facts": facts, "is_input": True}
+    if digests["sub_fm"]:
+        facts = {"fm": digests["fm"], "method": result["method"], "cache_key": result["construction"]["key"]}
+        facts |= {"retained_ratio": config.method.retained_ratio}
+        facts |= {key: result[key] for key in ("num_params_sub_fm", "compression_ratio")}
+        yield {"kind": "sub-fm", "digest": digests["sub_fm"], "facts": facts, "is_input": False}

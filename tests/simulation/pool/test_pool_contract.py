@@ -1,0 +1,129 @@
+"""What every `ClientPool` promises: one test body for all of them."""
+
+import platform
+
+import numpy as np
+import pytest
+
+from fedpft.config import ConfigError, PoolConfig
+from fedpft.federated.messages import ClientFailure, RoundPlan
+from fedpft.federated.pool import SequentialPool
+from fedpft.models.lora import get_adapter
+from fedpft.models.weights import unpack_model
+from tests.tiny import tiny_package
+
+PACKAGE = tiny_package()
+ADAPTER = get_adapter(unpack_model(PACKAGE.proxy))
+CLIENTS = [0, 1, 3]
+
+
+def plan(round_index=1, *, adapter=ADAPTER, count=True):
+    return RoundPlan(round_index=round_index, lr=1e-2, adapter=adapter, count_activations=count)
+
+
+def changed_weights():
+    names = [name for name in PACKAGE.proxy.weights if "layer.1.intermediate" in name or "layer.2.output.dense" in name]
+    return {name: PACKAGE.proxy.weights[name] * 1.5 for name in names if "attention" not in name}
+
+
+def fingerprint(updates):
+    """Return all that an update says but who ran it, how long it took and when it arrived."""
+    return [
+        (
+            u.client_id,
+            u.num_examples,
+            u.adapter.dtype,
+            u.adapter.tobytes(),
+            u.metrics["loss"],
+            None if u.counts is None else [a.tolist() for a in (*u.counts.zeros, u.counts.positions)],
+        )
+        for u in sorted(updates, key=lambda u: u.client_id)
+    ]
+
+
+def play(pool):
+    """Run three rounds, the last after a change of the proxy; return the fingerprint of each."""
+    pool.broadcast(PACKAGE)
+    rounds = [fingerprint(pool.run(plan(1), CLIENTS))]
+    adapter = np.frombuffer(rounds[0][0][3], dtype=np.float32)
+    rounds.append(fingerprint(pool.run(plan(2, adapter=adapter, count=False), [2])))
+    pool.replace_weights(changed_weights())
+    rounds.append(fingerprint(pool.run(plan(3, adapter=adapter), CLIENTS)))
+    return rounds
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return play(SequentialPool())
+
+
+@pytest.fixture(scope="module", params=["sequential", "ray with 1 actor", "ray with 2 actors"])
+def pool(request):
+    if request.param == "sequential":
+        made = SequentialPool(max_retries=0)
+    else:
+        request.getfixturevalue("local_ray")
+        from fedpft.simulation.pool.ray_pool import RayClientPool
+
+        made = RayClientPool(PoolConfig(actors=int(request.param.split()[2]), max_retries=0), clients_per_round=3)
+    yield made
+    made.close()
+
+
+def test_every_pool_returns_bit_identical_updates(pool, expected):
+    found = play(pool)
+    assert changed_weights()
+    assert [[update[0] for update in updates] for updates in found] == [[0, 1, 3], [2], [0, 1, 3]]
+    assert found == expected
+    assert found[0][0][5] is not None
+    assert found[1][0][5] is None
+
+
+def test_a_round_is_the_same_when_run_again(pool):
+    pool.broadcast(PACKAGE)
+    first, second = (fingerprint(pool.run(plan(5), CLIENTS)) for _ in range(2))
+    assert first == second
+
+
+def test_changed_weights_change_the_next_round(pool):
+    pool.broadcast(PACKAGE)
+    before = fingerprint(pool.run(plan(), [0]))
+    pool.replace_weights(changed_weights())
+    after = fingerprint(pool.run(plan(), [0]))
+    assert before[0][4] != after[0][4]
+
+
+def test_memory_is_reported_for_each_actor_outside_the_driver(pool):
+    peaks = pool.peak_memory_bytes()
+    assert len(peaks) == (0 if isinstance(pool, SequentialPool) else pool.num_actors)
+    assert all(peak > 10**7 for peak in peaks)
+
+
+def test_every_actor_takes_its_turn(pool):
+    pool.broadcast(PACKAGE)
+    updates = list(pool.run(plan(), [0, 1, 2, 3]))
+    places = {"driver"} if isinstance(pool, SequentialPool) else {f"actor-{i}" for i in range(pool.num_actors)}
+    assert {update.actor for update in updates} == places
+    assert sorted(update.client_id for update in updates) == [0, 1, 2, 3]
+
+
+def test_a_client_that_always_fails_is_returned_as_a_failure_and_harms_no_other(pool, expected):
+    """The last test of a pool: it changes which actors there are."""
+    pool.broadcast(PACKAGE)
+    outcomes = {outcome.client_id: outcome for outcome in pool.run(plan(3), [0, 99])}
+    failure = outcomes.pop(99)
+    assert isinstance(failure, ClientFailure)
+    assert (failure.round_index, failure.attempts, failure.node) == (3, 1, platform.node())
+    assert failure.reason.startswith("IndexError: client_id 99")
+    assert "partition.py" in failure.traceback
+    assert "\x1b" not in failure.traceback
+    assert [(update.client_id, update.attempts) for update in outcomes.values()] == [(0, 1)]
+    assert fingerprint(pool.run(plan(1), CLIENTS)) == expected[0]
+
+
+def test_a_pool_that_joined_ray_leaves_it_running_when_it_cannot_start(local_ray):
+    from fedpft.simulation.pool.ray_pool import RayClientPool
+
+    with pytest.raises(ConfigError, match=r"asks 7 actors x 1 CPU, the cluster has 2 CPU"):
+        RayClientPool(PoolConfig(actors=7), clients_per_round=3)
+    assert local_ray.is_initialized()

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedpft.config import ConfigError, load_config
+from fedpft.report.verification import print_checks
+from fedpft.run.verify import Check, Difference, Trace, first_difference, likely_causes, shortened, verify
+
+ADAPTER = {"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32)}
+SUB_FM = {"sub-FM 0.up.weight": np.ones((2, 2), np.float32)}
+
+
+def trace(rounds=(0, 1, 2, 3), changed=(0, 2)):
+    return Trace(
+        adapters={i: {name: value + i for name, value in ADAPTER.items()} for i in rounds},
+        proxies={i: {name: value + i for name, value in SUB_FM.items()} for i in changed},
+    )
+
+
+def test_equal_traces_have_no_difference():
+    assert first_difference(trace(), trace()) is None
+
+
+def test_the_first_round_and_tensor_are_found_and_the_largest_gap():
+    found = trace()
+    found.adapters[3]["a"][0] += 1
+    found.adapters[2]["b"][:2] += (0.25, -0.5)
+    assert first_difference(found, trace()) == Difference(2, "b", 0.5)
+
+
+def test_the_sub_fm_comes_after_its_rounds_aggregate():
+    found = trace()
+    found.proxies[2]["sub-FM 0.up.weight"][1, 1] -= 2
+    assert first_difference(found, trace()) == Difference(2, "sub-FM 0.up.weight", 2.0)
+    found.adapters[2]["a"][0] += 1
+    assert first_difference(found, trace()) == Difference(2, "a", 1.0)
+
+
+def test_one_bit_is_a_difference():
+    found = trace()
+    found.adapters[1]["a"][0] = np.nextafter(np.float32(1), np.float32(2))
+    assert first_difference(found, trace()).tensor == "a"
+    found.adapters[1]["a"][0] = 1
+    assert first_difference(found, trace()) is None
+
+
+def test_a_resumed_trace_is_compared_from_where_it_begins():
+    for resumed in (trace(rounds=(2, 3), changed=(2,)), trace(rounds=(3,), changed=())):
+        assert first_difference(resumed, trace()) is None
+        assert first_difference(trace(), resumed) is None
+        resumed.adapters[3]["b"] += 1
+        assert first_difference(resumed, trace()).round_index == 3
+
+
+@pytest.mark.parametrize(("rounds", "interval"), [(2, 1), (3, 2), (9, 2)])
+def test_the_shortened_run_holds_an_alignment_before_its_last_round(rounds, interval):
+    config = shortened(load_config(None, ["federated.rounds=100"]), rounds)
+    assert (config.federated.rounds, config.align.neurons.interval, config.evaluation.interval) == (
+        rounds,
+        interval,
+        rounds,
+    )
+
+
+def test_one_round_cannot_be_resumed():
+    with pytest.raises(ConfigError, match=r"^--rounds: found 1, allowed: an integer >= 2$"):
+        verify(load_config(), 1)
+
+
+def check(name="two runs"):
+    return Check(name, Difference(2, "lora_A", 1e-7))
+
+
+def test_causes_fit_where_it_ran_and_what_differed(monkeypatch):
+    config = load_config(None, ["pool.gpus_per_actor=0.5", "pool.precision=bf16-mixed"])
+    assert likely_causes(config, [Check("two runs", None)]) == []
+    (threads,) = likely_causes(config, [check()])
+    assert "server.num_threads=1" in threads
+    assert "actors on nodes" in likely_causes(config, [check("Ray, sequential")])[0]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    gpu, precision = likely_causes(config, [check()])
+    assert "CUBLAS_WORKSPACE_CONFIG=:4096:8" in gpu
+    assert "pool.precision=32-true" in precision
+
+
+def test_the_table_names_round_tensor_and_gap():
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_checks(console, {"two runs": None, "Ray, sequential": str(check().difference)}, ["threads"])
+    words = " ".join(console.export_text().split())
+    assert "two runs yes" in words
+    assert "Ray, sequential no round 2: lora_A, up to 1.0e-07" in words
+    assert "may be: threads" in words
