@@ -1,4 +1,4 @@
-"""The server's Lightning Trainer: a plain loop over optimiser steps, silent, that reports its progress."""
+"""The server's Lightning Trainer and Fabric: on which device it works; a silent loop that reports its progress."""
 
 import logging
 import warnings
@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from fedpft.config import Config, ServerConfig
 from fedpft.config.checks import require
@@ -38,6 +39,21 @@ StepReport = Callable[[int, int, Mapping[str, float]], None]
 """What :meth:`Progress.progress` is: called with (steps done, steps in total, latest numbers)."""
 
 
+def accelerator(setting: str) -> str:
+    """Return the kind of device that a setting stands for in this process: `cuda` or `cpu`.
+
+    `auto` is nothing else, whatever Lightning would choose: Apple's MPS, say, has no float64.
+    """
+    return setting if setting != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def server_fabric(server: ServerConfig, *, mixed: bool = False) -> L.Fabric:
+    """Return what moves models and batches to the server's first device, `mixed` with `server.precision`."""
+    hush_lightning()
+    precision = server.precision if mixed else "32-true"
+    return L.Fabric(accelerator=accelerator(server.accelerator), devices=1, precision=precision)
+
+
 def make_trainer(
     server: ServerConfig,
     *,
@@ -48,15 +64,16 @@ def make_trainer(
 ) -> L.Trainer:
     """Return a Trainer for `num_steps` optimiser steps on the server's device, without files, bars or summaries.
 
-    With several devices its `fit` starts a process for each (see :func:`fit_together`).
+    The module stays on that device. With several its `fit` starts a process for each (see :func:`fit_together`).
     """
     hush_lightning()
+    kind = accelerator(server.accelerator)
     return L.Trainer(
         max_steps=num_steps,
         max_epochs=-1,
-        accelerator=server.accelerator,
+        accelerator=kind,
         devices=num_devices,
-        strategy="auto" if num_devices == 1 else "ddp_spawn",
+        strategy=_StayingStrategy(torch.device(kind, 0)) if num_devices == 1 else "ddp_spawn",
         plugins=[LightningEnvironment()],  # whatever started this process, say Slurm, has no part in the others
         use_distributed_sampler=False,
         precision=server.precision,
@@ -88,8 +105,7 @@ def check_devices(config: Config) -> None:
 
 def device_kind(server: ServerConfig) -> str:
     """Return the kind of device that the server works on; equal work on equal kinds gives equal bits."""
-    hush_lightning()
-    device = L.Fabric(accelerator=server.accelerator, devices=1).device
+    device = server_fabric(server).device
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return f"{device.type} {model}"
 
@@ -100,6 +116,18 @@ def hush_lightning() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+
+
+class _StayingStrategy(SingleDeviceStrategy):
+    """Leaves the module where it was trained: the same models are trained there again, and evaluated."""
+
+    def teardown(self) -> None:
+        """Give back all but the module's own memory."""
+        self.optimizers, self.lr_scheduler_configs = [], []
+        self.precision_plugin.teardown()
+        assert self.accelerator is not None
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
 
 
 class _ReportSteps(Callback):

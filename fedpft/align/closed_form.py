@@ -8,6 +8,9 @@ where the sub-FM runs on its own hidden states, so that a layer also corrects wh
 post-LN families the closing LayerNorm divides by the token's standard deviation: `w = 1 / var(z_fm)` makes the error
 that of its output, and its scale and shift are then fitted to the FM's layer output too, dimension by dimension.
 
+All of it is in float32 whatever `server.precision` says: one pass over a few hundred examples gains nothing from mixed
+precision, and autocast would go on with the copies that it made of weights before they were refitted.
+
 Sources: least-squares reconstruction of a pruned layer is He et al. 2017 (arXiv 1707.06168) and ThiNet (arXiv
 1707.06342); its asymmetric form, the compressed model's inputs with the original's outputs, is Zhang et al. 2015 (arXiv
 1505.06798); emulators without training for offsite tuning: GradOT (arXiv 2507.04455).
@@ -17,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.models.ffn import FFN, find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.layerwise import LayerCalls, record_calls, trace_ffn
-from fedpft.trainer import SilentProgress, StepReport
+from fedpft.trainer import SilentProgress, StepReport, server_fabric
 
 HELD_OUT_PART = 8
 """One batch in this many chooses the ridge; the others fit."""
@@ -99,10 +101,10 @@ def _refit(
 ) -> AlignmentReport:
     assert len(batches) >= 2, "one to fit and one to choose the ridge"
     report_step = on_step or SilentProgress().progress
-    fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
+    fabric = server_fabric(server)
     fabric.to_device(fm)
     fabric.to_device(sub_fm)
-    with restored_flags(fm, sub_fm), fabric.autocast():
+    with restored_flags(fm, sub_fm):
         fm.eval()
         sub_fm.eval()
         on_device = (fabric.to_device(dict(batch)) for batch in batches)
@@ -121,10 +123,10 @@ def _refit(
                     walk.fm_hidden = walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden)
                     walk.sub_hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
             report_step(ffn.index + 1, len(pairs), {})
-    report = AlignmentReport(first_loss=fmean(before), last_loss=fmean(after))
-    for loss in (report.first_loss, report.last_loss):
+    first, last = fmean(before), fmean(after)
+    for loss in (first, last):
         report_step(len(pairs), len(pairs), {"loss": loss})
-    return report
+    return AlignmentReport(first_loss=first, last_loss=last, measured_before=first, measured_after=last)
 
 
 def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *, with_norm: bool) -> float:

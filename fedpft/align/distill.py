@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
@@ -14,8 +15,11 @@ from fedpft.align.public import AlignmentReport, PublicData
 from fedpft.align.together import ShareOfBatches, StepsFromElsewhere, fit_together
 from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.models.flags import restored_flags
-from fedpft.seeding import isolated_torch_rng
-from fedpft.trainer import StepReport, make_trainer
+from fedpft.seeding import derive_seed, isolated_torch_rng
+from fedpft.trainer import StepReport, make_trainer, server_fabric
+
+MEASURED_EXAMPLES = 64
+"""Public examples on which a distillation's loss is measured before and after it."""
 
 
 def align_layers(
@@ -109,6 +113,7 @@ def _distil(
     on_step: StepReport | None,
 ) -> AlignmentReport:
     losses: list[float] = []
+    measured = public.batches(MEASURED_EXAMPLES, config.batch_size, derive_seed(seed, "measure"))
 
     def record(done: int, total: int, metrics: Mapping[str, float]) -> None:
         losses.append(metrics["loss"])
@@ -120,6 +125,7 @@ def _distil(
     batches = ShareOfBatches(BatchSampler(examples, config.batch_size, drop_last=False))
     loader = DataLoader(public.dataset, batch_sampler=batches, collate_fn=public.collate)
     reports = StepsFromElsewhere(record) if server.devices > 1 else nullcontext(record)
+    before = _measure(module, measured, server)
     with isolated_torch_rng(seed), restored_flags(module), reports as report:
         trainer = make_trainer(
             server,
@@ -129,4 +135,16 @@ def _distil(
             num_devices=server.devices,
         )
         fit_together(trainer, module, loader)
-    return AlignmentReport(first_loss=losses[0], last_loss=losses[-1])
+    after = _measure(module, measured, server)
+    return AlignmentReport(first_loss=losses[0], last_loss=losses[-1], measured_before=before, measured_after=after)
+
+
+@torch.no_grad()
+def _measure(module: Distillation, batches: Sequence[Mapping[str, Tensor]], server: ServerConfig) -> float:
+    """Return the mean loss of the batches in eval mode and float32: without what differs from step to step."""
+    fabric = server_fabric(server)
+    fabric.to_device(module)
+    with restored_flags(module):
+        module.eval()
+        losses = [module.training_step(fabric.to_device(dict(batch)), index) for index, batch in enumerate(batches)]
+    return float(torch.stack(losses).mean())

@@ -48,6 +48,10 @@ class Distillation(L.LightningModule, ABC):
         """Return the parameters that the distillation changes; everything else is frozen."""
 
     @abstractmethod
+    def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
+        """Return the loss of one unlabelled batch."""
+
+    @abstractmethod
     def active_modules(self) -> list[nn.Module]:
         """Return the modules that are in training mode; all others are in eval mode."""
 

@@ -1,8 +1,8 @@
 """Distillation of the sub-FM's FFNs towards the FM's hidden states, as a LightningModule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,14 @@ class AlignmentModule(Distillation):
         """Zero the gradient of frozen neurons, before it is clipped."""
         for parameter, mask in self._masks:
             if parameter.grad is not None:
-                parameter.grad.mul_(mask.to(parameter.grad.device))
+                parameter.grad.mul_(mask)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Let masks and products follow the module to another device; as buffers, several processes would sync them."""
+        super()._apply(fn, recurse)
+        self._masks = [(parameter, fn(mask)) for parameter, mask in self._masks]
+        self._products = [fn(product) for product in self._products]
+        return self
 
     def _product_term(self) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # squares of small weights vanish in half precision
@@ -93,8 +100,7 @@ class AlignmentModule(Distillation):
     @torch.no_grad()
     def _teacher_products(self) -> list[Tensor]:
         """Compute the FM's products once: its weights do not change, and they cost as much as many tokens."""
-        device = self._teacher_ffns[0].up_weight.device
-        if not self._products or self._products[0].device != device:
+        if not self._products:
             self._products = [weight_product(ffn.up_weight, ffn.down_weight) for ffn in self._teacher_ffns]
         return self._products
 

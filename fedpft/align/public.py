@@ -34,3 +34,8 @@ class AlignmentReport:
 
     first_loss: float
     last_loss: float
+    """Of a distillation the batch's in the first and in the last step; else the same as the next two."""
+    measured_before: float
+    measured_after: float
+    """On the same examples before and after, in eval mode and float32. A closed form never fits to them. A distillation
+    may also draw them for a step: it goes through all public examples in turn, and keeps none of them back."""

@@ -11,13 +11,18 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import psutil
 from torch import distributed
 from torch.utils.data import DataLoader, Sampler
 
+from fedpft.config.checks import require
 from fedpft.trainer import StepReport, hush_lightning
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class ShareOfBatches(Sampler[list[int]]):
@@ -43,7 +48,17 @@ class ShareOfBatches(Sampler[list[int]]):
 
 
 def fit_together(trainer: L.Trainer, module: L.LightningModule, loader: DataLoader) -> None:
-    """Fit in as many processes as the trainer has devices, in this one if that is one; none is left afterwards."""
+    """Fit in as many processes as the trainer has devices, in this one if that is one; none is left afterwards.
+
+    Several get the module through shared memory, once for all; each then has it on its device.
+
+    Raises:
+        ConfigError: shared memory does not hold it.
+
+    """
+    if trainer.num_devices > 1:
+        module.cpu()  # what is sent from a GPU is opened on that GPU, by every process
+        _require_shared_memory(module, trainer.num_devices)
     port = os.environ.get("MASTER_PORT")
     try:
         trainer.fit(module, loader)
@@ -52,6 +67,16 @@ def fit_together(trainer: L.Trainer, module: L.LightningModule, loader: DataLoad
             trainer.strategy.launcher.kill(signal.SIGKILL)
         if port is None:  # Lightning leaves the one where its processes met
             os.environ.pop("MASTER_PORT", None)
+
+
+def _require_shared_memory(module: L.LightningModule, num_devices: int) -> None:
+    if not SHARED_MEMORY.is_dir():  # not Linux: in files elsewhere
+        return
+    need = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()) if not tensor.is_shared())
+    free = psutil.disk_usage(str(SHARED_MEMORY)).free
+    allowed = f"with {need / 1e9:.2g} GB free in {SHARED_MEMORY}, where its processes read the models, found "
+    allowed += f"{free / 1e9:.2g} GB (docker run --shm-size, or an emptyDir of medium Memory); or 1"
+    require(need <= free, "server.devices", num_devices, allowed)
 
 
 class StepsFromElsewhere:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from datasets import Dataset
@@ -15,7 +14,7 @@ from fedpft.data.collate import rows, text_lengths
 from fedpft.metrics.table import METRICS, computed
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
-from fedpft.trainer import StepReport, hush_lightning
+from fedpft.trainer import StepReport, server_fabric
 
 
 @torch.no_grad()
@@ -42,8 +41,7 @@ def evaluate(
         on_step: hears about every batch.
 
     """
-    hush_lightning()
-    fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
+    fabric = server_fabric(server, mixed=True)
     fabric.to_device(model)
     made = {name: METRICS[name].make(model.config.num_labels).to(fabric.device) for name in metrics}
     updated = [*made.values(), *([counts.to(fabric.device)] if counts is not None else [])]

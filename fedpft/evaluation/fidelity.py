@@ -20,7 +20,7 @@ from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel, adapter_parameters, split_adapter
-from fedpft.trainer import StepReport, hush_lightning
+from fedpft.trainer import StepReport, server_fabric
 
 LayerPairs = Sequence[tuple[int, int]]
 """(layer of the FM, layer of the proxy) that correspond, both counted from 0."""
@@ -81,8 +81,7 @@ def measure_fidelity(
     if num_examples == 0:
         raise ValueError(f"batch: found {sorted(batch)} of no labelled example, allowed: inputs with `labels`")
     pairs = _checked_pairs(layers, len(find_ffns(fm)), len(find_ffns(proxy)))
-    hush_lightning()
-    fabric = L.Fabric(accelerator=server.accelerator, devices=1)
+    fabric = server_fabric(server)
     size = batch_size or num_examples
     with restored_flags(fm, proxy):
         sides = [_Side(fm, [pair[0] for pair in pairs], fabric), _Side(proxy, [pair[1] for pair in pairs], fabric)]

@@ -7,6 +7,7 @@ from fedpft.federated.messages import LocalSettings
 from fedpft.federated.step_costs import StepCosts
 from fedpft.methods.base import Proxy
 from fedpft.models.weights import pack_model
+from fedpft.trainer import accelerator
 
 
 def client_package(
@@ -26,9 +27,9 @@ def client_package(
 
 def local_settings(config: Config) -> LocalSettings:
     """Return what every client is told about local training."""
-    accelerator = config.pool.accelerator
-    if accelerator == "auto" and config.pool.kind == "ray":
-        accelerator = "cuda" if config.pool.gpu_claim else "cpu"  # an actor uses a GPU only if it was given one
+    device = config.pool.accelerator
+    if device == "auto" and config.pool.kind == "ray":
+        device = "cuda" if config.pool.gpu_claim else "cpu"  # an actor uses a GPU only if it was given one
     return LocalSettings(
         seed=config.seed,
         num_epochs=config.federated.local_epochs,
@@ -38,5 +39,5 @@ def local_settings(config: Config) -> LocalSettings:
         max_grad_norm=config.federated.max_grad_norm,
         num_threads=config.pool.threads_per_client,
         precision=config.pool.precision,
-        accelerator=accelerator,
+        accelerator=accelerator(device),
     )

@@ -1,7 +1,8 @@
 """What the methods that build a sub-FM have in common: it is built once, checked, and reported."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -46,22 +47,42 @@ def construct_once(
         made = sub_fms.get_or_build(fm, ingredients, build, progress.stage, restore)
     else:
         made = construction_of(fm, build(), restore)
+    for kind, loss in made.report.get("align_measured", {}).items():  # also of one that another run built
+        warn_if_useless(f"align.layers.kind = {kind}", loss["before"], loss["after"])
     seconds = time.perf_counter() - start
     digest = model_digest(find_backbone(made.sub_fm))
     summary = {"key": made.key, "digest": digest, "cached": made.cached, "seconds": seconds, **made.report}
     return made, summary
 
 
-def built(tensors: Mapping[str, Tensor], reports: Sequence[AlignmentReport]) -> BuiltSubFM:
+def built(tensors: Mapping[str, Tensor], reports: Mapping[str, AlignmentReport]) -> BuiltSubFM:
     """Return the sub-FM's tensors after these alignments, with the loss where they began and ended.
+
+    Args:
+        tensors: the sub-FM's.
+        reports: of the alignments, in their order, by kind.
 
     Raises:
         ConfigError: settings that end in NaN.
 
     """
     require_finite(tensors, "align.layers")
-    ends = {"align_loss_first": reports[0].first_loss, "align_loss_last": reports[-1].last_loss} if reports else {}
-    return BuiltSubFM(tensors=tensors, report=ends)
+    if not reports:
+        return BuiltSubFM(tensors=tensors)
+    in_order = list(reports.values())
+    measured = {
+        kind: {"before": report.measured_before, "after": report.measured_after} for kind, report in reports.items()
+    }
+    ends = {"align_loss_first": in_order[0].first_loss, "align_loss_last": in_order[-1].last_loss}
+    return BuiltSubFM(tensors=tensors, report=ends | {"align_measured": measured})
+
+
+def warn_if_useless(alignment: str, before: float, after: float) -> None:
+    """Say so if an alignment's measured loss (see `AlignmentReport`) is not lower afterwards, or is NaN."""
+    if not after < before:
+        ends = f"{before:.4g} before, {after:.4g} after"
+        where = "on the public examples on which it is measured"
+        warnings.warn(f"{alignment} does not lower the loss {where}: {ends}", stacklevel=3)
 
 
 def require_finite(tensors: Mapping[str, Tensor], section: str) -> None:

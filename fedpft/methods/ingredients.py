@@ -20,7 +20,7 @@ from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.storage.output import package_versions
 from fedpft.trainer import device_kind
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Raise it with every change of the code after which equal ingredients give another sub-FM or another entry."""
 
 PACKAGES = ("fedpft", "torch", "transformers", "lightning", "pillow")

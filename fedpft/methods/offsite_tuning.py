@@ -86,12 +86,12 @@ class OffsiteTuning(FixedProxy):
 
     def _build(self) -> BuiltSubFM:
         """Drop layers and distil the emulator; all that this reads stands in `sub_fm_ingredients`."""
-        config, layer_map, reports = self._config, self._layer_map, []
+        config, layer_map, reports = self._config, self._layer_map, {}
         self._progress.stage("construct sub-FM")
         proxy = drop_layers(self._plain_fm, layer_map)
         if self._distils:
             self._progress.stage("align emulator")
-            report = align_emulator(
+            reports["distill"] = align_emulator(
                 self._plain_fm,
                 proxy,
                 layers=layer_map.emulator,
@@ -102,7 +102,6 @@ class OffsiteTuning(FixedProxy):
                 seed=derive_seed(config.server_seed, "align_layers"),
                 on_step=self._progress.progress,
             )
-            reports.append(report)
         return built(emulator_tensors(proxy, layer_map), reports)
 
     def _restore(self, fm: PreTrainedModel, tensors: Mapping[str, Tensor]) -> tuple[PreTrainedModel, NeuronMap]:

@@ -21,7 +21,7 @@ from fedpft.construct.cache import BuiltSubFM
 from fedpft.construct.compress import NeuronMap, compress, resolve_layers, restore_sub_fm, sub_fm_tensors
 from fedpft.construct.saliency import Scorer, activation_scorer, greedy_scorer, random_scorer, weight_norm
 from fedpft.methods.base import Proxy, ProxyChange
-from fedpft.methods.construction import built, construct_once, require_finite
+from fedpft.methods.construction import built, construct_once, require_finite, warn_if_useless
 from fedpft.methods.ingredients import DATA_FREE_SCORERS
 from fedpft.methods.plugin import check_same_layout, plug_in
 from fedpft.models.activations import ActivationCounts
@@ -107,7 +107,11 @@ class ProxyTuning:
         metrics = {
             "align/loss_before": report.first_loss,
             "align/loss": report.last_loss,
+            "align/measured_loss_before": report.measured_before,
+            "align/measured_loss": report.measured_after,
         }
+        alignment = f"align.neurons.kind = {config.align.neurons.kind}, round {round_index},"
+        warn_if_useless(alignment, report.measured_before, report.measured_after)
         weights = self._ffn_weights()
         require_finite({name: torch.from_numpy(value) for name, value in weights.items()}, "align.neurons")
         changed = {name: new for name, new in weights.items() if not np.array_equal(new, before[name])}
@@ -140,22 +144,20 @@ class ProxyTuning:
             uncompressed_layers=config.method.uncompressed_layers,
             scorer=self._scorer(),
         )
-        reports = []
+        reports = {}
         for kind in config.align.layers.kind.split("+") if neuron_map.compressed_layers else ():
             if kind == "none":
                 continue
             self._progress.stage("align layers" if kind == "distill" else "align layers in closed form")
-            reports.append(
-                LAYER_ALIGNERS[kind](
-                    self._plain_fm,
-                    sub_fm,
-                    layers=neuron_map.compressed_layers,
-                    public=self._public,
-                    config=config.align.layers,
-                    server=config.server,
-                    seed=derive_seed(config.server_seed, "align_layers"),
-                    on_step=self._progress.progress,
-                )
+            reports[kind] = LAYER_ALIGNERS[kind](
+                self._plain_fm,
+                sub_fm,
+                layers=neuron_map.compressed_layers,
+                public=self._public,
+                config=config.align.layers,
+                server=config.server,
+                seed=derive_seed(config.server_seed, "align_layers"),
+                on_step=self._progress.progress,
             )
         return built(sub_fm_tensors(sub_fm, neuron_map), reports)
 

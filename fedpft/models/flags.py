@@ -10,7 +10,8 @@ from torch import nn
 def restored_flags(*models: nn.Module) -> Iterator[None]:
     """Give back every parameter's `requires_grad` and `grad` and every module's mode at the end of the block.
 
-    The block begins without gradients, so that none is accumulated into those to be given back.
+    The block begins without gradients, so that none is accumulated into those to be given back. It may move the models
+    to another device: their gradients follow them.
     """
     parameters = [(p, p.requires_grad, p.grad) for model in models for p in model.parameters()]
     modes = [(module, module.training) for model in models for module in model.modules()]
@@ -21,6 +22,6 @@ def restored_flags(*models: nn.Module) -> Iterator[None]:
     finally:
         for parameter, trainable, gradient in parameters:
             parameter.requires_grad_(trainable)
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
         for module, mode in modes:
             module.training = mode

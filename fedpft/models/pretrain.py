@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from fedpft.config import ConfigError, PretrainConfig, ServerConfig
+from fedpft.models.flags import restored_flags
 from fedpft.seeding import isolated_torch_rng
 from fedpft.trainer import StepReport, make_trainer
 
@@ -103,5 +104,6 @@ def _fit(
     loader = DataLoader(public, batch_size=config.batch_size, shuffle=True, collate_fn=collate)
     num_steps = config.num_epochs * len(loader)
     trainer = make_trainer(server, num_steps=num_steps, on_step=on_step)
-    model.train()
-    trainer.fit(PretrainModule(model, lr=config.lr, num_steps=num_steps), loader)
+    with restored_flags(model):  # and without gradients: they are as large as the model
+        model.train()
+        trainer.fit(PretrainModule(model, lr=config.lr, num_steps=num_steps), loader)

@@ -16,6 +16,8 @@ METRIC_NAMES = {
     "lr": "server/lr",
     "align/loss": "server/align_loss",
     "align/loss_before": "server/align_loss_before",
+    "align/measured_loss": "server/align_measured_loss",
+    "align/measured_loss_before": "server/align_measured_loss_before",
     "seconds": "time/round_seconds",
     "fidelity/total/hidden_error": "fidelity/hidden_error",
     "fidelity/total/gradient_cosine": "fidelity/gradient_cosine",
@@ -36,7 +38,7 @@ Kept = Literal["max", "min", "mean"]
 
 _KEPT: Mapping[str, Kept] = {
     "server/train_loss": "min",
-    "server/align_loss*": "min",
+    "server/align_*loss*": "min",
     "align/step_loss": "min",
     "clients/loss_*": "min",
     "fidelity/hidden_error*": "min",

@@ -168,8 +168,9 @@ def test_few_public_examples_are_gone_through_again_each_once_a_pass():
     )
     config = LayerAlignConfig(num_steps=4, batch_size=4)
     align_layers(fm, sub_fm, layers=(1, 2), public=watched, config=config, server=SERVER, seed=0)
-    assert len(set(seen[:8])) == len(set(seen[8:16])) == 8
-    assert seen[:8] != seen[8:16]
+    measured, first, second = seen[:8], seen[8:16], seen[16:]
+    assert len(set(measured)) == len(set(first)) == len(set(second)) == 8
+    assert first != second
 
 
 def test_gradients_are_clipped_after_the_frozen_neurons_are_zeroed(monkeypatch):

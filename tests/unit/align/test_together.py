@@ -2,14 +2,16 @@
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fedpft.align import together
 from fedpft.align.distill import align_layers
 from fedpft.align.module import AlignmentModule
 from fedpft.align.public import PublicData
-from fedpft.config import LayerAlignConfig, ServerConfig
+from fedpft.config import ConfigError, LayerAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.models.ffn import find_ffns
 from tests.tiny import tiny_batch, tiny_fm
@@ -68,7 +70,7 @@ def test_two_devices_take_the_steps_of_their_shares_mean_and_bring_back_what_the
     noting = Noting()
     align(*models(), noting)
     fm, expected = models()
-    losses = by_hand(fm, expected, noting.batches)
+    losses = by_hand(fm, expected, noting.batches[2:])  # the first two are those that the loss is measured on
 
     fm, sub_fm = models()
     before = {name: tensor.clone() for name, tensor in [*fm.named_parameters(), *sub_fm.named_parameters()]}
@@ -87,3 +89,12 @@ def test_two_devices_take_the_steps_of_their_shares_mean_and_bring_back_what_the
     assert all(torch.equal(p, q) for p, q in zip(fm.parameters(), models()[0].parameters(), strict=True))
     assert "MASTER_PORT" not in os.environ
     assert capfd.readouterr() == ("", "")
+
+
+def test_shared_memory_that_does_not_hold_the_models_is_refused_before_a_process_starts(monkeypatch):
+    monkeypatch.setattr(together.psutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    fm, sub_fm = models()
+    with pytest.raises(
+        ConfigError, match=r"^server.devices: found 2, allowed: with 8.6e-05 GB free in /dev/shm, .* or 1$"
+    ):
+        align(fm, sub_fm, torch.utils.data.default_collate, server=replace(SERVER, devices=2))

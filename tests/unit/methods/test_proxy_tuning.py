@@ -1,11 +1,9 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 import fedpft.methods.proxy_tuning as module_under_test
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentReport, PublicData
 from fedpft.config import (
     AlignConfig,
     CacheConfig,
@@ -127,7 +125,7 @@ def test_teacher_and_student_carry_the_current_aggregate_while_neurons_align(mon
 
     def spy(fm, sub_fm, **kwargs):
         seen.append((fm, sub_fm, get_adapter(fm), get_adapter(sub_fm), kwargs))
-        return SimpleNamespace(first_loss=1.0, last_loss=0.5)
+        return AlignmentReport(first_loss=1.0, last_loss=0.5, measured_before=1.0, measured_after=0.5)
 
     monkeypatch.setitem(module_under_test.NEURON_ALIGNERS, "distill", spy)
     for round_index, offset in ((2, 0.1), (4, 0.2)):
@@ -165,7 +163,8 @@ def test_only_least_used_neurons_of_compressed_layers_change_in_the_broadcast(mo
     for name, parameter in proxy.model.named_parameters():
         sent = change.weights.get(name)
         assert torch.equal(parameter.detach(), before[name] if sent is None else torch.from_numpy(sent)), name
-    assert change.metrics.keys() == {"align/loss_before", "align/loss"}
+    losses = ("align/loss_before", "align/loss", "align/measured_loss_before", "align/measured_loss")
+    assert change.metrics.keys() == set(losses)
 
 
 def test_a_closed_form_change_is_the_chosen_columns_and_the_bias_of_down():
@@ -197,7 +196,8 @@ def test_layers_are_aligned_by_the_kinds_named_in_that_order(monkeypatch, kind, 
     def spy(name):
         def align(fm, sub_fm, **kwargs):
             calls.append(name)
-            return SimpleNamespace(first_loss=10.0 - len(calls), last_loss=5.0 - len(calls))
+            losses = {"first_loss": 10.0 - len(calls), "last_loss": 5.0 - len(calls)}
+            return AlignmentReport(**losses, measured_before=1.0, measured_after=0.5)
 
         return align
 
@@ -208,6 +208,24 @@ def test_layers_are_aligned_by_the_kinds_named_in_that_order(monkeypatch, kind, 
     if expected:
         assert construction["align_loss_first"] == 9.0
         assert construction["align_loss_last"] == 5.0 - len(expected)
+
+
+@pytest.mark.parametrize("after", [1.0, float("nan")])
+def test_an_alignment_that_does_not_lower_its_measured_loss_is_told_and_recorded(monkeypatch, after):
+    report = AlignmentReport(first_loss=1.0, last_loss=0.5, measured_before=1.0, measured_after=after)
+    monkeypatch.setitem(module_under_test.LAYER_ALIGNERS, "closed_form", lambda *_, **__: report)
+    monkeypatch.setitem(module_under_test.NEURON_ALIGNERS, "distill", lambda *_, **__: report)
+    made = method(layers="closed_form+distill")
+    useless = f"does not lower the loss on the public examples on which it is measured: 1 before, {after:.4g} after$"
+    with pytest.warns(UserWarning, match=rf"^align.layers.kind = closed_form {useless}") as caught:
+        proxy = made.build_proxy()
+    assert sum("does not lower" in str(line.message) for line in caught) == 1, "the distillation after it did"
+    measured = proxy.construction["align_measured"]
+    assert measured["closed_form"] == pytest.approx({"before": 1.0, "after": after}, nan_ok=True)
+    assert measured["distill"]["after"] < measured["distill"]["before"]
+    with pytest.warns(UserWarning, match=rf"^align.neurons.kind = distill, round 2, {useless}"):
+        metrics = made.after_round(2, get_adapter(proxy.model), counts()).metrics
+    assert metrics["align/measured_loss_before"] == 1.0
 
 
 @pytest.mark.parametrize("scorer", ["weight_norm", "activation", "greedy", "random"])
@@ -284,7 +302,7 @@ def test_ablations_leave_out_alignments(monkeypatch, settings, layers_aligned, w
 
     def spy(fm, sub_fm, **kwargs):
         calls.append(kwargs["layers"])
-        return SimpleNamespace(first_loss=1.0, last_loss=0.5)
+        return AlignmentReport(first_loss=1.0, last_loss=0.5, measured_before=1.0, measured_after=0.5)
 
     monkeypatch.setitem(module_under_test.LAYER_ALIGNERS, "distill", spy)
     made = method(**settings)

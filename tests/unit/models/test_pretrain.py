@@ -38,6 +38,7 @@ def test_the_backbone_learns_and_the_fms_own_head_stays_new(model_type):
     assert sum("weight" in name for name in changed) > 10
     assert after.config.num_labels == 3
     assert not after.training
+    assert all(parameter.grad is None for parameter in after.parameters()), "they are as large as the model"
 
 
 def test_the_loss_goes_down_over_all_epochs():
