@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
+from fedpft.align.losses import at_tokens, real_tokens
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone
 
@@ -78,13 +79,17 @@ class Distillation(L.LightningModule, ABC):
     def hidden_states(
         self, batch: Mapping[str, Tensor], teacher_layers: Sequence[nn.Module], student_layers: Sequence[nn.Module]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return the outputs, (B, T, H) float32, of each teacher's and student's layer on one unlabelled batch."""
+        """Return the outputs of each teacher's and student's layer on one unlabelled batch, float32.
+
+        Where the batch has a mask, of its real tokens, (tokens, H); else (B, T, H).
+        """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with torch.no_grad(), layer_outputs(teacher_layers) as targets:
             find_backbone(self.teacher)(**inputs)
         with layer_outputs(student_layers) as outputs:
             find_backbone(self.student)(**inputs)
-        return [(targets[i].float(), outputs[i].float()) for i in range(len(outputs))]
+        rows = real_tokens(batch.get("attention_mask"))
+        return [(at_tokens(targets[i], rows).float(), at_tokens(outputs[i], rows).float()) for i in range(len(outputs))]
 
     def configure_optimizers(self) -> dict:  # type: ignore[override]
         """AdamW, decay on matrices only; linear warm-up and decay over optimiser steps."""

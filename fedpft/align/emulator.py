@@ -43,4 +43,4 @@ class EmulatorModule(Distillation):
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Return `|H_fm - H_proxy|^2 / |H_fm|^2` over real tokens of one unlabelled batch."""
         [(target, found)] = self.hidden_states(batch, [self._target], self._layers[-1:])
-        return hidden_state_loss(target, found, batch.get("attention_mask"))
+        return hidden_state_loss(target, found)

@@ -1,4 +1,7 @@
-"""The two terms of the alignment loss. Shapes: `B` batch, `T` tokens, `H` hidden, `N` neurons."""
+"""The two terms of the alignment loss. Shapes: `B` batch, `T` tokens, `H` hidden, `N` neurons.
+
+Whatever depends on the number of real tokens makes the CPU wait for a GPU: `real_tokens` does so once for all layers.
+"""
 
 from torch import Tensor
 
@@ -7,14 +10,23 @@ def hidden_state_loss(teacher: Tensor, student: Tensor, attention_mask: Tensor |
     """L1: squared error of a layer's output relative to the teacher's energy, over real tokens.
 
     Args:
-        teacher, student: (B, T, H).
+        teacher, student: (B, T, H), or already (tokens, H) of the real ones.
         attention_mask: (B, T), 1 for real tokens; None when every position counts.
 
     """
-    if attention_mask is not None:
-        real = attention_mask.bool()
-        teacher, student = teacher[real], student[real]
+    rows = real_tokens(attention_mask)
+    teacher, student = at_tokens(teacher, rows), at_tokens(student, rows)
     return (teacher - student).square().mean() / teacher.square().mean()
+
+
+def real_tokens(attention_mask: Tensor | None) -> Tensor | None:
+    """Return the places of the real tokens in a flattened (B, T) mask, ascending; None: all are real."""
+    return None if attention_mask is None else attention_mask.flatten().nonzero().squeeze(1)
+
+
+def at_tokens(hidden: Tensor, rows: Tensor | None) -> Tensor:
+    """Return the chosen tokens' states, (tokens, H) of (B, T, H); all as they are if `rows` is None."""
+    return hidden if rows is None else hidden.flatten(0, -2).index_select(0, rows)
 
 
 def weight_product(up: Tensor, down: Tensor) -> Tensor:

@@ -67,9 +67,7 @@ class AlignmentModule(Distillation):
     def loss(self, batch: Mapping[str, Tensor]) -> AlignmentLoss:
         """Return `mean over layers of (L1 + product_weight * L2)` on one unlabelled batch."""
         teacher, student = ([ffn.layer for ffn in ffns] for ffns in (self._teacher_ffns, self._student_ffns))
-        mask = batch.get("attention_mask")
-        outputs = self.hidden_states(batch, teacher, student)
-        hidden = [hidden_state_loss(target, found, mask) for target, found in outputs]
+        hidden = [hidden_state_loss(*outputs) for outputs in self.hidden_states(batch, teacher, student)]
         product = hidden[0].new_zeros(()) if self.product_weight == 0 else self._product_term()
         mean_hidden = torch.stack(hidden).mean()
         return AlignmentLoss(total=mean_hidden + self.product_weight * product, hidden=mean_hidden, product=product)

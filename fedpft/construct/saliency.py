@@ -47,14 +47,15 @@ def activation_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
 
     @torch.no_grad()
     def activation(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[Tensor]:
-        squares = [torch.zeros(ffn.num_neurons, dtype=torch.float64) for ffn in ffns]
+        device = ffns[0].down_weight.device
+        squares = [torch.zeros(ffn.num_neurons, dtype=torch.float64, device=device) for ffn in ffns]
 
         def add(position: int, activations: Tensor) -> None:
-            squares[position] += activations.double().square().sum(dim=0).cpu()
+            squares[position] += activations.double().square().sum(dim=0)
 
         tokens = _visit_activations(model, ffns, batches, add)
         return [
-            (total / tokens).sqrt() * torch.linalg.vector_norm(ffn.down_weight.double(), dim=0).cpu()
+            ((total / tokens).sqrt() * torch.linalg.vector_norm(ffn.down_weight.double(), dim=0)).cpu()
             for total, ffn in zip(squares, ffns, strict=True)
         ]
 

@@ -86,15 +86,16 @@ def measure_fidelity(
     with restored_flags(fm, proxy):
         sides = [_Side(fm, [pair[0] for pair in pairs], fabric), _Side(proxy, [pair[1] for pair in pairs], fabric)]
         _check_same_adapter(*sides)
-        errors, energies = [0.0] * len(pairs), [0.0] * len(pairs)
+        errors, energies = torch.zeros(2, len(pairs), dtype=torch.float64, device=fabric.device)
         for start in range(0, num_examples, size):
             part = fabric.to_device({name: value[start : start + size] for name, value in batch.items()})
             for layer, (truth, found) in enumerate(zip(*(side.visit(part) for side in sides), strict=True)):
-                errors[layer] += float((truth - found).square().sum())
-                energies[layer] += float(truth.square().sum())
+                errors[layer] += (truth - found).square().sum()
+                energies[layer] += truth.square().sum()
             if on_step is not None:
                 on_step(min(start + size, num_examples), num_examples, {})
-    hidden = [_fraction(math.sqrt(error), math.sqrt(energy)) for error, energy in zip(errors, energies, strict=True)]
+    ends = zip(errors.tolist(), energies.tolist(), strict=True)
+    hidden = [_fraction(math.sqrt(error), math.sqrt(energy)) for error, energy in ends]
     fm_gradients, proxy_gradients = (side.gradients() for side in sides)
     distances = map(_distance, hidden, fm_gradients, proxy_gradients)
     total = _distance(hidden[-1], torch.cat(fm_gradients), torch.cat(proxy_gradients))
@@ -120,13 +121,14 @@ class _Side:
         for total, gradient in zip(self._sums, gradients, strict=True):
             total += gradient
         mask = batch.get("attention_mask")
-        real = slice(None) if mask is None else mask.bool()
-        return [outputs[position].detach()[real].float() for position in range(len(self._layers))]
+        rows = None if mask is None else mask.flatten().nonzero().squeeze(1)
+        states = [outputs[position].detach().flatten(0, -2) for position in range(len(self._layers))]
+        return [(state if rows is None else state.index_select(0, rows)).float() for state in states]
 
     def gradients(self) -> list[Tensor]:
         """Return each layer's summed gradient as one float64 vector on the CPU (the mean's up to a common factor)."""
-        sums = iter(self._sums)
-        return [_flat([next(sums) for _ in tensors]) for tensors in self.lora]
+        whole, sizes = _flat(self._sums), [sum(tensor.numel() for tensor in tensors) for tensors in self.lora]
+        return list(whole.split(sizes))
 
 
 def _lora_tensors(layer: nn.Module) -> list[nn.Parameter]:
@@ -134,7 +136,9 @@ def _lora_tensors(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([torch.empty(0, dtype=torch.float64), *(t.detach().cpu().double().reshape(-1) for t in tensors)])
+    """Return the tensors as one float64 vector on the CPU; brought there in one piece."""
+    pieces = [tensor.detach().reshape(-1) for tensor in tensors]
+    return torch.cat(pieces).cpu().double() if pieces else torch.empty(0, dtype=torch.float64)
 
 
 def _distance(hidden_error: float | None, fm_gradient: Tensor, proxy_gradient: Tensor) -> Distance:
@@ -164,6 +168,10 @@ def _checked_pairs(layers: LayerPairs | None, fm_depth: int, proxy_depth: int) -
 
 
 def _check_same_adapter(fm: _Side, proxy: _Side) -> None:
+    shapes = [[[tensor.shape for tensor in tensors] for tensors in side.lora] for side in (fm, proxy)]
+    values = [[tensor for tensors in side.lora for tensor in tensors] for side in (fm, proxy)]
+    if shapes[0] == shapes[1] and torch.equal(_flat(values[0]), _flat(values[1])):
+        return
     for layer, (expected, found) in enumerate(zip(fm.lora, proxy.lora, strict=True)):
         if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
             raise ValueError(f"proxy: the LoRA tensors of pair {layer} differ from the FM's; allowed: the same adapter")

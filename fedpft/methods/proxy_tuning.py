@@ -29,7 +29,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.layerwise import check_layer_by_layer
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
 from fedpft.seeding import derive_seed
-from fedpft.trainer import Progress
+from fedpft.trainer import Progress, server_fabric
 
 LAYER_ALIGNERS = {"distill": align_layers, "closed_form": refit_layers}
 NEURON_ALIGNERS = {"distill": align_neurons, "closed_form": refit_neurons}
@@ -64,7 +64,7 @@ class ProxyTuning:
         for level in ("layers", "neurons"):
             if "closed_form" in getattr(config.align, level).kind:
                 check_layer_by_layer(fm, f"align.{level}.kind")
-        self._plain_fm = fm
+        self._plain_fm, self._fabric = fm, server_fabric(config.server)
 
     def build_proxy(self, saved: Mapping[str, Tensor] | None = None) -> Proxy:
         """Compress the FM and align the sub-FM layer by layer, or restore it; attach the same fresh adapter to both."""
@@ -138,6 +138,7 @@ class ProxyTuning:
         """Compress the FM and align the layers; all that this reads stands in `sub_fm_ingredients`."""
         config = self._config
         self._progress.stage("construct sub-FM")
+        self._fabric.to_device(self._plain_fm)
         sub_fm, neuron_map = compress(
             self._plain_fm,
             retained_ratio=config.method.retained_ratio,
@@ -165,7 +166,8 @@ class ProxyTuning:
         kind, seed = self._config.method.scorer, derive_seed(self._config.server_seed, "saliency")
         if kind in DATA_FREE_SCORERS:
             return random_scorer(seed) if kind == "random" else weight_norm
-        batches = self._public.batches(NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE, seed)
+        public = self._public.batches(NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE, seed)
+        batches = (self._fabric.to_device(dict(batch)) for batch in public)
         return greedy_scorer(batches) if kind == "greedy" else activation_scorer(batches)
 
     def _ffn_weights(self) -> dict[str, np.ndarray]:

@@ -55,13 +55,13 @@ class NeuronWatch:
     """
 
     def __init__(self, ffns: Sequence[FFN], visit: Any) -> None:
-        self._mask: Tensor | None = None
+        self._rows: Tensor | None = None
         self._visit = visit
         self._handles = [ffn.down.register_forward_pre_hook(self._hook_for(i)) for i, ffn in enumerate(ffns)]
 
     def set_mask(self, attention_mask: Tensor | None) -> None:
         """Announce the next batch's (B, T) mask, 1 for real tokens; None when every position is real."""
-        self._mask = None if attention_mask is None else attention_mask.reshape(-1).bool()
+        self._rows = None if attention_mask is None else attention_mask.flatten().nonzero().squeeze(1)
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -71,7 +71,7 @@ class NeuronWatch:
     def _hook_for(self, position: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             activations = args[0].detach().flatten(0, -2)
-            self._visit(position, activations if self._mask is None else activations[self._mask])
+            self._visit(position, activations if self._rows is None else activations.index_select(0, self._rows))
 
         return hook
 
@@ -85,7 +85,7 @@ class InactivityCounter:
 
     def __init__(self, ffns: Sequence[FFN]) -> None:
         self._ffns = ffns
-        self._zeros = [torch.zeros(ffn.num_neurons, dtype=torch.int64) for ffn in ffns]
+        self._zeros = [torch.zeros(f.num_neurons, dtype=torch.int64, device=f.down_weight.device) for f in ffns]
         self._positions = np.zeros(len(ffns), dtype=np.int64)
 
     def __enter__(self) -> "InactivityCounter":
@@ -104,11 +104,11 @@ class InactivityCounter:
     def counts(self) -> ActivationCounts:
         """Return what was counted so far."""
         return ActivationCounts(
-            zeros=tuple(zeros.numpy().copy() for zeros in self._zeros), positions=self._positions.copy()
+            zeros=tuple(zeros.to("cpu", copy=True).numpy() for zeros in self._zeros), positions=self._positions.copy()
         )
 
     def _count(self, position: int, activations: Tensor) -> None:
         gated = self._ffns[position].gate is not None
         inactive = activations.abs() <= INACTIVE_GATED if gated else activations <= 0
-        self._zeros[position] += inactive.sum(dim=0).cpu()
+        self._zeros[position] += inactive.sum(dim=0)
         self._positions[position] += len(activations)

@@ -29,14 +29,23 @@ class PackedModel:
 
 def pack_model(model: nn.Module) -> PackedModel:
     """Split a model into skeleton and weights; the weights are copies, the model is not changed."""
-    weights = {name: parameter.detach().cpu().numpy().copy() for name, parameter in model.named_parameters()}
+    weights = {name: parameter.detach().to("cpu", copy=True).numpy() for name, parameter in model.named_parameters()}
     return PackedModel(skeleton_of(model), weights)
 
 
 def skeleton_of(model: nn.Module) -> nn.Module:
-    """Return a copy of a model with its parameters on the meta device; their values are not copied."""
-    memo = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo)  # which takes the memo's meta parameters instead of copying the real ones
+    """Return a copy of a model with its parameters on the meta device; their values are not copied.
+
+    All its other tensors, such as positions, are on the CPU: whoever gets the skeleton may have no GPU.
+    """
+    memo: dict[int, Tensor] = {
+        id(tensor): tensor.to("cpu", copy=True)
+        for module in model.modules()
+        for tensor in (*module.buffers(recurse=False), *vars(module).values())
+        if isinstance(tensor, Tensor)
+    }
+    memo |= {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)  # which takes the memo's tensors instead of copying the real ones
 
 
 def unpack_model(packed: PackedModel) -> nn.Module:

@@ -95,6 +95,6 @@ def test_shared_memory_that_does_not_hold_the_models_is_refused_before_a_process
     monkeypatch.setattr(together.psutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
     fm, sub_fm = models()
     with pytest.raises(
-        ConfigError, match=r"^server.devices: found 2, allowed: with 8.6e-05 GB free in /dev/shm, .* or 1$"
+        ConfigError, match=r"^server.devices: found 2, allowed: with 5.8e-05 GB free in /dev/shm, .* or 1$"
     ):
         align(fm, sub_fm, torch.utils.data.default_collate, server=replace(SERVER, devices=2))

@@ -1,0 +1,286 @@
+"""A GPU that is not there: real values on the CPU, and a tag on each storage that is pretended to be on `cuda:0`.
+
+    with pretended_cuda() as gpu:
+        ...                                # torch.cuda.is_available(); .to("cuda"), device="cuda" and autocast work
+    assert not gpu.violations              # operations that mixed devices, and what else a GPU would refuse
+    gpu.syncs, gpu.uploads                 # where the CPU waited for the GPU; copies to it
+
+An operation (`TorchDispatchMode`, so in backward and in optimisers too) whose tensors lie on both devices raises as torch
+would, and is noted, because a pool's retries swallow an exception. Attributes, moves and factories are a
+`TorchFunctionMode`'s. Both belong to the thread that entered. Not seen: gradients that cross devices by themselves,
+kernels that read memory past torch, streams, and how long anything takes.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+_aten = torch.ops.aten
+_COPIES = {_aten.copy_.default, _aten._to_copy.default}
+"""May have tensors on both devices."""
+_INDEXING = {_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default, _aten._index_put_impl_.default}
+"""May have indices on the CPU; those of truth values make the CPU wait for their number."""
+_WAITING = {
+    _aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default, _aten.equal.default,
+    _aten._unique2.default, _aten.unique_dim.default, _aten.repeat_interleave.Tensor,
+}  # fmt: skip
+"""Their result, or its size, is known only when the GPU has come so far."""
+
+
+class PretendedCuda:
+    """What lies on the pretended GPU, and what was done wrong with it."""
+
+    def __init__(self) -> None:
+        self.violations: list[str] = []
+        self.syncs: Counter[str] = Counter()
+        """By the line of the code that is nearest to them, outside of libraries."""
+        self.uploads = 0
+        self.pickled = 0
+        """Tensors of the GPU that were pickled."""
+        self.forced: torch.device | None = None
+        """Where the tensors lie that the running operation makes; None: where its inputs do."""
+        self._tags: dict[int, StorageWeakRef] = {}  # while a weak reference lives, its address is nobody else's
+
+    def holds(self, tensor: Any) -> bool:
+        """Whether a tensor lies on the pretended GPU."""
+        return isinstance(tensor, Tensor) and not tensor.is_meta and tensor.untyped_storage()._cdata in self._tags
+
+    def tag(self, tensor: Any) -> None:
+        """Let a tensor's storage lie on the pretended GPU."""
+        if isinstance(tensor, Tensor) and not tensor.is_meta:
+            storage = tensor.untyped_storage()
+            self._tags.setdefault(storage._cdata, StorageWeakRef(storage))
+        if len(self._tags) % 1000 == 999:
+            self._tags = {key: reference for key, reference in self._tags.items() if not reference.expired()}
+
+    def refuse(self, what: str, error: type[Exception] = RuntimeError) -> None:
+        """Note a violation and raise it."""
+        self.violations.append(f"{what} at {_line()}")
+        raise error(self.violations[-1])
+
+    def wait(self) -> None:
+        """Note that the CPU waits for the GPU."""
+        self.syncs[_line()] += 1
+
+
+def _line() -> str:
+    """Return the innermost line of our own code on the stack, as `folder/file.py:line`."""
+    frame = sys._getframe()
+    while frame.f_back is not None and (
+        frame.f_code.co_filename == __file__ or "/lib/python" in frame.f_code.co_filename
+    ):
+        frame = frame.f_back
+    return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
+
+
+class _Operations(TorchDispatchMode):
+    """Refuses what mixes devices, and lets results lie where their inputs do."""
+
+    def __init__(self, gpu: PretendedCuda) -> None:
+        super().__init__()
+        self._gpu = gpu
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        gpu, kwargs = self._gpu, kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        there = [gpu.holds(tensor) for tensor in tensors]
+        if any(there):
+            self._check(func, tensors, there)
+        result = func(*args, **kwargs)
+        onto_gpu = any(there) if gpu.forced is None else gpu.forced == CUDA
+        if onto_gpu and func is not _aten.copy_.default:
+            known = {tensor.untyped_storage()._cdata for tensor in tensors if not tensor.is_meta}
+            for made in tree_leaves(result):
+                if isinstance(made, Tensor) and not made.is_meta and made.untyped_storage()._cdata not in known:
+                    gpu.tag(made)
+        return result
+
+    def _check(self, func: Any, tensors: list[Tensor], there: list[bool]) -> None:
+        gpu = self._gpu
+        if func in _COPIES:
+            if func is _aten.copy_.default and there[0] != there[1]:
+                if there[1]:
+                    gpu.wait()
+                else:
+                    gpu.uploads += 1
+            return
+        indices = slice(1, None) if func in _INDEXING else slice(0)
+        for number, (tensor, is_there) in enumerate(zip(tensors, there, strict=True)):
+            is_index = number in range(*indices.indices(len(tensors))) and tensor.dtype in (torch.int64, torch.bool)
+            if not is_there and tensor.dim() and not tensor.is_meta and not (is_index and there[0]):
+                where = ["cuda" if on_gpu else "cpu" for on_gpu in there]
+                gpu.refuse(f"{func} with tensors on {', '.join(where)}")
+        of_truths = func in _INDEXING and any(tensor.dtype is torch.bool for tensor in tensors[1:])
+        if func in _WAITING or of_truths:
+            gpu.wait()
+
+
+class _Attributes(TorchFunctionMode):
+    """Attributes, moves and factories, which do not reach the dispatcher with the pretended device."""
+
+    def __init__(self, gpu: PretendedCuda) -> None:
+        super().__init__()
+        self._gpu = gpu
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        gpu, kwargs = self._gpu, dict(kwargs or {})
+        handler = _HANDLERS.get(func)
+        if handler is not None and args and isinstance(args[0], Tensor) and not args[0].is_meta:
+            return handler(self, func, args, kwargs)
+        if kwargs.get("device") is None or torch.device(kwargs["device"]).type == "meta":
+            return func(*args, **kwargs)
+        device = torch.device(kwargs["device"])
+        before, gpu.forced = gpu.forced, CUDA if device.type == "cuda" else CPU
+        kwargs["device"] = CPU
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            gpu.forced = before
+        if device.type == "cuda":
+            gpu.tag(result)  # of what is made past the dispatcher, such as `torch.tensor`
+        return result
+
+    def place(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return CUDA if self._gpu.holds(args[0]) else func(*args, **kwargs)
+
+    def is_cuda(self, func: Any, args: Any, kwargs: Any) -> bool:
+        return self._gpu.holds(args[0])
+
+    def is_cpu(self, func: Any, args: Any, kwargs: Any) -> bool:
+        return not self._gpu.holds(args[0])
+
+    def to(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensor, *rest = args
+        copy = kwargs.pop("copy", False)
+        if rest and isinstance(rest[0], Tensor):
+            rest[0:1] = [CUDA if self._gpu.holds(rest[0]) else rest[0].device, rest[0].dtype]
+        device, dtype, *_ = torch._C._nn._parse_to(*rest, **kwargs)
+        if device is not None and device.type == "meta":
+            return func(*args, **kwargs)
+        onto_gpu = self._gpu.holds(tensor) if device is None else device.type == "cuda"
+        if onto_gpu != self._gpu.holds(tensor):
+            tensor, copy = self._moved(tensor, onto_gpu), False
+        return tensor.to(dtype=dtype or tensor.dtype, copy=copy)
+
+    def cpu(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        return self._moved(args[0], onto_gpu=False) if self._gpu.holds(args[0]) else args[0]
+
+    def cuda(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        return args[0] if self._gpu.holds(args[0]) else self._moved(args[0], onto_gpu=True)
+
+    def _moved(self, tensor: Tensor, onto_gpu: bool) -> Tensor:
+        gpu = self._gpu
+        if onto_gpu:
+            gpu.uploads += 1
+        else:
+            gpu.wait()
+        before, gpu.forced = gpu.forced, CUDA if onto_gpu else CPU
+        try:
+            return tensor.clone(memory_format=torch.preserve_format)
+        finally:
+            gpu.forced = before
+
+    def numpy(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._gpu.holds(args[0]):
+            self._gpu.refuse("can't convert cuda:0 device type tensor to numpy", TypeError)
+        return func(*args, **kwargs)
+
+    def tolist(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._gpu.holds(args[0]):
+            self._gpu.wait()
+        return func(*args, **kwargs)
+
+    def set_grad(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if args[1] is not None and self._gpu.holds(args[0]) != self._gpu.holds(args[1]):
+            self._gpu.refuse("assigned grad has data located on a different device")
+        return func(*args, **kwargs)
+
+    def deepcopy(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        if self._gpu.holds(args[0]):
+            self._gpu.tag(result)  # storages are copied past the dispatcher
+        return result
+
+    def new_tensor(self, func: Any, args: Any, kwargs: Any) -> Any:
+        on_gpu = (
+            self._gpu.holds(args[0]) if "device" not in kwargs else torch.device(kwargs.pop("device")).type == "cuda"
+        )
+        result = func(*args, **kwargs)
+        if on_gpu:
+            self._gpu.uploads += 1
+            self._gpu.tag(result)
+        return result
+
+    def pickle(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self._gpu.pickled += self._gpu.holds(args[0])
+        return func(*args, **kwargs)
+
+    def backward(self, func: Any, args: Any, kwargs: Any) -> Any:
+        with self:  # hooks run inside
+            return torch.autograd.backward(args[0], grad_tensors=kwargs.pop("gradient", None), **kwargs)
+
+
+_HANDLERS = {
+    Tensor.device.__get__: _Attributes.place,
+    Tensor.is_cuda.__get__: _Attributes.is_cuda,
+    Tensor.is_cpu.__get__: _Attributes.is_cpu,
+    Tensor.to: _Attributes.to,
+    Tensor.cpu: _Attributes.cpu,
+    Tensor.cuda: _Attributes.cuda,
+    Tensor.numpy: _Attributes.numpy,
+    Tensor.__array__: _Attributes.numpy,
+    Tensor.tolist: _Attributes.tolist,
+    Tensor.grad.__set__: _Attributes.set_grad,
+    Tensor.__deepcopy__: _Attributes.deepcopy,
+    Tensor.new_tensor: _Attributes.new_tensor,
+    Tensor.__reduce_ex__: _Attributes.pickle,
+    Tensor.backward: _Attributes.backward,
+}
+
+
+class _Autocast(torch.autocast):
+    """The CPU's in place of the GPU's."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+
+def _cuda_functions(gpu: PretendedCuda) -> dict[str, Any]:
+    constants = {
+        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "get_device_name": "Pretended",
+        "get_device_capability": (8, 0), "is_bf16_supported": True, "memory_reserved": 0, "memory_allocated": 0,
+        "max_memory_reserved": 0, "max_memory_allocated": 0, "mem_get_info": (80 * 2**30, 80 * 2**30),
+        "empty_cache": None, "reset_peak_memory_stats": None, "set_device": None, "manual_seed_all": None,
+        "manual_seed": None, "set_rng_state": None, "is_current_stream_capturing": False, "init": None,
+    }  # fmt: skip
+    patched: dict[str, Any] = {name: lambda *_, value=value, **__: value for name, value in constants.items()}
+    return patched | {
+        "get_rng_state": lambda *_: torch.empty(16, dtype=torch.uint8),
+        "synchronize": lambda *_: gpu.wait(),
+    }
+
+
+@contextmanager
+def pretended_cuda() -> Iterator[PretendedCuda]:
+    """Pretend that this process has a GPU."""
+    gpu = PretendedCuda()
+    enabled = torch.is_autocast_enabled
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu)))
+        stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *_: enabled("cpu")))
+        stack.enter_context(_Operations(gpu))
+        stack.enter_context(_Attributes(gpu))
+        yield gpu
