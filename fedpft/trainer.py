@@ -1,6 +1,7 @@
 """The server's Lightning Trainer and Fabric: on which device it works; a silent loop that reports its progress."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -45,6 +46,21 @@ def accelerator(setting: str) -> str:
     `auto` is nothing else, whatever Lightning would choose: Apple's MPS, say, has no float64.
     """
     return setting if setting != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def set_arithmetic(config: Config) -> None:
+    """Let this process compute on GPUs as the config says: the server's side, and `sequential` clients."""
+    server, pool = config.server, config.pool
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = server.matmul_precision == "high"
+    be_deterministic(server.deterministic or (pool.kind == "sequential" and pool.deterministic))
+
+
+def be_deterministic(yes: bool) -> None:
+    """Let this process use torch's deterministic algorithms alone, or any; before its first work on a GPU."""
+    if yes:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    torch.use_deterministic_algorithms(yes)
+    torch.backends.cudnn.benchmark = False
 
 
 def server_fabric(server: ServerConfig, *, mixed: bool = False) -> L.Fabric:
@@ -99,6 +115,9 @@ def check_devices(config: Config) -> None:
         wanted["pool.accelerator"] = pool.accelerator
     for key, accelerator in wanted.items():
         require(accelerator != "cuda" or num_gpus > 0, key, accelerator, "auto or cpu: torch sees no GPU here")
+    if server.accelerator == "auto" and not num_gpus and pool.kind == "ray" and pool.gpu_claim:
+        where = "a process here, which sees none: it works on the CPU (server.num_gpus: 1 takes a node with a GPU)"
+        warnings.warn(f"actors claim GPUs, but the server's side is {where}", stacklevel=2)
     enough = server.accelerator == "cpu" or num_gpus == 0 or server.devices <= num_gpus
     require(enough, "server.devices", server.devices, f"at most {num_gpus}, the GPUs that torch sees here")
 

@@ -5,8 +5,8 @@
     assert not gpu.violations              # operations that mixed devices, and what else a GPU would refuse
     gpu.syncs, gpu.uploads                 # where the CPU waited for the GPU; copies to it
 
-An operation (`TorchDispatchMode`, so in backward and in optimisers too) whose tensors lie on both devices raises as torch
-would, and is noted, because a pool's retries swallow an exception. Attributes, moves and factories are a
+An operation (`TorchDispatchMode`, so in backward and in optimisers too) whose tensors lie on both devices raises as
+torch would, and is noted, because a pool's retries swallow an exception. Attributes, moves and factories are a
 `TorchFunctionMode`'s. Both belong to the thread that entered. Not seen: gradients that cross devices by themselves,
 kernels that read memory past torch, streams, and how long anything takes.
 """
@@ -259,8 +259,9 @@ class _Autocast(torch.autocast):
 
 def _cuda_functions(gpu: PretendedCuda) -> dict[str, Any]:
     constants = {
-        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "get_device_name": "Pretended",
-        "get_device_capability": (8, 0), "is_bf16_supported": True, "memory_reserved": 0, "memory_allocated": 0,
+        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
+        "get_device_name": "Pretended", "get_device_capability": (8, 0), "is_bf16_supported": True,
+        "memory_reserved": 0, "memory_allocated": 0,
         "max_memory_reserved": 0, "max_memory_allocated": 0, "mem_get_info": (80 * 2**30, 80 * 2**30),
         "empty_cache": None, "reset_peak_memory_stats": None, "set_device": None, "manual_seed_all": None,
         "manual_seed": None, "set_rng_state": None, "is_current_stream_capturing": False, "init": None,
@@ -277,10 +278,14 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
     """Pretend that this process has a GPU."""
     gpu = PretendedCuda()
     enabled = torch.is_autocast_enabled
+
+    def is_autocast_enabled(*device: str) -> bool:
+        return enabled("cpu")
+
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu)))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
-        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *_: enabled("cpu")))
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(_Operations(gpu))
         stack.enter_context(_Attributes(gpu))
         yield gpu

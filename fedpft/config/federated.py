@@ -127,6 +127,8 @@ class PoolConfig:
     """Lightning precision of local training (no float16: its gradient scaler would carry over between clients)."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of local training: `auto` takes the GPU that the actor was given, or any GPU for `sequential`."""
+    deterministic: bool = False
+    """The same as `server.deterministic`, where clients train."""
     max_retries: int = 2
     """Further attempts for a client that fails, each in a fresh place; then it is dropped from the round."""
     client_timeout_seconds: float | None = None

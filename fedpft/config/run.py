@@ -1,7 +1,7 @@
 """A whole run's settings."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Union
 
 from fedpft.config.checks import require, require_gpus, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
@@ -14,14 +14,23 @@ from fedpft.config.unread import unread_settings
 class ServerConfig:
     """The driver's own work: construction, alignment, evaluation."""
 
-    num_gpus: float = 0.0
-    """GPUs that the server's side claims. Where this process sees fewer, all of it works in a process on a node of the
-    cluster that has them: the FM is loaded there and nowhere else. A fraction shares a GPU with actors."""
+    num_gpus: Union[int, float, str] = "auto"  # noqa: UP007 - OmegaConf reads this form
+    """GPUs that the server's side claims from Ray; it then works in a process on a node that has them, and the FM is
+    loaded there and nowhere else. A fraction shares a GPU with actors. `auto`: where actors claim GPUs and this process
+    sees some, one of its own (for each of `devices`) or a part of the only one. 0: none is claimed; the server uses
+    what it sees, beside whoever else does."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where torch sees one, else the CPU."""
     devices: int = 1
     """GPUs (CPU processes where there is none) that share every batch of a distillation: Lightning's `ddp_spawn`. All
     else works on the first. The batch size is that of all together; their number is part of the numerics."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high"] = "highest"
+    """On a GPU of products of float32: `highest` all of their bits, `high` TF32's, several times as fast. It is the
+    process's, so that clients of `pool.kind = sequential` have it, too; on a CPU nothing changes."""
+    deterministic: bool = False
+    """On a GPU: torch's deterministic algorithms alone, so that equal runs on equal GPUs end with equal bits. They are
+    slower (10 to 30 % are usual), take more memory, and an operation that has none ends the run."""
     num_threads: int | None = None
     """Torch threads of the driver; null: one per core. Part of the alignments' numerics: equal numbers, equal bits."""
     seed: int | None = None
@@ -29,12 +38,20 @@ class ServerConfig:
     the sub-FM; null: the run's. With a number runs of different seeds tune one sub-FM, which the cache builds once."""
 
     def __post_init__(self) -> None:
-        require_gpus("server.num_gpus", self.num_gpus)
+        if self.num_gpus != "auto":
+            require_gpus("server.num_gpus", self.num_gpus, "auto, or ")
         require(self.devices > 0, "server.devices", self.devices, "an integer > 0")
-        claimed = self.num_gpus == 0 or self.devices <= max(1, self.num_gpus)
-        require(claimed, "server.devices", self.devices, f"at most server.num_gpus = {self.num_gpus:g}, what it claims")
+        claimed = self.gpu_claim == 0 or self.devices <= max(1, self.gpu_claim)
+        require(
+            claimed, "server.devices", self.devices, f"at most server.num_gpus = {self.gpu_claim:g}, what it claims"
+        )
         require(self.num_threads is None or self.num_threads > 0, "server.num_threads", self.num_threads, "null or > 0")
         require(self.seed is None or self.seed >= 0, "server.seed", self.seed, "null or an integer >= 0")
+
+    @property
+    def gpu_claim(self) -> float:
+        """`num_gpus` as a number: `auto` is none until it is known what there is (`fedpft.config.gpus`)."""
+        return 0.0 if self.num_gpus == "auto" else float(self.num_gpus)
 
 
 @dataclass(frozen=True, kw_only=True)

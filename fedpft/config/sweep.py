@@ -92,6 +92,8 @@ class SweepConfig:
     driver_cpus: float = 1.0
     """Cores of a trial's driver, and (whole, at least 1) its torch threads; its actors' are those of `pool`."""
     driver_gpus: float = 0.0
+    """GPUs of a trial's driver; 0: what its server claims (`server.num_gpus`), and with `pool.kind = sequential` one
+    for each trial, or its part of those there are for `max_concurrent` at a time."""
     output_dir: str = "outputs/sweeps/${name}"
 
     def __post_init__(self) -> None:

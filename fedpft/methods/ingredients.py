@@ -60,6 +60,8 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
         "arithmetic": {
             "device": device_kind(config.server),
             "precision": config.server.precision,
+            "matmul_precision": config.server.matmul_precision,
+            "deterministic": config.server.deterministic,
             "num_threads": torch.get_num_threads(),
             **_devices(config),
         },

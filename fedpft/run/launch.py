@@ -1,4 +1,6 @@
-"""Where the server's side of a run works: in this process, or in one on a node that has its GPUs.
+"""Where the server's side of a run works: in this process, or in one of Ray's that has claimed its GPUs.
+
+It claims them where others may claim some, actors of this run or other users of a cluster; so nobody gets the same.
 
 The server's side is all but the clients: FM, public data, construction, alignment, aggregation, evaluation, files. It
 moves as a whole, so that a run has one path wherever it works, and the FM is loaded where it is used and never sent.
@@ -9,6 +11,7 @@ from functools import partial
 import torch
 
 from fedpft.config import Config
+from fedpft.config.gpus import server_claim
 from fedpft.federated.observer import RunObserver
 from fedpft.run.pipeline import RunResult, run
 from fedpft.run.resume import go_on
@@ -27,11 +30,14 @@ def launch(config: Config, observer: RunObserver, *, resume: bool = False) -> Ru
         RunStoppedError: as the driver; or the server's process ended.
 
     """
-    if torch.cuda.device_count() >= config.server.num_gpus:
+    visible = torch.cuda.device_count()
+    num_gpus = server_claim(config, visible)
+    shares = config.pool.kind == "ray" and (config.pool.gpu_claim > 0 or config.pool.address is not None)
+    if num_gpus <= visible and not (num_gpus and shares):
         return serve(config, observer, resume=resume)
     from fedpft.simulation.server import serve_elsewhere
 
-    return serve_elsewhere(partial(serve, resume=resume), config, observer)
+    return serve_elsewhere(partial(serve, resume=resume), config, observer, num_gpus)
 
 
 def serve(config: Config, observer: RunObserver, *, resume: bool) -> RunResult:

@@ -41,7 +41,7 @@ from fedpft.storage.output import (
 )
 from fedpft.tracking.trackers import make_trackers
 from fedpft.tracking.wandb import check_tracking
-from fedpft.trainer import check_devices
+from fedpft.trainer import check_devices, set_arithmetic
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
     (check_writable if saved else check_claimable)(output_dir)
     check_tracking(config.tracking)
     check_devices(config)
+    set_arithmetic(config)
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
     data = load_data(config, observer)

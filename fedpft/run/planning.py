@@ -1,11 +1,13 @@
 """What a run would do, before anybody pays for it."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fedpft.config import Config, doubtful_settings, dump_config, reported_name
+from fedpft.config.gpus import server_claim
 from fedpft.data.histogram import label_groups, label_histograms
 from fedpft.federated.pool import SequentialPool
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
@@ -57,4 +59,4 @@ def planned_actors(config: Config) -> int:
         return SequentialPool().num_actors
     from fedpft.simulation.cluster import actors_that_fit
 
-    return actors_that_fit(config.pool, config.federated.cohort_size)
+    return actors_that_fit(config.pool, config.federated.cohort_size, partial(server_claim, config))

@@ -3,8 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -19,10 +19,11 @@ from fedpft.interrupt import kept_handlers
 
 @dataclass(frozen=True)
 class Node:
-    """One node's resources in total."""
+    """One node's resources in total, or what is left of them."""
 
     cpus: float
     gpus: float
+    """Where it is no whole number, the rest is a part of one GPU."""
     memory_bytes: float = math.inf
     """What was free when Ray started on it, less its object store."""
 
@@ -35,7 +36,9 @@ class Node:
         if gpus_per_actor == 0:
             return room
         if gpus_per_actor < 1:  # actors share a GPU, but none is spread over two
-            return min(room, int(self.gpus) * int(1 / gpus_per_actor + slack))
+            whole = int(self.gpus + slack)
+            rest = max(0.0, self.gpus - whole)
+            return min(room, whole * int(1 / gpus_per_actor + slack) + int(rest / gpus_per_actor + slack))
         return min(room, int(self.gpus / gpus_per_actor + slack))
 
 
@@ -67,14 +70,35 @@ def connect(address: str | None) -> bool:
 
 
 def cluster_nodes() -> list[Node]:
-    """Return the living nodes of the connected cluster."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [node_with(found) for found in resources]
+    """Return the living nodes of the connected cluster, without what this process has claimed itself."""
+    context = ray.get_runtime_context()
+    is_worker = context.worker.mode == ray.WORKER_MODE
+    own, here = (context.get_assigned_resources(), context.get_node_id()) if is_worker else ({}, None)
+    return [
+        node_with(
+            {
+                name: amount - (own.get(name, 0.0) if node["NodeID"] == here else 0.0)
+                for name, amount in node["Resources"].items()
+            }
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def node_with(resources: Mapping[str, float]) -> Node:
     """Return a node from what Ray says of it: in total, or what is free."""
     return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory", 0.0))
+
+
+def with_first_claim(config: PoolConfig, nodes: list[Node]) -> PoolConfig:
+    """Return the settings with which actors start before it is known how many a GPU holds: one on each.
+
+    Where the server has a part of the only GPU, that one actor claims the rest.
+    """
+    largest = max((node.gpus for node in nodes), default=0.0)
+    is_part = config.gpus_per_actor == "auto" and 0 < largest < 1
+    return replace(config, gpus_per_actor=largest) if is_part else config
 
 
 def dashboard_url() -> str | None:
@@ -94,8 +118,13 @@ def object_store_bytes() -> int:
     return int(ray.cluster_resources().get(name, 0) - ray.available_resources().get(name, 0))
 
 
-def actors_that_fit(config: PoolConfig, clients_per_round: int) -> int:
+def actors_that_fit(config: PoolConfig, clients_per_round: int, server_gpus: Callable[[float], float]) -> int:
     """Return :func:`num_actors` of the configured cluster; a cluster on this machine is looked at, not started.
+
+    Args:
+        config: the pool's.
+        clients_per_round: see :func:`num_actors`.
+        server_gpus: GPUs of this machine -> how many of them the server claims before the actors.
 
     Raises:
         ConfigError: see :func:`num_actors`.
@@ -103,7 +132,8 @@ def actors_that_fit(config: PoolConfig, clients_per_round: int) -> int:
     """
     if config.address is None and not ray.is_initialized():
         memory_bytes = psutil.virtual_memory().available
-        this_machine = Node(os.cpu_count() or 1, torch.cuda.device_count(), memory_bytes)
+        gpus = torch.cuda.device_count()
+        this_machine = Node(os.cpu_count() or 1, gpus - server_gpus(gpus), memory_bytes)
         return num_actors(config, clients_per_round, [this_machine])
     owned = connect(config.address)
     try:

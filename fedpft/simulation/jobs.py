@@ -82,8 +82,10 @@ class Jobs:
                 server's side belongs.
 
         """
-        driver_gpus = max(driver_gpus, config.server.num_gpus)
-        config = replace(config, pool=replace(config.pool, address="auto"), server=replace(config.server, num_gpus=0.0))
+        driver_gpus = max(driver_gpus, config.server.gpu_claim)
+        config = replace(config, pool=replace(config.pool, address="auto"))
+        if driver_gpus:  # the job claims them
+            config = replace(config, server=replace(config.server, num_gpus=0.0))
         command = f"{shlex.quote(python)} -m fedpft.cli run $config{' --resume' if resume else ''}"
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, _CONFIG_FILE).write_text(dump_config(config))

@@ -1,6 +1,6 @@
 """The server's side of a run in a process on a node with GPUs; this process follows what happens there.
 
-    here                                          a node with `server.num_gpus` GPUs
+    here                                          a node with the server's GPUs
     serve_elsewhere --- config ------------->     _serve: loads the FM there, starts the actors, runs all rounds
     observer  <--- what it hears, by a queue ---  _Relay
     Ctrl-C    ---- ray.cancel --------------->    Interrupted: last checkpoint, actors closed
@@ -43,8 +43,8 @@ Result = TypeVar("Result")
 Serve = Callable[[Config, RunObserver], Result]
 
 
-def serve_elsewhere(serve: Serve[Result], config: Config, observer: RunObserver) -> Result:
-    """Call `serve(config, observer)` in a process on a node that has `server.num_gpus` GPUs free, and wait for its end.
+def serve_elsewhere(serve: Serve[Result], config: Config, observer: RunObserver, num_gpus: float) -> Result:
+    """Call `serve(config, observer)` in a process on a node that has so many GPUs free, and wait for its end.
 
     Relative folders start at this process' working folder, or at the home folder where that node has no such folder.
 
@@ -52,25 +52,26 @@ def serve_elsewhere(serve: Serve[Result], config: Config, observer: RunObserver)
         serve: the server's side; travels to the process.
         config: the run's.
         observer: hears here what happens there.
+        num_gpus: that the process claims.
 
     Raises:
         ConfigError: no node has so many GPUs, or none is free in `pool.start_timeout_seconds`.
         RunStoppedError: the process ended before the run.
 
     """
-    if config.pool.address is None and not ray.is_initialized():
+    if config.pool.address is None and not ray.is_initialized() and num_gpus > torch.cuda.device_count():
         own = f"at most {torch.cuda.device_count()}, the GPUs of this machine"
-        raise _refusal(config, f"{own}; for a cluster's say pool.address")
+        raise _refusal(num_gpus, f"{own}; for a cluster's say pool.address")
     owned = connect(config.pool.address)
     try:
         largest = max((node.gpus for node in cluster_nodes() if node.cpus >= 1), default=0)
-        if largest < config.server.num_gpus:
-            raise _refusal(config, f"at most {largest:g}, the GPUs of the cluster's largest node")
+        if largest < num_gpus:
+            raise _refusal(num_gpus, f"at most {largest:g}, the GPUs of the cluster's largest node")
         events = Queue(actor_options={"num_cpus": 0})
-        remote: Any = ray.remote(num_cpus=1, num_gpus=config.server.num_gpus, max_retries=0)(_serve)
+        remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(_serve)
         task = remote.remote(serve, config, events, os.getcwd())
         try:
-            _follow(task, events, config, observer)
+            _follow(task, events, config, observer, num_gpus)
         except BaseException:
             ray.cancel(task, recursive=False)
             ray.wait([task], timeout=STOP_SECONDS)
@@ -81,7 +82,7 @@ def serve_elsewhere(serve: Serve[Result], config: Config, observer: RunObserver)
             ray.shutdown()
 
 
-def _follow(task: ray.ObjectRef, events: Queue, config: Config, observer: RunObserver) -> None:
+def _follow(task: ray.ObjectRef, events: Queue, config: Config, observer: RunObserver, num_gpus: float) -> None:
     """Tell the observer what happens until the task ends."""
     start, has_started, has_said = time.monotonic(), False, False
     hear = {"warning": partial(warnings.warn, stacklevel=3)}
@@ -94,9 +95,9 @@ def _follow(task: ray.ObjectRef, events: Queue, config: Config, observer: RunObs
         waited = 0.0 if has_started else time.monotonic() - start
         if waited > config.pool.start_timeout_seconds:
             allowed = f"what a node has free; waited {waited:.0f} s (pool.start_timeout_seconds)"
-            raise _refusal(config, allowed)
+            raise _refusal(num_gpus, allowed)
         if waited > PATIENCE_SECONDS and not has_said:
-            observer.note(f"server  waits for a process with 1 CPU + {config.server.num_gpus:g} GPU on one node")
+            observer.note(f"server  waits for a process with 1 CPU + {num_gpus:g} GPU on one node")
             has_said = True
 
 
@@ -165,5 +166,5 @@ class _Relay:
         self._events.put((event, arguments))
 
 
-def _refusal(config: Config, allowed: str) -> ConfigError:
-    return ConfigError(f"server.num_gpus: found {config.server.num_gpus:g}, allowed: {allowed}")
+def _refusal(num_gpus: float, allowed: str) -> ConfigError:
+    return ConfigError(f"server.num_gpus: found {num_gpus:g}, allowed: {allowed}")

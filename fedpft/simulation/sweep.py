@@ -26,6 +26,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
 
 from fedpft.config import Config, ConfigError
+from fedpft.config.gpus import driver_claim
 from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import Trial
 from fedpft.federated.pool import one_line
@@ -130,11 +131,12 @@ def bundles(sweep: SweepConfig, config: Config, nodes: Sequence[Node]) -> list[d
 
     `pool.actors = auto` takes the trial's share of the cluster: at least one actor, at most one for each client.
     """
-    driver = {"CPU": sweep.driver_cpus, "GPU": max(sweep.driver_gpus, config.server.num_gpus)}
+    total = {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+    gpus = max(sweep.driver_gpus, config.server.gpu_claim)  # what somebody asked for
+    driver = {"CPU": sweep.driver_cpus, "GPU": gpus or driver_claim(config, total["GPU"], sweep.max_concurrent)}
     pool, actors = config.pool, 0
     place = {"CPU": pool.cpus_per_actor, "GPU": pool.gpu_claim}
     if pool.kind == "ray":
-        total = {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
         at_once = sweep.max_concurrent or 1
         shares = [int((total[kind] / at_once - driver[kind]) / amount) for kind, amount in place.items() if amount]
         cohort = config.federated.cohort_size

@@ -1,27 +1,35 @@
-"""Whole runs with a pretended GPU: nothing mixes devices, nothing of the GPU is sent, and the GPU is seldom waited for."""
+"""Whole runs with a pretended GPU: nothing mixes devices or is sent from it, and the CPU seldom waits for it."""
 
 import pickle
 
 import pytest
+import torch
 
-from fedpft.config import load_config
+from fedpft.align.distill import align_layers
+from fedpft.align.public import PublicData
+from fedpft.config import LayerAlignConfig, ServerConfig, load_config
+from fedpft.construct.compress import compress
+from fedpft.federated.client import LocalClient
+from fedpft.federated.messages import RoundPlan
 from fedpft.federated.pool import SequentialPool
+from fedpft.models.lora import get_adapter
+from fedpft.models.weights import unpack_model
 from fedpft.run.pipeline import run
 from tests.pretend_cuda import pretended_cuda
-from tests.tiny import tiny_causal_run, tiny_text_run, tiny_vision_run
+from tests.tiny import tiny_batch, tiny_causal_run, tiny_fm, tiny_package, tiny_text_run, tiny_vision_run
 
+pytestmark = pytest.mark.filterwarnings("ignore")
 AUTO = ["pool.accelerator=auto", "server.accelerator=auto", "federated.rounds=2", "align.neurons.interval=1"]
 MIXED = ["server.precision=bf16-mixed", "pool.precision=bf16-mixed"]
 RUNS = {
     "bert": (tiny_text_run, ["align.layers.kind=closed_form+distill", "method.scorer=greedy"]),
-    "vit": (tiny_vision_run, ["method.scorer=activation"]),
+    "vit": (tiny_vision_run, ["method.scorer=activation"]),  # pre-trained
     "llama": (tiny_causal_run, [*MIXED, "align.layers.kind=closed_form", "align.neurons.kind=closed_form"]),
     "fedot": (tiny_text_run, ["method.name=fedot", "method.adapter_layers=1"]),
     "full": (tiny_text_run, ["method.name=full"]),
 }
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_on_a_gpu_mixes_no_devices_and_sends_nothing_of_it(name, tmp_path, monkeypatch):
     make, settings = RUNS[name]
@@ -37,3 +45,37 @@ def test_a_run_on_a_gpu_mixes_no_devices_and_sends_nothing_of_it(name, tmp_path,
     assert gpu.uploads > 100, "it worked on the GPU"
     assert gpu.pickled == 0, "a node that gets it may have no GPU"
     assert result["rounds"] == 2
+
+
+def align(num_steps):
+    """Distil layers of a BERT; return how often the CPU waited for the GPU."""
+    fm = tiny_fm("bert")
+    sub_fm, _ = compress(fm, retained_ratio=0.5, uncompressed_layers=(0,))
+    batch = tiny_batch("bert", batch_size=8)
+    rows = [{name: value[row] for name, value in batch.items()} for row in range(8)]
+    public = PublicData(dataset=rows, collate=torch.utils.data.default_collate)
+    config = LayerAlignConfig(num_steps=num_steps, batch_size=4)
+    with pretended_cuda() as gpu:
+        align_layers(fm, sub_fm, layers=(1, 2), public=public, config=config, server=ServerConfig(), seed=0)
+    return gpu.syncs.total()
+
+
+def train(num_epochs, *, count):
+    """Train clients in one place; return how often the CPU waited for the GPU while it trained one."""
+    package = tiny_package(shard_sizes=(8,), accelerator="cuda", num_epochs=num_epochs)
+    adapter = get_adapter(unpack_model(package.proxy))
+    with pretended_cuda() as gpu:
+        client = LocalClient(package)
+        before = gpu.syncs.total()
+        client.fit(RoundPlan(round_index=1, lr=1e-2, adapter=adapter, count_activations=count), 0)
+    return gpu.syncs.total() - before
+
+
+def test_a_step_of_a_distillation_waits_four_times_for_the_gpu_whatever_the_number_of_layers():
+    """For the places of real tokens, the loss that is reported, and twice where transformers looks for padding."""
+    assert align(3) - align(2) <= 4
+
+
+@pytest.mark.parametrize(("count", "waits"), [(False, 2), (True, 3)])
+def test_a_clients_step_waits_twice_for_the_gpu_and_once_more_where_neurons_are_counted(count, waits):
+    assert (train(2, count=count) - train(1, count=count)) / 2 <= waits  # two steps an epoch

@@ -21,6 +21,9 @@ Node, num_actors = cluster.Node, cluster.num_actors
         (Node(8, 0), 1, 0.1, 0),
         (Node(0, 0), 1, 0, 0),
         (Node(0.5, 4), 1, 0, 0),
+        (Node(8, 0.5), 1, 0.25, 2),
+        (Node(8, 1.5), 1, 0.25, 6),
+        (Node(8, 1.5), 1, 1, 1),
     ],
 )
 def test_a_node_holds_what_its_scarcest_resource_allows(node, cpus, gpus, expected):
@@ -92,7 +95,9 @@ def test_planning_looks_at_this_machine_without_starting_ray(monkeypatch):
     monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: pytest.fail("started"))
     monkeypatch.setattr(cluster.os, "cpu_count", lambda: 3)
     monkeypatch.setattr(cluster.torch.cuda, "device_count", lambda: 0)
-    assert cluster.actors_that_fit(PoolConfig(), 10) == 3
+    assert cluster.actors_that_fit(PoolConfig(), 10, lambda gpus: 0) == 3
+    monkeypatch.setattr(cluster.torch.cuda, "device_count", lambda: 2)
+    assert cluster.actors_that_fit(PoolConfig(gpus_per_actor=1), 10, lambda gpus: gpus / 2) == 1
 
 
 def test_an_unreachable_cluster_is_one_line(monkeypatch):
@@ -110,5 +115,5 @@ def test_a_running_ray_is_joined_and_counted(local_ray):
     (node,) = cluster.cluster_nodes()
     assert (node.cpus, node.gpus) == (2, 1)
     assert 10**8 < node.memory_bytes < psutil.virtual_memory().total
-    assert cluster.actors_that_fit(PoolConfig(), 10) == 2
+    assert cluster.actors_that_fit(PoolConfig(), 10, lambda gpus: 0) == 2
     assert local_ray.is_initialized(), "whoever started Ray ends it"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpft.config import Config, ConfigError, ServerConfig, load_config
+from fedpft.config import Config, ConfigError, PoolConfig, ServerConfig, load_config
 from fedpft.federated.messages import ClientUpdate
 from fedpft.federated.observer import SilentObserver
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
@@ -22,6 +22,8 @@ from fedpft.run import launch
 from tests.tiny import tiny_text_run
 
 server = pytest.importorskip("fedpft.simulation.server", reason="Ray is not installed", exc_type=ImportError)
+cluster = pytest.importorskip("fedpft.simulation.cluster")
+reservation = pytest.importorskip("fedpft.simulation.pool.reservation")
 HERE = Config(name="x", server=ServerConfig(num_threads=2))
 
 
@@ -62,7 +64,7 @@ class TestInAProcess:
 
         observer = Observer()
         with pytest.warns(UserWarning, match="^ours$") as caught:
-            name, folder, threads, pid = server.serve_elsewhere(serve, HERE, observer)
+            name, folder, threads, pid = server.serve_elsewhere(serve, HERE, observer, 0)
         assert (name, folder, threads) == ("x", os.getcwd(), 2)
         assert pid != os.getpid()
         assert len(caught) == 1
@@ -71,18 +73,38 @@ class TestInAProcess:
         assert (note, first, last, client) == ("[odd] note", (1, 100, 1.0), (100, 100, 0.01), (3, 0, 0.5))
         assert len(some) < 20, "of a hundred quick steps"
 
+    def test_what_it_has_claimed_is_not_there_for_the_actors(self):
+        def serve(config, observer):
+            nodes = cluster.cluster_nodes()
+            quarters = cluster.num_actors(PoolConfig(gpus_per_actor=0.25, cpus_per_actor=0.1), 9, nodes)
+            packed = cluster.with_first_claim(PoolConfig(gpus_per_actor="auto"), nodes)
+            with pytest.raises(ConfigError, match=r"asks 1 actors x 1 CPU and 1 GPU, the cluster has 1 CPU and 0\.5"):
+                cluster.num_actors(PoolConfig(gpus_per_actor=1), 9, nodes)
+            claim = reservation.reserve(packed, 1)  # both on the one GPU, in halves
+            claim.release()
+            return (
+                [(node.cpus, node.gpus) for node in nodes],
+                quarters,
+                packed.gpu_claim,
+                os.environ["CUDA_VISIBLE_DEVICES"],
+            )
+
+        found = server.serve_elsewhere(serve, HERE, Observer(), 0.5)
+        assert found == ([(1, 0.5)], 2, 0.5, "0")
+        assert [node.gpus for node in cluster.cluster_nodes()] == [1]
+
     @pytest.mark.parametrize(
         "error", [ConfigError("key: one line"), RunStoppedError("why"), OSError(28, "full", "file")]
     )
     def test_what_a_user_must_hear_is_raised_as_it_would_be_here(self, error):
         with pytest.raises(type(error)) as raised:
-            server.serve_elsewhere(raises(error), HERE, SilentObserver())
+            server.serve_elsewhere(raises(error), HERE, SilentObserver(), 0)
         assert type(raised.value) is type(error)
         assert str(raised.value) == str(error)
 
     def test_another_error_has_the_traceback_of_where_it_was_raised(self):
         with pytest.raises(ZeroDivisionError, match="in serve"):
-            server.serve_elsewhere(raises(ZeroDivisionError("odd")), HERE, SilentObserver())
+            server.serve_elsewhere(raises(ZeroDivisionError("odd")), HERE, SilentObserver(), 0)
 
     @pytest.mark.parametrize(
         ("number", "line"), [(signal.SIGKILL, "^the server's process ended "), (signal.SIGTERM, "was told to end; ")]
@@ -93,7 +115,7 @@ class TestInAProcess:
             time.sleep(60)
 
         with pytest.raises(RunStoppedError, match=line) as raised:
-            server.serve_elsewhere(serve, HERE, SilentObserver())
+            server.serve_elsewhere(serve, HERE, SilentObserver(), 0)
         assert str(raised.value).endswith("; go on with: fedpft resume outputs/${name}")
         assert "\n" not in str(raised.value)
 
@@ -121,14 +143,14 @@ class TestInAProcess:
         thread = threading.Thread(target=interrupt)
         thread.start()
         with pytest.raises(Interrupted), interruptible():
-            server.serve_elsewhere(serve, HERE, SilentObserver())
+            server.serve_elsewhere(serve, HERE, SilentObserver(), 0)
         thread.join()
         assert (tmp_path / "cleaned").exists()
 
     def test_more_gpus_than_any_node_has_are_refused_at_once(self):
-        found = replace(HERE, server=ServerConfig(num_gpus=2))
+        found = HERE
         with pytest.raises(ConfigError, match=r"^server.num_gpus: found 2, allowed: at most 1, .* largest node$"):
-            server.serve_elsewhere(raises(ValueError), found, SilentObserver())
+            server.serve_elsewhere(raises(ValueError), found, SilentObserver(), 2)
 
     def test_a_process_that_finds_no_room_is_given_up_and_leaves_no_claim(self, monkeypatch):
         import ray
@@ -140,7 +162,7 @@ class TestInAProcess:
         observer = Observer()
         found = replace(HERE, pool=replace(HERE.pool, start_timeout_seconds=1.0))
         with pytest.raises(ConfigError, match=r"^server.num_gpus: found 0, allowed: what a node has free; waited 1 s"):
-            server.serve_elsewhere(raises(ValueError), found, observer)
+            server.serve_elsewhere(raises(ValueError), found, observer, 0)
         remove_placement_group(others)
         assert observer.heard == ["server  waits for a process with 1 CPU + 0 GPU on one node"]
 
@@ -149,16 +171,27 @@ def test_this_machine_has_no_more_gpus_than_it_has(monkeypatch):
     monkeypatch.setattr(server.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(server.ray, "init", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(ConfigError, match=r"^server.num_gpus: found 2, allowed: at most 0, .*; .* pool.address$"):
-        server.serve_elsewhere(raises(ValueError), replace(HERE, server=ServerConfig(num_gpus=2)), SilentObserver())
+        server.serve_elsewhere(raises(ValueError), HERE, SilentObserver(), 2)
 
 
-@pytest.mark.parametrize(("asked", "own", "elsewhere"), [(0, 0, False), (1, 1, False), (0.5, 0, True), (2, 1, True)])
-def test_a_run_goes_elsewhere_only_when_this_process_sees_too_few_gpus(monkeypatch, asked, own, elsewhere):
+@pytest.mark.parametrize(
+    ("asked", "own", "pool", "claimed"),
+    [
+        (0, 0, {}, None), (1, 1, {}, None), (0.5, 0, {}, 0.5), (2, 1, {}, 2),  # where this process sees too few
+        (1, 1, {"address": "auto"}, 1), (0, 1, {"address": "auto"}, None),  # others may claim the one that it sees
+        (1, 4, {"gpus_per_actor": 0.5}, 1), (0, 4, {"gpus_per_actor": 0.5}, None),  # the run's own actors claim some
+        ("auto", 4, {"gpus_per_actor": 0.5}, 1), ("auto", 1, {"gpus_per_actor": 0.25}, 0.25),
+        ("auto", 0, {"gpus_per_actor": 0.5}, None), ("auto", 1, {}, None), ("auto", 1, {"kind": "sequential"}, None),
+    ],
+)  # fmt: skip
+def test_a_server_that_shares_gpus_with_others_claims_its_own_in_a_process_of_ray(
+    monkeypatch, asked, own, pool, claimed
+):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: own)
-    monkeypatch.setattr(launch, "run", lambda config, observer: "here")
-    monkeypatch.setattr(server, "serve_elsewhere", lambda serve, config, observer: "there")
-    config = replace(HERE, server=ServerConfig(num_gpus=asked))
-    assert launch.launch(config, SilentObserver()) == ("there" if elsewhere else "here")
+    monkeypatch.setattr(launch, "run", lambda config, observer: None)
+    monkeypatch.setattr(server, "serve_elsewhere", lambda serve, config, observer, num_gpus: num_gpus)
+    config = replace(HERE, server=ServerConfig(num_gpus=asked), pool=PoolConfig(**pool))
+    assert launch.launch(config, SilentObserver()) == claimed
 
 
 class Nodes:

@@ -181,14 +181,15 @@ def test_optuna_runs_every_point_that_it_asks_for_with_every_seed(local_ray, tmp
 @pytest.mark.parametrize(
     ("pool", "settings", "expected"),
     [
-        ("{kind: sequential}", {}, [{"CPU": 1.0}]),
+        ("{kind: sequential}", {}, [{"CPU": 1.0, "GPU": 1.0}]),  # its clients train in the driver's process
+        ("{kind: sequential}", {"max_concurrent": 8}, [{"CPU": 1.0, "GPU": 0.25}]),
         ("{kind: sequential}", {"driver_cpus": 2.0, "driver_gpus": 0.5}, [{"CPU": 2.0, "GPU": 0.5}]),
         ("{actors: 2, cpus_per_actor: 0.5}", {}, [{"CPU": 1.0}, {"CPU": 0.5}, {"CPU": 0.5}]),
         ("{actors: auto}", {}, [{"CPU": 1.0}] * 8),  # the driver and 7 actors: the whole machine
         ("{actors: auto}", {"max_concurrent": 2}, [{"CPU": 1.0}] * 4),
         ("{actors: auto}", {"max_concurrent": 20}, [{"CPU": 1.0}] * 2),
-        ("{actors: auto, gpus_per_actor: 0.5}", {}, [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 0.5}] * 4]),
-        ("{actors: auto, gpus_per_actor: auto}", {}, [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 1.0}] * 2]),
+        ("{actors: auto, gpus_per_actor: 0.5}", {}, [{"CPU": 1.0, "GPU": 1.0}, *[{"CPU": 1.0, "GPU": 0.5}] * 2]),
+        ("{actors: auto, gpus_per_actor: auto}", {}, [{"CPU": 1.0, "GPU": 1.0}] * 2),
         ("{actors: per_client}", {}, [{"CPU": 1.0}] * 11),
     ],
 )  # fmt: skip

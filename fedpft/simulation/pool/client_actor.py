@@ -11,6 +11,7 @@ from fedpft.federated.memory import ProcessMemory, process_memory
 from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.simulation.pool.packing import MemoryUse, probe
+from fedpft.trainer import be_deterministic
 
 
 class ClientActor:
@@ -19,11 +20,13 @@ class ClientActor:
     Args:
         name: for reports, e.g. `actor-1`.
         num_threads: torch threads; more than one per process stalls actors that share cores.
+        deterministic: whether to use torch's deterministic algorithms alone.
 
     """
 
-    def __init__(self, name: str, num_threads: int) -> None:
+    def __init__(self, name: str, num_threads: int, deterministic: bool = False) -> None:
         torch.set_num_threads(num_threads)
+        be_deterministic(deterministic)
         self._name = name
 
     def receive(self, package: ClientPackage, weights: Mapping[str, np.ndarray]) -> str:
@@ -44,9 +47,9 @@ class ClientActor:
         """Train clients one after the other; return their updates, and what this process holds after the last."""
         return [self._client.fit(plan, client_id) for client_id in client_ids], process_memory()
 
-    def probe(self, package: ClientPackage) -> MemoryUse:
-        """Measure what memory a client of this package needs, and how much there is."""
-        return probe(package)
+    def probe(self, package: ClientPackage, gpu_part: float) -> MemoryUse:
+        """Measure what memory a client of this package needs, and how much there is for such actors on this GPU."""
+        return probe(package, gpu_part)
 
     def peak_memory_bytes(self) -> int:
         """Return this process' peak resident memory, shared pages included."""

@@ -202,7 +202,7 @@ class Crew:
 
     def _start(self) -> None:
         actor = Actor(self.next_number)
-        actor.handle = self._remote.remote(actor.name, self._config.threads_per_client)
+        actor.handle = self._remote.remote(actor.name, self._config.threads_per_client, self._config.deterministic)
         self.next_number += 1
         self.actors.append(actor)
         if self._package is not None:

@@ -42,6 +42,8 @@ class PackedPool(RayClientPool):
         super().__init__(replace(config, actors="auto") if packs_gpus else config, self._most)
         by_ram = config.actors == "auto" and not config.gpu_claim
         self._is_to_pack = (packs_gpus or by_ram) and not self._places.is_inherited
+        self._gpu_part = min(1.0, self._config.gpu_claim) if packs_gpus else 1.0
+        """Of each GPU that is packed: what the server leaves."""
 
     def broadcast(self, package: ClientPackage) -> None:
         """Try how many actors fit, then give proxy and data to so many."""
@@ -72,9 +74,10 @@ class PackedPool(RayClientPool):
         if use is None:
             return
         if config.gpu_claim:
-            cpus = max(node.cpus / config.cpus_per_actor / node.gpus for node in nodes if node.gpus)
+            cpus = max(node.cpus / config.cpus_per_actor / ceil(node.gpus) for node in nodes if node.gpus)
             per_gpu = min(use.num_actors, ceil(self._most / size), max(1, int(cpus)))
-            config, where = replace(config, gpus_per_actor=gpu_share(per_gpu)), f"on {size} GPU(s)"
+            config = replace(config, gpus_per_actor=gpu_share(per_gpu, self._gpu_part))
+            where = f"on {size} GPU(s)"
         else:
             claim = max(config.memory_per_actor_gigabytes, use.claim / 1e9)
             config, where = replace(config, memory_per_actor_gigabytes=claim), f"instead of {size}"
@@ -88,7 +91,7 @@ class PackedPool(RayClientPool):
         """Let an actor on each GPU, or one on a CPU, train the hungriest client; return what is scarcest."""
         reference = ray.put(package)
         actors = self._crew.actors if self._config.gpu_claim else self._crew.actors[:1]
-        tries = [actor.handle.probe.remote(reference) for actor in actors]
+        tries = [actor.handle.probe.remote(reference, self._gpu_part) for actor in actors]
         try:
             return min(ray.get(tries, timeout=self._config.start_timeout_seconds), key=lambda use: use.num_actors)
         except RayError as error:
@@ -99,11 +102,11 @@ class PackedPool(RayClientPool):
     def _back_off(self, starved: Sequence[int]) -> None:
         """Go on with one actor less on each GPU, or in all, while there are more than one."""
         config, size = self._config, self.num_actors
-        per_gpu = round(1 / config.gpu_claim) if 0 < config.gpu_claim < 1 else 1
+        per_gpu = round(self._gpu_part / config.gpu_claim) if 0 < config.gpu_claim < 1 else 1
         if self._places.is_inherited or not config.gpu_claim:
             wanted = max(1, size - 1)
         elif per_gpu > 1:
-            config = replace(config, gpus_per_actor=gpu_share(per_gpu - 1), actors="auto")
+            config = replace(config, gpus_per_actor=gpu_share(per_gpu - 1, self._gpu_part), actors="auto")
             wanted = num_actors(config, size - 1, cluster_nodes())
         else:
             wanted = size

@@ -28,8 +28,14 @@ MARGIN = 0.15
 """Of a client's peak, for what a try does not see: fragments, and kernels that other shapes load."""
 CUDA_CONTEXT_BYTES = 600 * 2**20
 """What a process takes of a GPU besides torch's tensors: the driver's context and the kernels."""
-_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
-"""In torch's RuntimeError for RAM."""
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",  # by the driver, past torch's allocator: an AcceleratorError
+    "_STATUS_ALLOC_FAILED",  # CUBLAS, CUDNN, CUSOLVER, CUSPARSE: a library's own workspace
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # its first one
+)
+"""In a RuntimeError of torch that is none of the kinds for want of memory."""
 _NUM_STEPS = 2
 _GIB = 2**30
 
@@ -85,7 +91,15 @@ class HostMemory:
 
 
 class CudaMemory:
-    """The current GPU: what torch reserved, which is more than its tensors, and the context."""
+    """The current GPU: what torch reserved, which is more than its tensors, and the context.
+
+    Args:
+        part: of the GPU that processes like this one may fill; the rest is the server's, whose peaks come later.
+
+    """
+
+    def __init__(self, part: float = 1.0) -> None:
+        self._part = part
 
     def reset_peak(self) -> None:
         """Count from what is allocated now."""
@@ -95,13 +109,15 @@ class CudaMemory:
         """See `DeviceMemory`."""
         held_bytes = torch.cuda.memory_reserved() + CUDA_CONTEXT_BYTES
         peak_bytes = torch.cuda.max_memory_reserved() + CUDA_CONTEXT_BYTES
-        return MemoryUse(peak_bytes=peak_bytes, free_bytes=torch.cuda.mem_get_info()[0] + held_bytes)
+        free_bytes, total_bytes = torch.cuda.mem_get_info()
+        theirs = int(self._part * total_bytes)
+        return MemoryUse(peak_bytes=peak_bytes, free_bytes=min(free_bytes + held_bytes, theirs))
 
 
-def probe(package: ClientPackage) -> MemoryUse:
+def probe(package: ClientPackage, gpu_part: float = 1.0) -> MemoryUse:
     """Train the client with the longest examples in this process; nothing of it stays."""
     on_gpu = package.settings.accelerator == "cuda"
-    memory: DeviceMemory = CudaMemory() if on_gpu else HostMemory()
+    memory: DeviceMemory = CudaMemory(gpu_part) if on_gpu else HostMemory()
     memory.reset_peak()
     adapter = get_adapter(unpack_model(package.proxy))
     plan = RoundPlan(round_index=1, lr=0.0, adapter=adapter, count_activations=bool(package.watched_layers))
@@ -128,9 +144,9 @@ def hungriest(package: ClientPackage) -> ClientPackage:
     )
 
 
-def gpu_share(num_actors: int) -> float:
-    """Return the fraction of a GPU of which it holds just so many; Ray reckons in ten-thousandths."""
-    return int(1e4 / num_actors) / 1e4
+def gpu_share(num_actors: int, part: float = 1.0) -> float:
+    """Return the fraction of a GPU of which a part of it holds just so many; Ray reckons in ten-thousandths."""
+    return int(1e4 * part / num_actors + 1e-6) / 1e4
 
 
 def is_out_of_memory(error: Exception) -> bool:

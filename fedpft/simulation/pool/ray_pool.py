@@ -16,7 +16,14 @@ from fedpft.federated.client import ClientPackage
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.pool import one_line
-from fedpft.simulation.cluster import cluster_nodes, connect, dashboard_url, num_actors, object_store_bytes
+from fedpft.simulation.cluster import (
+    cluster_nodes,
+    connect,
+    dashboard_url,
+    num_actors,
+    object_store_bytes,
+    with_first_claim,
+)
 from fedpft.simulation.metrics import RayMetrics
 from fedpft.simulation.pool.crew import Actor, Crew
 from fedpft.simulation.pool.packing import is_out_of_memory
@@ -54,10 +61,12 @@ class RayClientPool:
     """
 
     def __init__(self, config: PoolConfig, clients_per_round: int) -> None:
-        self._config, self._pace = config, Pace()
+        self._pace = Pace()
         self._owns_connection = connect(config.address)
         try:
-            self._places = reserve(config, num_actors(config, clients_per_round, cluster_nodes()))
+            nodes = cluster_nodes()
+            self._config = config = with_first_claim(config, nodes)
+            self._places = reserve(config, num_actors(config, clients_per_round, nodes))
             # the actors start importing now, while the server still builds and aligns the proxy
             self._crew = Crew(config, self._places.size, self._places.strategy)
         except BaseException:  # also the Ctrl-C of who waits for places

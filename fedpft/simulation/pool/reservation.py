@@ -7,7 +7,7 @@ an actor is replaced. PACK, because a node holds the proxy once for all its acto
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import (
@@ -90,8 +90,12 @@ def reserve(config: PoolConfig, wanted: int) -> Reservation:
 
 
 def free_nodes() -> list[Node]:
-    """Return what nobody has claimed on each living node."""
-    return [node_with(resources) for resources in available_resources_per_node().values()]
+    """Return what nobody has claimed on each living node.
+
+    Of several GPUs whole ones alone: whether the rest of the sum is one GPU's, Ray does not say.
+    """
+    nodes = map(node_with, available_resources_per_node().values())
+    return [replace(node, gpus=int(node.gpus)) if node.gpus > 1 else node for node in nodes]
 
 
 def _claim(config: PoolConfig, size: int) -> Reservation:

@@ -38,6 +38,7 @@ def test_a_gpu_holds_as_many_actors_as_its_share_says_and_no_more(num_actors):
     share = packing.gpu_share(num_actors)
     assert Node(1000, 2).fits(1, share) == 2 * num_actors
     assert share * 1e4 == pytest.approx(round(share * 1e4)), "Ray cuts off what is finer"
+    assert Node(1000, 0.5).fits(1, packing.gpu_share(num_actors, 0.5)) == num_actors
 
 
 def test_the_hungriest_client_owns_the_longest_examples_of_all_for_two_steps():
@@ -100,6 +101,9 @@ def test_cuda_memory_leaves_to_others_what_they_hold_and_counts_the_context_of_e
     assert use.free_bytes == 30 * GIB
     assert use.peak_bytes == 5 * GIB + packing.CUDA_CONTEXT_BYTES
     assert use.num_actors == 4, "30 / (5.6 x 1.15)"
+    assert packing.CudaMemory(0.25).use().free_bytes == 20 * GIB, (
+        "the server has the rest, of which it holds little now"
+    )
 
 
 def test_a_probe_sees_what_a_client_takes_and_leaves_the_random_state(monkeypatch):
@@ -133,6 +137,15 @@ def torch_refuses_ram():
         (MemoryError(), True),
         (OutOfMemoryError("killed by the node's watch"), True),
         (torch_refuses_ram(), True),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously"),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("shapes cannot be multiplied"), False),
         (TimeoutError("no answer within 4 s"), False),
         (ActorDiedError(), False),

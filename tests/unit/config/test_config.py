@@ -146,8 +146,11 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("pool.gpus_per_actor=1.5", "pool.gpus_per_actor: found 1.5, allowed: auto, or a number >= 0: a fraction up"),
         ("pool.gpus_per_actor=-1", "pool.gpus_per_actor: found -1, allowed: auto, or a number >= 0: a fraction up"),
         ("pool.gpus_per_actor=many", "pool.gpus_per_actor: found 'many', allowed: auto, or a number >= 0"),
-        ("server.num_gpus=1.5", "server.num_gpus: found 1.5, allowed: a number >= 0: a fraction up to 1, or a whole"),
-        ("server.num_gpus=inf", "server.num_gpus: found inf, allowed: a number >= 0"),
+        (
+            "server.num_gpus=1.5",
+            "server.num_gpus: found 1.5, allowed: auto, or a number >= 0: a fraction up to 1, or a",
+        ),
+        ("server.num_gpus=inf", "server.num_gpus: found 'inf', allowed: auto, or a number >= 0"),
         ("server.devices=0", "server.devices: found 0, allowed: an integer > 0"),
         ("server.devices=3", "align.layers.batch_size: found 32, allowed: a multiple of server.devices = 3, which"),
         (
