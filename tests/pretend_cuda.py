@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -277,12 +278,19 @@ def _cuda_functions(gpu: PretendedCuda) -> dict[str, Any]:
 def pretended_cuda() -> Iterator[PretendedCuda]:
     """Pretend that this process has a GPU."""
     gpu = PretendedCuda()
-    enabled = torch.is_autocast_enabled
+    enabled, group = torch.is_autocast_enabled, clip_grad._group_tensors_by_device_and_dtype
 
     def is_autocast_enabled(*device: str) -> bool:
         return enabled("cpu")
 
+    def grouped(lists: Any) -> Any:
+        return {
+            (CUDA if gpu.holds(tensors[0][0]) else device, dtype): (tensors, places)
+            for (device, dtype), (tensors, places) in group(lists).items()
+        }
+
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(clip_grad, "_group_tensors_by_device_and_dtype", grouped))
         stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu)))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
