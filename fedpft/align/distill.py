@@ -12,7 +12,7 @@ from fedpft.align.emulator import EmulatorModule
 from fedpft.align.module import AlignmentModule
 from fedpft.align.public import AlignmentReport, PublicData
 from fedpft.align.together import ShareOfBatches, StepsFromElsewhere, fit_together
-from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.config import AdapterAlignConfig, LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.models.flags import restored_flags
 from fedpft.seeding import isolated_torch_rng
 from fedpft.trainer import StepReport, make_trainer
@@ -38,7 +38,7 @@ def align_layers(
         weight_decay=config.weight_decay,
         **_schedule(config),
     )
-    return _distil(module, public, config, server, seed, on_step)
+    return distil(module, public, config, server, seed, on_step)
 
 
 def align_emulator(
@@ -57,7 +57,7 @@ def align_emulator(
     module = EmulatorModule(
         fm, proxy, layers=layers, target=target, weight_decay=config.weight_decay, **_schedule(config)
     )
-    return _distil(module, public, config, server, seed, on_step)
+    return distil(module, public, config, server, seed, on_step)
 
 
 def align_neurons(
@@ -87,7 +87,7 @@ def align_neurons(
         neuron_masks=neuron_masks,
         **_schedule(config),
     )
-    return _distil(module, public, config, server, seed, on_step)
+    return distil(module, public, config, server, seed, on_step)
 
 
 def num_warmup_steps(num_steps: int, warmup_ratio: float) -> int:
@@ -100,14 +100,15 @@ def _schedule(config: LayerAlignConfig | NeuronAlignConfig) -> dict[str, Any]:
     return {"lr": config.lr, "num_steps": config.num_steps, "num_warmup_steps": warmup}
 
 
-def _distil(
+def distil(
     module: Distillation,
     public: PublicData,
-    config: LayerAlignConfig | NeuronAlignConfig,
+    config: LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig,
     server: ServerConfig,
     seed: int,
     on_step: StepReport | None,
 ) -> AlignmentReport:
+    """Train a module for `num_steps` batches of public data, drawn by the seed; models get their flags back."""
     losses: list[float] = []
 
     def record(done: int, total: int, metrics: Mapping[str, float]) -> None:

@@ -70,7 +70,7 @@ def test_what_is_left_opens_with_transformers_and_peft_and_gives_the_result(fini
 
 def test_the_tuned_sub_fm_writes_text(finished):
     model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(finished.out / "sub_fm"), str(finished.out / "adapter")
+        AutoModelForCausalLM.from_pretrained(finished.out / "sub_fm"), str(finished.out / "sub_fm_adapter")
     )
     written = model.generate(input_ids=torch.tensor([[7, 5, 6]]), max_new_tokens=4, do_sample=False)
     assert 4 <= written.shape[1] <= 7
