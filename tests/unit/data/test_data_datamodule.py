@@ -136,9 +136,6 @@ def test_public_text_in_the_form_of_pairs_is_what_the_tokenizer_makes_of_two_tex
         texts = [tokenizer.decode(words[types == kind], skip_special_tokens=True) for kind in (0, 1)]
         expected = {"input_ids": list(words), "token_type_ids": list(types)}
         assert dict(tokenizer(*texts, return_attention_mask=False)) == expected
-            "input_ids": list(words),
-            "token_type_ids": list(types),
-        }
         assert " ".join(texts) == tokenizer.decode(plain["input_ids"], skip_special_tokens=True), "the same texts"
         lengths.add(len(texts[0].split()))
     assert len(lengths) > 4, "cut anywhere"
