@@ -13,7 +13,7 @@ from fedpft.align.emulator import EmulatorModule
 from fedpft.align.module import AlignmentModule
 from fedpft.align.public import AlignmentReport, PublicData
 from fedpft.align.together import ShareOfBatches, StepsFromElsewhere, fit_together
-from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.config import AdapterAlignConfig, LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.models.flags import restored_flags
 from fedpft.seeding import derive_seed, isolated_torch_rng
 from fedpft.trainer import StepReport, make_trainer, server_fabric
@@ -42,7 +42,7 @@ def align_layers(
         weight_decay=config.weight_decay,
         **_schedule(config),
     )
-    return _distil(module, public, config, server, seed, on_step)
+    return distil(module, public, config, server, seed, on_step)
 
 
 def align_emulator(
@@ -61,7 +61,7 @@ def align_emulator(
     module = EmulatorModule(
         fm, proxy, layers=layers, target=target, weight_decay=config.weight_decay, **_schedule(config)
     )
-    return _distil(module, public, config, server, seed, on_step)
+    return distil(module, public, config, server, seed, on_step)
 
 
 def align_neurons(
@@ -91,7 +91,7 @@ def align_neurons(
         neuron_masks=neuron_masks,
         **_schedule(config),
     )
-    return _distil(module, public, config, server, seed, on_step)
+    return distil(module, public, config, server, seed, on_step)
 
 
 def num_warmup_steps(num_steps: int, warmup_ratio: float) -> int:
@@ -104,14 +104,15 @@ def _schedule(config: LayerAlignConfig | NeuronAlignConfig) -> dict[str, Any]:
     return {"lr": config.lr, "num_steps": config.num_steps, "num_warmup_steps": warmup}
 
 
-def _distil(
+def distil(
     module: Distillation,
     public: PublicData,
-    config: LayerAlignConfig | NeuronAlignConfig,
+    config: LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig,
     server: ServerConfig,
     seed: int,
     on_step: StepReport | None,
 ) -> AlignmentReport:
+    """Train a module for `num_steps` batches of public data, drawn by the seed; models get their flags back."""
     losses: list[float] = []
     measured = public.batches(MEASURED_EXAMPLES, config.batch_size, derive_seed(seed, "measure"))
 

@@ -9,6 +9,7 @@ from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfi
 from fedpft.config.federated import FederatedConfig, PartitionConfig, PoolConfig
 from fedpft.config.loading import config_keys, dump_config, load_config
 from fedpft.config.method import (
+    AdapterAlignConfig,
     AlignConfig,
     LayerAlignConfig,
     LoraConfig,
@@ -28,6 +29,7 @@ from fedpft.config.run import (
 from fedpft.metrics.table import TaskKind
 
 __all__ = [
+    "AdapterAlignConfig",
     "AlignConfig",
     "CacheConfig",
     "CheckpointConfig",

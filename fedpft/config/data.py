@@ -1,7 +1,7 @@
 """Settings of the FM and of the data: what the server and the clients own."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fedpft.config.checks import require, require_non_negative, require_positive
 from fedpft.metrics.table import TaskKind
@@ -107,6 +107,8 @@ class PublicConfig:
     image_column: str | None = None
     chunk_length: int = 128
     """Text: tokens per chunk, special tokens included."""
+    format: Literal["text", "task"] = "text"
+    """Text: a chunk is one text, or, with `task`, what the task's examples are: two texts where they are pairs."""
     max_examples: int | None = None
     """Chunks or images used, drawn by the seed; None: all, of a corpus that can be read whole."""
 

@@ -25,6 +25,9 @@ class MethodConfig:
     kept_layers: int | None = None
     """`fedot`: layers of the proxy, the adapter's included, the others its frozen emulator; null: 7 of 12, the paper's
     budget."""
+    plug_in: Literal["copy", "distill"] = "copy"
+    """How the tuned adapter gets back into the FM: its values as they are (the paper), or these as the start of a few
+    label-free steps on public data towards the tuned proxy's outputs (`align.adapter`). `full` has nothing to carry."""
 
     def __post_init__(self) -> None:
         require(0 < self.retained_ratio <= 1, "method.retained_ratio", self.retained_ratio, "a fraction in (0, 1]")
@@ -103,6 +106,24 @@ class NeuronAlignConfig:
         require(0 <= self.warmup_ratio < 1, "align.neurons.warmup_ratio", self.warmup_ratio, "a fraction in [0, 1)")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterAlignConfig:
+    """Distillation of the FM's adapter towards the tuned proxy, on the server: `method.plug_in = distill`."""
+
+    num_steps: int = 120
+    """Optimiser steps, at every evaluation of the plugged-in FM."""
+    lr: float = 3e-4
+    """The first; it falls linearly to 0."""
+    batch_size: int = 16
+    held_out_examples: int = 256
+    """Public examples, none of them trained on, on which the new adapter must be nearer to the proxy than the copied
+    one, or the copied one stays; at most a quarter of the public data."""
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("align.adapter", self, "num_steps", "lr", "batch_size", "held_out_examples", "max_grad_norm")
+
+
 def _require_two_batches(section: str, config: LayerAlignConfig | NeuronAlignConfig) -> None:
     if "closed_form" in config.kind:
         allowed = f"more than {section}.batch_size = {config.batch_size}: a second batch chooses the ridge"
@@ -111,10 +132,11 @@ def _require_two_batches(section: str, config: LayerAlignConfig | NeuronAlignCon
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """Both alignments."""
+    """All alignments."""
 
     layers: LayerAlignConfig = field(default_factory=LayerAlignConfig)
     neurons: NeuronAlignConfig = field(default_factory=NeuronAlignConfig)
+    adapter: AdapterAlignConfig = field(default_factory=AdapterAlignConfig)
 
 
 _ABLATIONS = {(False, False): "fedpft_n", (True, False): "fedpft_b", (False, True): "fedpft_d", (True, True): "fedpft"}

@@ -6,7 +6,14 @@ from typing import Literal, Union
 from fedpft.config.checks import require, require_gpus, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
-from fedpft.config.method import AlignConfig, LayerAlignConfig, LoraConfig, MethodConfig, NeuronAlignConfig
+from fedpft.config.method import (
+    AdapterAlignConfig,
+    AlignConfig,
+    LayerAlignConfig,
+    LoraConfig,
+    MethodConfig,
+    NeuronAlignConfig,
+)
 from fedpft.config.unread import unread_settings
 
 
@@ -146,11 +153,10 @@ class Config:
         """Seed of all that the server makes before federated learning: `server.seed`, or the run's."""
         return self.seed if self.server.seed is None else self.server.seed
 
-    def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig]:
+    def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig]:
         """Return the alignments that descend, by their sections."""
-        sections: dict[str, LayerAlignConfig | NeuronAlignConfig]
-        sections = {"align.layers": self.align.layers, "align.neurons": self.align.neurons}
-        return {key: section for key, section in sections.items() if "distill" in section.kind}
+        kinds = {"layers": self.align.layers.kind, "neurons": self.align.neurons.kind, "adapter": self.method.plug_in}
+        return {f"align.{name}": getattr(self.align, name) for name, kind in kinds.items() if "distill" in kind}
 
 
 def doubtful_settings(config: Config) -> list[str]:
@@ -183,7 +189,12 @@ def doubtful_settings(config: Config) -> list[str]:
         changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
         lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]
     if config.server.devices > 1 and not config.distillations():
-        lines.append("server.devices has no effect without a distillation (align.layers.kind, align.neurons.kind)")
+        lines.append(
+            "server.devices has no effect without a distillation (align.layers.kind, "
+            "align.neurons.kind, method.plug_in)"
+        )
+    if method.name != "full" and method.plug_in == "copy" and config.align.adapter != AdapterAlignConfig():
+        lines.append("align.adapter has no effect with method.plug_in = copy")
     if unread := unread_settings(config, method.name):
         lines.append(f"no effect with method.name = {method.name}: {', '.join(unread)}")
     if (

@@ -21,7 +21,7 @@ from fedpft.metrics.table import METRICS
 TRIALS_FOLDER = "trials"
 """In a sweep's `output_dir`: a run's folder for each trial."""
 RANKING_NUMBERS = (
-    *("fm", "sub_fm", "leakage_gap", "metrics.fm.*", "metrics.sub_fm.*", "fidelity.total.*"),
+    *("fm", "fm_copied", "sub_fm", "leakage_gap", "metrics.fm.*", "metrics.sub_fm.*", "fidelity.total.*"),
     *("train_loss", "lr", "seconds", "clients/*", "comm/*", "time/*", "memory/*"),
 )
 """What the record of an evaluation round can have (patterns); whether one has it only the run knows."""

@@ -18,7 +18,7 @@ UNREAD = {
         *_COMPRESSION,
         *("align.layers.num_examples", "align.layers.refit", "align.layers.product_weight", "align.neurons.*"),
     ),
-    "full": (*_COMPRESSION, *_LAYER_DROP, "align.*", "evaluation.fidelity_examples"),
+    "full": (*_COMPRESSION, *_LAYER_DROP, "method.plug_in", "align.*", "evaluation.fidelity_examples"),
 }
 """`method.name` -> keys (patterns) that do nothing then."""
 

@@ -15,7 +15,8 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from fedpft.config import Config, FederatedConfig, TaskKind
 from fedpft.data.collate import CausalCollator, Collator, ImageCollator, TextCollator, rows
-from fedpft.data.corpora.corpus import Corpus, text_blocks
+from fedpft.data.corpora.chunks import chunk_corpus, special_tokens
+from fedpft.data.corpora.corpus import Corpus
 from fedpft.data.partition import Partition, make_partition
 from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT_LENGTH, TEXT, TEXT_PAIR, require_column
 from fedpft.data.sources.errors import fail
@@ -80,8 +81,15 @@ def build_data(
         else:
             splits = [tokenise(split, processor, config.fm.max_length) for split in splits]
             collate = TextCollator(processor)
-        rng = numpy_rng(config.server_seed, "public")
-        public = chunk_corpus(corpus, processor, config.public.chunk_length, config.public.max_examples, rng)
+        pairs = config.public.format == "task" and TEXT_PAIR in task.train.column_names
+        public = chunk_corpus(
+            corpus,
+            processor,
+            config.public.chunk_length,
+            config.public.max_examples,
+            numpy_rng(config.server_seed, "public"),
+            pairs=pairs,
+        )
     else:
         splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
         assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
@@ -172,53 +180,6 @@ def tokenise(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_
         keep_in_memory=True,
         remove_columns=[name for name in dataset.column_names if name != LABEL],
     )
-
-
-def chunk_corpus(
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    chunk_length: int,
-    max_chunks: int | None,
-    rng: np.random.Generator,
-) -> datasets.Dataset:
-    """Concatenate the texts, cut them into chunks and drop the short tail.
-
-    Returns:
-        `input_ids`: `chunk_length` int32 tokens each, special tokens included. With `max_chunks`, blocks of rows are
-        read in random order until there are enough: neither time nor memory grows with the corpus.
-
-    Raises:
-        ConfigError: not even one chunk.
-
-    """
-    prefix, suffix = special_tokens(tokenizer)
-    body = chunk_length - len(prefix) - len(suffix)
-    wanted = np.inf if max_chunks is None else max_chunks * body
-    pieces: list[np.ndarray] = []
-    total = 0
-    for texts in text_blocks(corpus, wanted, rng):
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        pieces += [np.asarray(ids, dtype=np.int32) for ids in encoded]
-        total += sum(map(len, encoded))
-        if total >= wanted:
-            break
-    num_chunks = total // body
-    if num_chunks == 0:
-        fail("public.chunk_length", chunk_length, f"at most the corpus's {total + len(prefix) + len(suffix)} tokens")
-    bodies = np.concatenate(pieces)[: num_chunks * body].reshape(num_chunks, body)
-    if max_chunks is not None:
-        bodies = bodies[rng.permutation(num_chunks)[:max_chunks]]
-    frame = [np.tile(np.asarray(ids, dtype=np.int32), (len(bodies), 1)) for ids in (prefix, suffix)]
-    chunks = np.concatenate([frame[0], bodies, frame[1]], axis=1)
-    return datasets.Dataset.from_dict({"input_ids": chunks})
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids that the tokenizer puts before and after one text."""
-    full = tokenizer("a")["input_ids"]
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    start = next(i for i in range(len(full) + 1) if full[i : i + len(plain)] == plain)
-    return full[:start], full[start + len(plain) :]
 
 
 def _require_same_modality(task: TaskData, corpus: datasets.Dataset, processor: object) -> None:

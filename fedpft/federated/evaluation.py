@@ -1,7 +1,7 @@
 """What the server measures: the task's metrics of FM and proxy with an adapter, and the fidelity meter."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.evaluation.evaluate import evaluate
 from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.methods.base import Method, Proxy
+from fedpft.methods.carry_over import CarriedOver
 from fedpft.metrics.table import METRICS, class_accuracy, class_counts
 from fedpft.models.lora import AdaptedModel
 from fedpft.seeding import numpy_rng
@@ -23,6 +24,8 @@ class Evaluation:
     """Adapter -> what an evaluation round adds to its record; changes nothing in the run.
 
     Always `fm` and `sub_fm`, the primary metric on the main evaluation set (only `fm` if the proxy is the FM itself);
+    where the adapter is carried over, also `fm_copied`, the FM's with the proxy's adapter as it is, and `plug_in`, how
+    far the FM was from the proxy on public data before and after;
     its name and direction, `metric` and `metric_goal`; `metrics`: for each model all metrics by name, those on other
     evaluation sets as `set/metric`. With the meter (`evaluation.fidelity_examples` above 0) also `leakage_gap`, the
     plugged-in FM's primary metric minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and `time/fidelity_seconds`,
@@ -32,14 +35,24 @@ class Evaluation:
     Args:
         method: has built its proxy.
         proxy: what it built.
+        carry_over: adapter -> the FM with it, the result.
         data: the evaluation sets; the meter's batch is drawn from it once, by the run's seed.
         config: the run's settings.
         progress: hears about both stages.
 
     """
 
-    def __init__(self, method: Method, proxy: Proxy, data: FederatedData, config: Config, progress: Progress) -> None:
+    def __init__(
+        self,
+        method: Method,
+        proxy: Proxy,
+        carry_over: Callable[[np.ndarray], CarriedOver],
+        data: FederatedData,
+        config: Config,
+        progress: Progress,
+    ) -> None:
         self._method, self._proxy, self._data, self._progress = method, proxy, data, progress
+        self._carry_over = carry_over
         self._settings, self._server = config.evaluation, config.server
         shuffled = numpy_rng(config.seed, "fidelity").permutation(len(data.evaluation))
         drawn = shuffled[: 0 if proxy.is_fm else self._settings.fidelity_examples]
@@ -49,12 +62,18 @@ class Evaluation:
 
     def __call__(self, adapter: np.ndarray) -> dict[str, Any]:
         """Evaluate the models with the adapter."""
-        self._progress.stage("evaluate")
         counts = class_counts(len(self._data.label_names)) if self._data.kind == "classification" else None
-        scores = {"fm": self._score(self._method.plug_in(adapter), counts)}
+        carried = self._carry_over(adapter)
+        self._progress.stage("evaluate")
+        scores = {"fm": self._score(carried.fm, counts)}
+        if carried.record:
+            is_copy = carried.is_copy
+            scores["fm_copied"] = scores["fm"] if is_copy else self._score(self._method.plug_in(adapter))
         if not self._proxy.is_fm:
             scores["sub_fm"] = self._score(self._method.proxy_with(adapter))
-        record = self._record(scores) | ({} if counts is None else {"class_accuracy": class_accuracy(counts)})
+        record = self._record(scores) | carried.record
+        if counts is not None:
+            record["class_accuracy"] = class_accuracy(counts)
         return record if self._batch is None else record | self._meter(adapter, record, time.perf_counter())
 
     def untuned(self, adapter: np.ndarray) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _metadata(result: Mapping[str, Any], config: Config, merged: bool) -> ModelC
 
 def _scores(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return model -> metric -> value."""
-    return {model: dict(result["metrics"][model]) for model in shown_models(MODELS, result["method"])}
+    return {model: dict(result["metrics"][model]) for model in shown_models(MODELS, result)}
 
 
 def _summary(config: Config) -> str:

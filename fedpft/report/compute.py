@@ -13,7 +13,7 @@ _COUNTS = (("params", "parameters", 10**6, "M"), ("transformer_params", "transfo
 
 def cost_rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield title, value and note of each row that plan and result share: parameters, a client's bytes and compute."""
-    models = shown_models(CURVES, values["method"])
+    models = shown_models(CURVES, values)
     for kind, title, unit, name in _COUNTS:
         counts = {model: values[f"num_{kind}_{model}"] for model in models}
         for model, count in counts.items():

@@ -63,7 +63,7 @@ def page(
 
     """
     metric, title = result["metric"], metric_title(result["metric"])
-    curves = shown_models(CURVES, result["method"]).values()
+    curves = shown_models(CURVES, result).values()
     figures = {
         f"{title[0].upper()}{title[1:]} of the {' and of the '.join(curves)}": _metric_figure(result, records),
         "Training loss of the clients": _loss_figure(records),
@@ -73,7 +73,7 @@ def page(
         figures["Fidelity: how close the sub-FM is to the FM"] = heat_map([before, *records])
     if partition is not None:
         figures["Partition: label shares in each client"] = partition_figure(partition)
-    shown = shown_models(MODELS, result["method"])
+    shown = shown_models(MODELS, result)
     numbers = "".join(
         f"<div><dt>{model}</dt><dd>{metric_value(result[key], metric)}</dd></div>" for key, model in shown.items()
     )
@@ -134,7 +134,7 @@ def _metric_figure(result: Mapping[str, Any], records: Sequence[Mapping[str, Any
     if "fidelity" in result:
         start["sub_fm"] = start["fm"] - result["fidelity"]["leakage_gap_before"]
     evaluated = [start, *(record for record in records if "fm" in record)]
-    models = shown_models(CURVES, result["method"])
+    models = shown_models(CURVES, result)
     lines = {title: [record.get(key) for record in evaluated] for key, title in models.items()}
     figure = _line_figure([record["round"] for record in evaluated], lines)
     if metric_row(result["metric"]).is_fraction:

@@ -5,15 +5,18 @@ from typing import Any
 
 from fedpft.metrics.table import metric_row
 
-MODELS = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm": "plugged-in FM"}
+MODELS = {"untuned_fm": "untuned FM", "sub_fm": "sub-FM", "fm_copied": "FM, adapter copied", "fm": "plugged-in FM"}
 """Key in `result.json` -> what people read."""
 CURVES = {"fm": "FM", "sub_fm": "sub-FM"}
 """Key in a round's record -> the curve's name."""
 
 
-def shown_models(titles: Mapping[str, str], method: str) -> dict[str, str]:
-    """Return the titles by model, without the sub-FM's if clients tuned the FM itself."""
-    return {key: title for key, title in titles.items() if key != "sub_fm" or method != "full"}
+def shown_models(titles: Mapping[str, str], result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the titles by model of those that a run has: no sub-FM if clients tuned the FM itself, and so on."""
+    missing = {"sub_fm"} if result["method"] == "full" else set()
+    if "fm_copied" not in result:
+        missing.add("fm_copied")
+    return {key: title for key, title in titles.items() if key not in missing}
 
 
 def metric_title(name: str) -> str:
@@ -48,7 +51,7 @@ def score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
     Any other metric has one row, the plugged-in FM's, with the other models in its note.
     """
-    metric, models = result["metric"], shown_models(MODELS, result["method"])
+    metric, models = result["metric"], shown_models(MODELS, result)
     for key, model in models.items():
         note = "" if key == "untuned_fm" else metric_change(result[key] - result["untuned_fm"], metric)
         yield f"{metric_title(metric)}, {model}", metric_value(result[key], metric), note

@@ -1,8 +1,8 @@
 """From a config to a tuned foundation model: the one page that wires everything.
 
 task, data -> pool (actors start importing) -> FM -> method.build_proxy [construct, align layers] -> pool.broadcast
--> rounds [fit, aggregate, align neurons, evaluate, checkpoint] -> adapter/, sub_fm/, result.json,
-   report.html
+-> rounds [fit, aggregate, align neurons, carry adapter over, evaluate, checkpoint]
+-> adapter/ (the FM's), sub_fm/, sub_fm_adapter/, result.json, report.html
 
 A run that goes on from a checkpoint takes the same way: FM and data are loaded again, the proxy and all other state
 come from the checkpoint, and the rounds that are left follow.
@@ -120,7 +120,8 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             files = {"adapter": output_dir / "adapter"}
             save_adapter(outcome.tuned_fm, files["adapter"])
             if outcome.sub_fm is not outcome.tuned_fm:
-                files["sub_fm"] = output_dir / "sub_fm"
+                files |= {name: output_dir / name for name in ("sub_fm_adapter", "sub_fm")}
+                save_adapter(outcome.sub_fm, files["sub_fm_adapter"])
                 without_adapter(outcome.sub_fm).save_pretrained(files["sub_fm"])
             memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
             seconds = time.perf_counter() - start

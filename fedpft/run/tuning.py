@@ -22,6 +22,7 @@ from fedpft.federated.pool import ClientPool
 from fedpft.federated.spending import run_spent
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import METHODS
+from fedpft.methods.carry_over import CarryOver
 from fedpft.metrics.table import METRICS
 from fedpft.models.costs import costs
 from fedpft.models.digest import model_digest
@@ -29,6 +30,9 @@ from fedpft.models.ffn import find_backbone
 from fedpft.models.lora import AdaptedModel, get_adapter
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
+
+LAST = ("fm", "fm_copied", "sub_fm", "metric", "metric_goal", "plug_in")
+"""Of the last evaluation, what the result has under the same name; not every run has all."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,12 @@ def tune(
 
     """
     fm_digest = model_digest(find_backbone(fm))  # before it gets an adapter
-    method = METHODS[config.method.name](fm, public_data(data), config, observer)
+    public = public_data(data)
+    method = METHODS[config.method.name](fm, public, config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 
-    evaluation = Evaluation(method, proxy, data, config, observer)
+    carry_over = CarryOver(method, proxy, public, config, observer)
+    evaluation = Evaluation(method, proxy, carry_over, data, config, observer)
     construction = saved.extra["construction"] if saved else dict(proxy.construction)
     start = time.perf_counter()  # of the rounds, once they begin
 
@@ -120,7 +126,7 @@ def tune(
         "seed": config.seed,
         "method": reported_name(config.method, config.align),
         "untuned_fm": untuned["fm"],
-        **{name: last[name] for name in ("fm", "sub_fm", "metric", "metric_goal")},
+        **{name: last[name] for name in LAST if name in last},
         "metrics": {"untuned_fm": untuned["metrics"]["fm"], "sub_fm": last["metrics"]["fm"], **last["metrics"]},
         **_of_clients(data, last),
         **evaluation.summary(untuned, final.last_evaluation),
@@ -138,7 +144,7 @@ def tune(
         "num_eval_examples": len(data.evaluation),
         "actors": pool.num_actors,
     }
-    return Outcome(result, method.plug_in(final.adapter), method.proxy_with(final.adapter))
+    return Outcome(result, carry_over(final.adapter).fm, method.proxy_with(final.adapter))
 
 
 def _of_clients(data: FederatedData, last: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ ROUNDS_FILE = "rounds.jsonl"
 PARTITION_FILE = "partition.json"
 """Labels of each client's examples, counted; see `data.histogram.partition_table`."""
 
-WRITTEN_LATER = ("adapter", "checkpoints", "fm", "result.json", "sub_fm")
+WRITTEN_LATER = ("adapter", "checkpoints", "fm", "result.json", "sub_fm", "sub_fm_adapter")
 """What a run puts beside it."""
 
 

@@ -11,6 +11,7 @@ CLIENT_COLUMNS = ("client_id", "num_examples", "loss", "seconds", "actor")
 
 METRIC_NAMES = {
     "fm": "server/fm",
+    "fm_copied": "server/fm_copied",
     "sub_fm": "server/sub_fm",
     "train_loss": "server/train_loss",
     "lr": "server/lr",
@@ -27,7 +28,7 @@ METRIC_NAMES = {
 
 STEP_METRICS = {
     **dict.fromkeys(
-        ("server/*", "metrics/*", "clients/*", "comm/*", "time/*", "memory/*", "fidelity/*"), "round"
+        ("server/*", "metrics/*", "clients/*", "comm/*", "time/*", "memory/*", "fidelity/*", "plug_in/*"), "round"
     ),
     "align/*": "align/step",
 }  # fmt: skip
@@ -42,6 +43,7 @@ _KEPT: Mapping[str, Kept] = {
     "align/step_loss": "min",
     "clients/loss_*": "min",
     "fidelity/hidden_error*": "min",
+    "plug_in/*_loss": "min",
     "fidelity/gradient_cosine*": "max",
     "clients/flops*": "mean",
     "comm/bytes_*": "mean",
@@ -60,7 +62,7 @@ def kept_in_summary(name: str, goal: Goal) -> Kept | None:
         goal: of the task's primary metric.
 
     """
-    if name in ("server/fm", "server/sub_fm"):
+    if name in ("server/fm", "server/fm_copied", "server/sub_fm"):
         return goal
     if name.startswith("metrics/"):
         return metric_row(name).goal

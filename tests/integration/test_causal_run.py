@@ -19,11 +19,14 @@ from tests.tiny import tiny_causal_run, tiny_fm
 DECODERS = ("gpt2", "llama", "qwen2")
 
 
+DISTILLED = ["method.plug_in=distill", "align.adapter.num_steps=4", "align.adapter.batch_size=4"]
+
+
 @pytest.fixture(scope="module", params=DECODERS)
 def finished(request, tmp_path_factory):
     """Run once for each family of decoders and open what is left."""
     folder = tmp_path_factory.mktemp("run")
-    config = load_config(None, [*tiny_causal_run(folder, request.param), "evaluation.interval=2"])
+    config = load_config(None, [*tiny_causal_run(folder, request.param), "evaluation.interval=2", *DISTILLED])
     run(config)
     out = folder / "out"
     return SimpleNamespace(
@@ -57,20 +60,24 @@ def test_the_adapter_is_lora_alone(finished):
 
 
 def test_what_is_left_opens_with_transformers_and_peft_and_gives_the_result(finished):
-    folder = str(finished.out / "adapter")
+    folder, tuned = str(finished.out / "adapter"), str(finished.out / "sub_fm_adapter")
 
     def tuned_sub_fm(fm):
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(finished.out / "sub_fm"), folder)
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(finished.out / "sub_fm"), tuned)
 
-    found = {"fm": scores(finished, lambda fm: PeftModel.from_pretrained(fm, folder))}
+    found = {
+        name: scores(finished, lambda fm, f=f: PeftModel.from_pretrained(fm, f))
+        for name, f in (("fm", folder), ("fm_copied", tuned))
+    }
     found |= {"sub_fm": scores(finished, tuned_sub_fm), "untuned_fm": scores(finished, lambda fm: fm)}
+    assert found.keys() == finished.result["metrics"].keys()
     for name, metrics in finished.result["metrics"].items():
         assert found[name] == pytest.approx(metrics, rel=1e-6, abs=2e-6), name
 
 
 def test_the_tuned_sub_fm_writes_text(finished):
     model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(finished.out / "sub_fm"), str(finished.out / "adapter")
+        AutoModelForCausalLM.from_pretrained(finished.out / "sub_fm"), str(finished.out / "sub_fm_adapter")
     )
     written = model.generate(input_ids=torch.tensor([[7, 5, 6]]), max_new_tokens=4, do_sample=False)
     assert 4 <= written.shape[1] <= 7

@@ -22,9 +22,14 @@ RESULT_KEYS = {
     "untuned_fm", "sub_fm", "fm", "rounds", "num_params_fm", "num_params_sub_fm", "num_params_adapter",
     "bytes_up_per_client_round", "bytes_down_per_client_round", "wall_seconds", "versions",
 }  # fmt: skip
+DISTILLED = ["method.plug_in=distill", "align.adapter.num_steps=4", "align.adapter.batch_size=4"]
 VARIANTS = {
     "text, uniform sub-FM": ("text", tiny_text_run, ["evaluation.interval=2"]),
-    "text, layer 0 whole": ("text", tiny_text_run, ["evaluation.interval=2", "method.uncompressed_layers=[0]"]),
+    "text, layer 0 whole": (
+        "text",
+        tiny_text_run,
+        ["evaluation.interval=2", "method.uncompressed_layers=[0]", *DISTILLED],
+    ),
     "images, uniform sub-FM": ("image", tiny_vision_run, ["evaluation.interval=2"]),
     "images, layer 0 whole": ("image", tiny_vision_run, ["evaluation.interval=2", "method.uncompressed_layers=[0]"]),
 }
@@ -62,7 +67,8 @@ def accuracy(finished, model):
 
 def test_the_output_folder_holds_what_is_promised(finished):
     own_fm = {"fm"} if finished.config.fm.pretrain.num_epochs else set()
-    promised = {"config.yaml", "partition.json", "rounds.jsonl", "result.json", "report.html", "adapter", "sub_fm"}
+    promised = {"config.yaml", "partition.json", "rounds.jsonl", "result.json", "report.html", "adapter"}
+    promised |= {"sub_fm", "sub_fm_adapter"}
     assert {path.name for path in finished.out.iterdir()} == promised | own_fm
     assert {name: str(path) for name, path in finished.returned.locations.items()} == {
         "config": str(finished.out / "config.yaml"),
@@ -71,6 +77,7 @@ def test_the_output_folder_holds_what_is_promised(finished):
         "adapter": str(finished.out / "adapter"),
         **{name: str(finished.out / name) for name in own_fm},
         "sub_fm": str(finished.out / "sub_fm"),
+        "sub_fm_adapter": str(finished.out / "sub_fm_adapter"),
         "report": str(finished.out / "report.html"),
     }
 
@@ -140,7 +147,9 @@ def test_result_has_the_promised_keys_and_true_numbers(finished):
     assert (result["name"], result["seed"], result["method"], result["rounds"]) == ("tiny", 42, "fedpft", 4)
     assert {key: finished.rounds[-1][key] for key in ("fm", "sub_fm")} == {key: result[key] for key in ("fm", "sub_fm")}
     assert (result["metric"], result["metric_goal"]) == ("accuracy", "max")
-    assert result["metrics"] == {key: {"accuracy": result[key]} for key in ("untuned_fm", "fm", "sub_fm")}
+    models = {"untuned_fm", "fm", "sub_fm"} | ({"fm_copied"} & result.keys())
+    assert ("fm_copied" in models) == (finished.config.method.plug_in == "distill")
+    assert result["metrics"] == {key: {"accuracy": result[key]} for key in models}
     assert result["bytes_up_per_client_round"] == 4 * result["num_params_adapter"]
     assert {"torch", "transformers", "peft", "lightning", "python"} <= result["versions"].keys()
     fm, _ = load_fm_and_data(finished.config, SilentProgress())
@@ -193,7 +202,7 @@ def test_the_sub_fm_opens_and_with_the_adapter_gives_its_number(finished):
         assert type(plain) is type(sub_fm)
         assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), sub_fm.parameters(), strict=True))
         sub_fm = plain
-    adapted = PeftModel.from_pretrained(sub_fm, str(finished.out / "adapter"))
+    adapted = PeftModel.from_pretrained(sub_fm, str(finished.out / "sub_fm_adapter"))
     assert accuracy(finished, adapted) == finished.result["sub_fm"]
 
 

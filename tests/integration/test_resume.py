@@ -16,6 +16,7 @@ from fedpft.storage.checkpoint import load_newest
 from tests.tiny import tiny_text_run, tiny_vision_run
 
 ROUNDS = ["federated.rounds=5", "method.uncompressed_layers=[0]", "evaluation.interval=2"]
+ROUNDS += ["method.plug_in=distill", "align.adapter.num_steps=3", "align.adapter.batch_size=4"]
 """Neurons are aligned after rounds 2 and 4."""
 STOPS = {
     "before any round": ("AfterCheckpoint", 0),
@@ -50,6 +51,7 @@ def outcome(folder):
     return {
         "adapter": (folder / "adapter/adapter_model.safetensors").read_bytes(),
         "sub_fm": (folder / "sub_fm/model.safetensors").read_bytes(),
+        "sub_fm_adapter": (folder / "sub_fm_adapter/adapter_model.safetensors").read_bytes(),
         "rounds": [untimed(line) for line in lines],
         "result": untimed(json.loads((folder / "result.json").read_text())),
         "files": sorted(path.name for path in folder.iterdir()),

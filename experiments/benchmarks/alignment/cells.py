@@ -13,7 +13,8 @@ from torch import nn
 
 from fedpft.align.losses import hidden_state_loss
 from fedpft.config import Config, load_config
-from fedpft.data.datamodule import FederatedData, chunk_corpus
+from fedpft.data.corpora.chunks import chunk_corpus
+from fedpft.data.datamodule import FederatedData
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
 from fedpft.methods import METHODS

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from fedpft.config import FMConfig, PublicConfig
 from fedpft.data.corpora import public
-from fedpft.data.datamodule import chunk_corpus
+from fedpft.data.corpora.chunks import chunk_corpus
 from fedpft.models.loading import load_processor
 from fedpft.seeding import numpy_rng
 

@@ -60,7 +60,7 @@ def test_a_number_of_an_evaluation_ranks_trials(base, metric):
 
 @pytest.mark.parametrize(
     ("metric", "allowed"),
-    [("accuracy", "fm, sub_fm, leakage_gap"), ("metrics.fm.f3", "metrics.MODEL.accuracy|"), ("adapter", "fm, sub_fm")],
+    [("accuracy", "fm, fm_copied, sub_fm"), ("metrics.fm.f3", "metrics.MODEL.accuracy|"), ("adapter", "fm, fm_copied")],
 )
 def test_a_metric_that_no_record_has_is_refused_before_any_trial(base, metric, allowed):
     message = refused(planned_trials, SweepConfig(base=base, metric=metric))

@@ -13,8 +13,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from fedpft.config import Config, ConfigError, FederatedConfig, FMConfig, PartitionConfig, PublicConfig
 from fedpft.data.collate import ImageCollator, TextCollator, rows, text_lengths
+from fedpft.data.corpora.chunks import chunk_corpus, special_tokens
 from fedpft.data.corpora.public import CORPORA, load_corpus, python_reference
-from fedpft.data.datamodule import build_data, chunk_corpus, special_tokens, tokenise
+from fedpft.data.datamodule import build_data, tokenise
 from fedpft.data.tasks.loading import TaskData
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -124,6 +125,34 @@ def test_public_batches_have_no_labels(tokenizer):
 def test_a_corpus_shorter_than_a_chunk_is_an_error(tokenizer):
     with pytest.raises(ConfigError, match=r"public\.chunk_length: found 500"):
         chunk_corpus(corpus(2), tokenizer, 500, None, np.random.default_rng(0))
+
+
+def test_public_text_in_the_form_of_pairs_is_what_the_tokenizer_makes_of_two_texts(tokenizer):
+    chunks = chunk_corpus(corpus(), tokenizer, 12, None, np.random.default_rng(0), pairs=True)
+    whole = chunk_corpus(corpus(), tokenizer, 11, None, np.random.default_rng(0))
+    lengths = set()
+    for row, plain in zip(chunks, whole, strict=True):
+        words, types = np.array(row["input_ids"]), np.array(row["token_type_ids"])
+        texts = [tokenizer.decode(words[types == kind], skip_special_tokens=True) for kind in (0, 1)]
+        expected = {"input_ids": list(words), "token_type_ids": list(types)}
+        assert dict(tokenizer(*texts, return_attention_mask=False)) == expected
+        assert " ".join(texts) == tokenizer.decode(plain["input_ids"], skip_special_tokens=True), "the same texts"
+        lengths.add(len(texts[0].split()))
+    assert len(lengths) > 4, "cut anywhere"
+    assert lengths <= set(range(1, 9))
+
+
+def test_the_form_of_the_task_is_that_of_its_examples(tokenizer):
+    pair = text_task(pair=True)
+    for task, form, has_types in ((pair, "task", True), (pair, "text", False), (text_task(), "task", False)):
+        public = build_data(task, corpus(), tokenizer, config(format=form)).public
+        assert ("token_type_ids" in public.column_names) == has_types
+        assert {len(row) for row in public["input_ids"]} == {10}
+
+
+def test_a_chunk_without_room_for_its_special_tokens_and_texts_is_an_error(tokenizer):
+    with pytest.raises(ConfigError, match=r"public\.chunk_length: found 4, allowed: at least 5"):
+        chunk_corpus(corpus(), tokenizer, 4, None, np.random.default_rng(0), pairs=True)
 
 
 def test_special_tokens_are_found_by_asking(tokenizer):

@@ -12,6 +12,7 @@ from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.federated import evaluation as module_under_test
 from fedpft.federated.evaluation import Evaluation
 from fedpft.methods.base import Proxy
+from fedpft.methods.carry_over import CarriedOver
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_fm, tiny_texts, tiny_tokenizer
@@ -37,13 +38,14 @@ class FakeMethod:
         return self.sub_fm
 
 
-def made(num_examples=8, *, seed=0, layer_pairs=None, metrics=("accuracy",), others=(), **of_data):
+def made(num_examples=8, *, seed=0, layer_pairs=None, metrics=("accuracy",), others=(), carry_over=None, **of_data):
     method, progress = FakeMethod(), Mock(spec=SilentProgress)
+    carry_over = carry_over or (lambda adapter: CarriedOver(fm=method.plug_in(adapter), is_copy=True))
     config = Config(seed=seed, evaluation=EvaluationConfig(batch_size=5, fidelity_examples=num_examples), server=SERVER)
     sets = {"evaluation": DATASET, "other_evaluations": dict(others)}
     data = Mock(**sets, collate=TextCollator(TOKENIZER), metrics=metrics, **of_data)
     proxy = Proxy(model=method.sub_fm, watched_layers=(), layer_pairs=layer_pairs)
-    return Evaluation(method, proxy, data, config, progress), method, progress
+    return Evaluation(method, proxy, carry_over, data, config, progress), method, progress
 
 
 def tuned(method):
@@ -119,6 +121,25 @@ def test_the_untuned_models_are_measured_alike():
     assert summary["seconds"] == pytest.approx(sum(seconds))
     assert (summary["before"], summary["after"]) == (before["fidelity"], again["fidelity"])
     assert (summary["num_examples"], summary["leakage_gap_before"]) == (8, before["leakage_gap"])
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_an_adapter_that_was_carried_over_is_the_fms_and_the_copied_one_is_told_beside_it(is_copy):
+    carried = tiny_fm("bert", num_labels=2, seed=5)  # some other FM
+    report = {"plug_in": {"accepted": not is_copy}, "time/plug_in_seconds": 1.0}
+    class_names = {"kind": "classification", "label_names": ("no", "yes")}
+    evaluation, method, _ = made(
+        carry_over=lambda _: CarriedOver(fm=carried, is_copy=is_copy, record=report), **class_names
+    )
+    adapter = tuned(method)
+    record = evaluation(adapter)
+    assert record["fm"] == record["metrics"]["fm"]["accuracy"] == accuracy(carried)
+    copied = accuracy(carried if is_copy else method.plug_in(adapter))
+    assert record["fm_copied"] == record["metrics"]["fm_copied"]["accuracy"] == copied
+    shares = np.bincount(LABELS) / len(LABELS)
+    assert np.dot(record["class_accuracy"], shares) == pytest.approx(record["fm"], abs=1e-6), "of the result's FM"
+    assert report.items() <= record.items()
+    assert record["fidelity"] == made()[0](adapter)["fidelity"], "the meter compares models with one adapter"
 
 
 def test_the_batch_is_fixed_by_the_seed():

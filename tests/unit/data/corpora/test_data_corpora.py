@@ -13,9 +13,9 @@ import pytest
 from fedpft.config import ConfigError, PublicConfig, load_config
 from fedpft.data.collate import TextCollator
 from fedpft.data.corpora import public
+from fedpft.data.corpora.chunks import chunk_corpus
 from fedpft.data.corpora.corpus import BLOCK_ROWS, Mixture, StreamedText, text_blocks
 from fedpft.data.corpora.public import CORPORA, load_corpus
-from fedpft.data.datamodule import chunk_corpus
 from fedpft.data.digest import public_identity
 from fedpft.data.sources import rows as sources
 from fedpft.run.inputs import load_data

@@ -5,7 +5,7 @@ import torch
 
 from fedpft.config import ConfigError
 from fedpft.data.collate import CausalCollator
-from fedpft.data.datamodule import chunk_corpus, special_tokens
+from fedpft.data.corpora.chunks import chunk_corpus, special_tokens
 from fedpft.data.tasks.instructions import as_instructions, tokenise_instructions
 from fedpft.data.tasks.prompts import PromptTemplate
 from tests.tiny import tiny_causal_tokenizer

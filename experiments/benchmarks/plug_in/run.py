@@ -1,0 +1,166 @@
+"""Plug-in benchmark: what the FM loses when the adapter is copied into it, and what a distillation wins back.
+
+    python -m experiments.benchmarks.plug_in.run DATA_DIR [--match GLOB]      measure what is not measured yet
+    python -m experiments.benchmarks.plug_in.run --table                     print the tables of README.md
+
+DATA_DIR as for the methods benchmark, whose settings and learning rates these are; further tasks (`mrpc`, `mnli`,
+`ag_news`) have FedPFT's of the closest task there: their numbers compare plug-ins within a run, not methods. Set
+OMP_NUM_THREADS=1; several workers share the work. One JSON a run lies in `experiments/results/plug_in/`.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from experiments.benchmarks.methods.cells import BASE, WORK
+from experiments.benchmarks.methods.cells import RESULTS as METHODS_RESULTS
+from experiments.benchmarks.methods.run import KEPT
+from experiments.benchmarks.methods.table import interval
+from fedpft.config import Config, load_config
+from fedpft.federated.observer import SilentObserver
+from fedpft.federated.pool import SequentialPool
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.tuning import tune
+from fedpft.storage.output import package_versions, write_json
+from fedpft.tracking.trackers import TrackerGroup
+from fedpft.trainer import SilentProgress
+
+RESULTS = Path("experiments/results/plug_in")
+RATES = {("sst2", 67): 8e-3, ("qnli", 67): 4e-3, ("sst2", 50): 8e-3, ("qnli", 50): 4e-3}
+"""(task, size) -> what FedPFT's search in the methods benchmark found."""
+FURTHER_TASKS = {
+    "ag_news": ("text_columns=[text]", 8e-3),
+    "mrpc": ("text_columns=[sentence1,sentence2]", 4e-3),
+    "mnli": ("text_columns=[sentence1,sentence2]", 4e-3),
+}
+"""Task -> its columns and rate; none of them was searched."""
+SEEDS = (42, 43, 44)
+CONSTRUCTIONS = {
+    "none": ("align.layers.kind=none", "align.neurons.kind=none"),
+    "closed": ("align.layers.kind=closed_form", "align.layers.num_examples=800", "align.neurons.kind=none"),
+}
+"""How the sub-FM is aligned: not at all, or once, in a minute, before the rounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One federated run; both plug-ins are evaluated on what it tuned."""
+
+    task: str
+    size: int
+    """Of the sub-FM: per cent of the FM's transformer parameters."""
+    construction: str
+    format: str
+    """`public.format`."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}_{self.size}_{self.construction}_{self.format}_seed{self.seed}"
+
+    def config(self, data_dir: Path) -> Config:
+        extra = [*CONSTRUCTIONS[self.construction], f"public.format={self.format}", "method.plug_in=distill"]
+        if (self.task, self.size) in RATES:
+            settings, rate = [f"task={self.task}"], RATES[self.task, self.size]
+        else:
+            columns, rate = FURTHER_TASKS[self.task]
+            settings = ["task.name=custom", f"task.{columns}", "task.max_train_examples=6400"]
+            settings += ["federated.rounds=16", "evaluation.interval=16", "federated.head_lr_ratio=1"]
+        return load_config(
+            BASE,
+            [
+                "fm=minilm",
+                f"method=fedpft_{self.size}",
+                *settings,
+                *extra,
+                f"federated.lr={rate}",
+                f"seed={self.seed}",
+                f"task.path={data_dir / self.task}",
+                f"public.path={data_dir / 'align_text'}",
+                f"cache.dir={WORK / 'cache'}",
+            ],
+        )
+
+
+def all_runs() -> Iterator[Run]:
+    """Yield the runs, the most important ones first."""
+    for seed in SEEDS:
+        for task in ("qnli", "sst2"):
+            yield Run(task=task, size=67, construction="closed", format="task", seed=seed)
+    for task in FURTHER_TASKS:
+        yield Run(task=task, size=67, construction="closed", format="task", seed=SEEDS[0])
+    for seed in SEEDS:
+        for task in ("qnli", "sst2"):
+            yield Run(task=task, size=67, construction="none", format="task", seed=seed)
+    for seed in SEEDS:
+        for task in ("qnli", "sst2"):
+            yield Run(task=task, size=50, construction="closed", format="task", seed=seed)
+    for seed in SEEDS:
+        yield Run(task="qnli", size=67, construction="closed", format="text", seed=seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir", type=Path, nargs="?")
+    parser.add_argument("--match", default="*", help="only the runs with such a name")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table:
+        print("\n".join(table()))
+        return
+    torch.set_num_threads(1)
+    for path in (RESULTS, WORK):
+        path.mkdir(parents=True, exist_ok=True)
+    for run in all_runs():
+        file = RESULTS / f"{run.name}.json"
+        try:
+            with FileLock(WORK / f"plug_in_{run.name}.lock", timeout=0):
+                if not file.exists() and fnmatch(run.name, options.match):
+                    start = time.perf_counter()
+                    measured = measure(run.config(options.data_dir))
+                    write_json(file, {**vars(run), **measured, "versions": package_versions()})
+                    print(f"{run.name}: {100 * measured['fm']:.1f} %, {time.perf_counter() - start:.0f} s", flush=True)
+        except Timeout:
+            continue
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Run once and return what is worth keeping of its result."""
+    fm, data = load_fm_and_data(config, SilentProgress())
+    result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result
+    return {name: result[name] for name in (*KEPT, "fm_copied", "plug_in") if name in result}
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of the table: mean ± half of the 95 % interval over seeds, in per cent."""
+    full = {(cell["task"], cell["seed"]): cell["fm"] for cell in _records(METHODS_RESULTS, "*_full_iid_seed*.json")}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for run in _records(RESULTS, "*.json"):
+        groups[run["task"], run["size"], run["construction"], run["format"]].append(run)
+    titles = ("task", "size", "aligned", "public text", "proxy %", "FM, copied %", "FM, distilled %")
+    differences = ("distilled minus copied", "minus proxy", "minus `full`")
+    yield f"| {' | '.join([*titles, *differences, 'seeds'])} |"
+    yield f"|{' --- |' * (len(titles) + len(differences) + 1)}"
+    for (task, size, construction, form), runs in groups.items():
+        columns = [task, f"{size} %", construction, form]
+        columns += [interval([run[key] for run in runs]) for key in ("sub_fm", "fm_copied", "fm")]
+        columns += [interval([run["fm"] - run[key] for run in runs]) for key in ("fm_copied", "sub_fm")]
+        paired = [run["fm"] - full[task, run["seed"]] for run in runs if (task, run["seed"]) in full]
+        yield f"| {' | '.join([*columns, interval(paired), str(len(runs))])} |"
+
+
+def _records(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob(pattern))]
+
+
+if __name__ == "__main__":
+    main()
