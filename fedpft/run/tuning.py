@@ -24,9 +24,8 @@ from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import METHODS
 from fedpft.metrics.table import METRICS
 from fedpft.models.costs import costs
-from fedpft.models.digest import model_digest
-from fedpft.models.ffn import find_backbone
 from fedpft.models.lora import AdaptedModel, get_adapter
+from fedpft.run.same_fm import fm_record
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
 
@@ -65,7 +64,8 @@ def tune(
         keep: called with the state before the first round and after every round.
 
     """
-    fm_digest = model_digest(find_backbone(fm))  # before it gets an adapter
+    record = saved.extra.get("fm", {}) if saved else {}
+    record = {**fm_record(fm), **record}  # before it gets an adapter
     method = METHODS[config.method.name](fm, public_data(data), config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 
@@ -76,6 +76,7 @@ def tune(
     def checkpoint(state: ServerState) -> None:
         server = {name: value for name, value in vars(state).items() if name != "adapter"}
         extra = {
+            "fm": record,
             "construction": construction,
             "fidelity_seconds": evaluation.fidelity_seconds,
             "rounds_seconds": time.perf_counter() - start,
@@ -126,7 +127,7 @@ def tune(
         **evaluation.summary(untuned, final.last_evaluation),
         "best": dict(final.best),
         "rounds": final.rounds_done,
-        "fm_digest": fm_digest,
+        **record,
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
         **costs(fm, proxy.model),
