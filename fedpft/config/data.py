@@ -23,6 +23,8 @@ class FMConfig:
 
     path: str = "google-bert/bert-base-uncased"
     """Hub id, local folder, `package://module/sub/folder` (weights shipped in a Python package) or `scratch://model_type`."""
+    revision: str | None = None
+    """Of a hub id: a branch, a tag or a commit; null: the newest, of which `result.json` has the commit."""
     max_length: int = 128
     """Longest text in tokens, special tokens included; longer texts are cut."""
     config: dict[str, Any] = field(default_factory=dict)

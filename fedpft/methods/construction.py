@@ -15,8 +15,7 @@ from fedpft.construct.cache import BuiltSubFM, Construction, Restore, SubFMCache
 from fedpft.construct.compress import restore_sub_fm
 from fedpft.construct.store import cache_dir
 from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
-from fedpft.models.digest import model_digest
-from fedpft.models.ffn import find_backbone
+from fedpft.models.digest import backbone_digest
 from fedpft.trainer import Progress
 
 
@@ -50,7 +49,7 @@ def construct_once(
     for kind, loss in made.report.get("align_measured", {}).items():  # also of one that another run built
         warn_if_useless(f"align.layers.kind = {kind}", loss["before"], loss["after"])
     seconds = time.perf_counter() - start
-    digest = model_digest(find_backbone(made.sub_fm))
+    digest = backbone_digest(made.sub_fm)
     summary = {"key": made.key, "digest": digest, "cached": made.cached, "seconds": seconds, **made.report}
     return made, summary
 

@@ -15,8 +15,8 @@ from fedpft.config import Config, LayerAlignConfig, MethodConfig
 from fedpft.config.unread import is_read
 from fedpft.construct.compress import resolve_layers
 from fedpft.construct.layer_drop import choose_layers
-from fedpft.models.digest import model_digest
-from fedpft.models.ffn import find_backbone, find_ffns
+from fedpft.models.digest import backbone_digest
+from fedpft.models.ffn import find_ffns
 from fedpft.storage.output import package_versions
 from fedpft.trainer import device_kind
 
@@ -53,7 +53,7 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
     installed = package_versions()
     ingredients = {
         "format": CACHE_FORMAT,
-        "fm": {"model_type": fm.config.model_type, "digest": model_digest(find_backbone(fm))},
+        "fm": {"model_type": fm.config.model_type, "digest": backbone_digest(fm)},
         "constructor": _constructor(config.method, len(find_ffns(fm))),
         "align_layers": _settings_read(config.align.layers, config.method.name),
         "seed": config.server_seed,

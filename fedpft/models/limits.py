@@ -44,3 +44,15 @@ def check_texts_fit(config: Config, fm: PretrainedConfig, tokenizer: PreTrainedT
         raise ConfigError(
             f"fm.path: found {found} in {config.fm.path!r}, allowed: the tokenizer that belongs to the FM"
         )
+
+
+def fit_inputs(fm: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer give what the FM takes, in place: always a mask, and types of tokens if it embeds them all.
+
+    GPT-2 would add the embedding of a token to each; others fail, or have an embedding for the first type alone.
+    """
+    types = tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]
+    known = getattr(fm, "type_vocab_size", 0)
+    dropped = {"token_type_ids"} if max([*types, tokenizer.pad_token_type_id]) >= known else set()
+    names = [name for name in tokenizer.model_input_names if name not in dropped]
+    tokenizer.model_input_names = names if "attention_mask" in names else [*names, "attention_mask"]

@@ -21,8 +21,11 @@ from transformers import (
 )
 
 from fedpft.config import ConfigError, FMConfig, TaskKind
-from fedpft.models.checks import check_decoder, check_fields, check_weights
+from fedpft.models.checks import check_decoder, check_no_adapter, check_weights
 from fedpft.models.ffn import ffn_location, find_ffns, known_family
+from fedpft.models.fields import check_direction, check_fields, neutralise
+from fedpft.models.head import fit_head
+from fedpft.models.origin import Origin, remember_origin
 from fedpft.seeding import derive_seed, isolated_torch_rng
 
 Modality = Literal["text", "image"]
@@ -77,13 +80,16 @@ def load_processor(config: FMConfig, modality: Modality) -> Any:
     if is_from_scratch(config):
         return _scratch_processor(config, modality)
     auto = AutoTokenizer if modality == "text" else AutoImageProcessor
-    processor = _from_pretrained(auto, config.path)
+    processor = _from_pretrained(auto, config)
     if modality == "image":
         return processor
     if len(processor) <= len(processor.all_special_tokens):  # what transformers makes of a folder without its files
         raise ConfigError(
             f"fm.path: found {config.path!r} with no tokenizer's files, allowed: a model with its tokenizer"
         )
+    if processor.pad_token is None and processor.eos_token is None:
+        found = f"{config.path!r} with a tokenizer that has neither a padding nor an end-of-text token"
+        raise ConfigError(f"fm.path: found {found}, allowed: one that has either (in its tokenizer_config.json)")
     if processor.pad_token is None:
         processor.pad_token = processor.eos_token
     return processor
@@ -102,14 +108,38 @@ def load_fm_config(config: FMConfig, num_labels: int, kind: TaskKind = "classifi
             encoders, or fields that it lacks.
 
     """
+    return _configs(config, num_labels, kind)[1]
+
+
+def architecture(
+    config: FMConfig, modality: Modality, num_labels: int, kind: TaskKind = "classification"
+) -> PreTrainedModel:
+    """Return the FM without weights, on the meta device: all that its config tells, in milliseconds.
+
+    Raises:
+        ConfigError: as :func:`load_fm_config`, or an architecture that cannot be built.
+
+    """
+    fm_config = load_fm_config(config, num_labels, kind)
+    fm_config.architectures = []
+    with isolated_torch_rng(0), torch.device("meta"), _one_line(_unbuildable(config)):
+        return auto_model(modality, kind).from_config(fm_config, dtype=torch.float32).eval()
+
+
+def _configs(config: FMConfig, num_labels: int, kind: TaskKind) -> tuple[PretrainedConfig, PretrainedConfig, list[str]]:
+    """Return the stored config (that of a new FM: its own), the FM's, and lines on what of it is not followed."""
+    check_revision(config)
     if is_from_scratch(config):
-        return _scratch_config(config, num_labels, kind)
-    stored = _from_pretrained(AutoConfig, config.path)
+        fm_config = _scratch_config(config, num_labels, kind)
+        return fm_config, fm_config, neutralise(fm_config)
+    stored = _from_pretrained(AutoConfig, config)
     known_family(stored.model_type, repr(config.path))
     if kind == "causal_lm":
         check_decoder(stored.model_type, config.path)
     check_fields(stored, config.config)
-    return _from_pretrained(AutoConfig, config.path, **_head_fields(num_labels, kind), **config.config)
+    fm_config = _from_pretrained(AutoConfig, config, **_head_fields(num_labels, kind), **config.config)
+    check_direction(fm_config, config.path)
+    return stored, fm_config, neutralise(fm_config)
 
 
 def load_fm(
@@ -120,10 +150,12 @@ def load_fm(
     seed: int,
     kind: TaskKind = "classification",
     pad_token_id: int | None = None,
+    label_names: Sequence[str] = (),
 ) -> PreTrainedModel:
     """Return the FM with a head for `num_labels` classes, in eval mode; a new head is initialised from `seed`.
 
-    For `causal_lm` it is the whole language model, with the head that it was pre-trained with.
+    For `causal_lm` it is the whole language model, with the head that it was pre-trained with. What was drawn at random
+    or changed is told by :func:`fedpft.models.origin.origin_of`.
 
     Args:
         config: the `fm` section.
@@ -132,26 +164,64 @@ def load_fm(
         seed: the run's.
         kind: the task's.
         pad_token_id: the tokenizer's; a decoder pools the last token that is not padding.
+        label_names: of the classes, in order; a stored head is made one for them; empty: it stays as it is.
 
     Raises:
         ConfigError: as :func:`load_fm_config`; files that cannot be read, weights for the backbone that are missing, of
-            another shape or not finite, or an architecture that cannot be built.
+            another shape, without a place or not finite, or an architecture that cannot be built.
 
     """
-    auto, fm_config = auto_model(modality, kind), load_fm_config(config, num_labels, kind)
+    auto, (stored, fm_config, notes) = auto_model(modality, kind), _configs(config, num_labels, kind)
     fm_config.architectures = []  # the class is the task's; DeiT's files name one with a teacher, which takes no labels
     with isolated_torch_rng(derive_seed(seed, "fm")):
         if is_from_scratch(config):
-            with _one_line(f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"):
-                fm = auto.from_config(fm_config)
+            with _one_line(_unbuildable(config)):
+                fm = auto.from_config(fm_config, dtype=torch.float32)
+            random = ["*"]
         else:
             fm, report = _from_pretrained(
-                auto, config.path, config=fm_config, ignore_mismatched_sizes=True, output_loading_info=True
+                auto,
+                config,
+                config=fm_config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                dtype=torch.float32,  # whatever the config says of the files: they may be more precise than that
             )
-            check_weights(fm, report, config)
+            drawn = check_weights(fm, report, config)
+            random = [*drawn]
+            if kind == "classification" and label_names:
+                redrawn, said = fit_head(fm, stored, label_names, drawn, seed)
+                random, notes = random + redrawn, notes + said
     if pad_token_id is not None:
         fm.config.pad_token_id = pad_token_id
+    if getattr(fm.config, "tie_word_embeddings", False) and not _shares_embeddings(fm):
+        fm.config.tie_word_embeddings = False
+        notes = [*notes, "fm.config.tie_word_embeddings: true, but the stored embeddings differ: they stay apart"]
+    if random:
+        notes = [*notes, f"fm.path: drawn at random: {'all weights' if random == ['*'] else ', '.join(random)}"]
+    pooler = f"{fm.base_model_prefix}.pooler."
+    origin = Origin(
+        random_weights=tuple(sorted(random)),
+        new_modules=("pooler",) if any(name.startswith(pooler) for name in random) else (),
+        revision=getattr(stored, "_commit_hash", None),
+        notes=tuple(notes),
+    )
+    remember_origin(fm, origin)
     return fm.float().eval()
+
+
+def _shares_embeddings(fm: PreTrainedModel) -> bool:
+    """Whether a language model's output embeddings are its input's; true of a model that has none."""
+    output = fm.get_output_embeddings()
+    return output is None or output.weight is fm.get_input_embeddings().weight
+
+
+def check_revision(config: FMConfig) -> None:
+    """Raise a ConfigError for a revision of an FM that is not the hub's."""
+    if config.revision is not None and ("://" in config.path or Path(config.path).expanduser().is_dir()):
+        raise ConfigError(
+            f"fm.revision: found {config.revision!r}, allowed: null, because fm.path = {config.path!r} is no hub id"
+        )
 
 
 def auto_model(modality: Modality, kind: TaskKind) -> Any:
@@ -209,9 +279,17 @@ def resize_ffns(model: PreTrainedModel, sizes: Sequence[int]) -> None:
         ffn.keep_neurons(torch.arange(size))
 
 
-def _from_pretrained(auto: Any, path: str, **kwargs: Any) -> Any:
-    with _one_line(f"fm.path: found {path!r}, allowed: a hub id, a folder or package://..."):
-        return auto.from_pretrained(resolve_path(path), **kwargs)
+def _from_pretrained(auto: Any, fm: FMConfig, **kwargs: Any) -> Any:
+    with _one_line(f"fm.path: found {fm.path!r}, allowed: a hub id, a folder or package://..."):
+        path = resolve_path(fm.path)
+        if fm.revision is not None:
+            kwargs["revision"] = fm.revision
+        check_no_adapter(path, fm.revision)
+        return auto.from_pretrained(path, **kwargs)
+
+
+def _unbuildable(config: FMConfig) -> str:
+    return f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"
 
 
 @contextmanager

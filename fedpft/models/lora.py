@@ -8,6 +8,7 @@ layers has one of its own (`fedpft.methods.plugin.adapter_order`).
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import ConfigError, LoraConfig
 from fedpft.models.ffn import ffn_location, find_ffns
+from fedpft.models.head import head_modules
 from fedpft.seeding import isolated_torch_rng
 
 AdaptedModel = PeftModel
@@ -50,6 +52,9 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "gemma": _PROJ,
 }
 """Query, key, value and attention output projections of each family (GPT-2 fuses the first three)."""
+
+LINEAR = (nn.Linear, Conv1D)
+"""Kinds of modules that may have LoRA."""
 
 
 def attach_lora(
@@ -90,39 +95,38 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig, layers: Sequence[in
     """Return the module name suffixes that get LoRA, each checked in these layers, or without any in the whole model.
 
     Raises:
-        ConfigError: a target that matches no module, or an FFN (whose size differs between FM and sub-FM), or an
-            unknown model family.
+        ConfigError: a target that matches no module, or one that cannot have LoRA: no linear layer, an FFN (whose size
+            differs between FM and sub-FM), a part of the head (which is tuned whole), weights that two modules share
+            (merged, LoRA would change both); or an unknown model family.
 
     """
     model_type = model.config.model_type
     ffns = find_ffns(model)
     targets = config.target_modules or LORA_TARGETS[model_type]
-    ffn_modules = {id(module) for ffn in ffns for module in (ffn.up, ffn.gate, ffn.down)}
+    allowed = f"linear layers outside FFNs and head, as {', '.join(LORA_TARGETS[model_type])}"
+    refused = _without_lora(model)
     places, where = ([model], "module") if layers is None else ([ffns[i].layer for i in layers], "module in a layer")
     named = [item for place in places for item in place.named_modules()]
     for target in targets:
         matches = [module for name, module in named if name == target or name.endswith(f".{target}")]
         if not matches:
             found = f"{target!r}, which matches no {where} of model type {model_type!r}"
-            raise ConfigError(f"lora.target_modules: found {found}")
-        if any(id(module) in ffn_modules for module in matches):
-            raise ConfigError(
-                f"lora.target_modules: found {target!r}, which matches an FFN, allowed: attention projections"
-            )
+            raise ConfigError(f"lora.target_modules: found {found}, allowed: {allowed}")
+        for module in matches:
+            kind = refused.get(id(module)) or (None if isinstance(module, LINEAR) else f"a {type(module).__name__}")
+            if kind is not None:
+                raise ConfigError(f"lora.target_modules: found {target!r}, which matches {kind}, allowed: {allowed}")
     return targets
 
 
-def head_modules(model: PreTrainedModel) -> list[str]:
-    """Return the names of the task head's top-level modules: everything outside the backbone that has parameters.
-
-    A language model's head is the FM's own, often its embeddings once more, and no part of the adapter.
-    """
-    frozen = model.get_output_embeddings()
-    return [
-        name
-        for name, module in model.named_children()
-        if name != model.base_model_prefix and module is not frozen and next(module.parameters(), None) is not None
-    ]
+def _without_lora(model: PreTrainedModel) -> dict[int, str]:
+    """Return the modules, by their `id`, that cannot have LoRA although they might be linear, and what they are."""
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    shared = [m for m in model.modules() if any(owners[id(p)] > 1 for p in m.parameters(recurse=False))]
+    in_head = [module for name in head_modules(model) for module in model.get_submodule(name).modules()]
+    in_ffn = [module for ffn in find_ffns(model) for module in (ffn.up, ffn.gate, ffn.down) if module is not None]
+    kinds = {"weights that another module shares": shared, "a part of the head": in_head, "an FFN": in_ffn}
+    return {id(module): kind for kind, modules in kinds.items() for module in modules}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -174,12 +178,20 @@ def num_base_parameters(model: nn.Module) -> int:
     )
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
+def save_adapter(model: PeftModel, folder: Path, *, empty: bool = False) -> None:
     """Write the adapter in PEFT's own format; opens with `PeftModel.from_pretrained` on the FM or the sub-FM.
 
     Beside it lies the model's config, for the number of labels and their names.
+
+    Args:
+        model: any that carries it.
+        folder: new, or one to write over.
+        empty: zeros instead of its values, of a model on the meta device.
+
     """
-    model.save_pretrained(str(folder))
+    values = {n: torch.zeros(p.shape) for n, p in adapter_parameters(model).items()} if empty else None
+    # "auto" would ask the hub what the FM's embeddings were
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=values)
     model.config.save_pretrained(folder)  # of the FM; PEFT's own is `peft_config`
 
 
@@ -197,7 +209,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     except Exception as error:  # peft, safetensors, json and the system each have their own
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"adapter: found {str(folder)!r}, allowed: one for this FM; {reason}") from error
-    wanted = get_peft_model_state_dict(adapted)
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     different = sorted(
         {name for name in wanted.keys() | stored.keys() if name not in wanted or name not in stored}
         | {name for name in wanted.keys() & stored.keys() if not torch.equal(wanted[name].cpu(), stored[name])}

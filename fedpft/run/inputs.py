@@ -20,9 +20,11 @@ from fedpft.data.sources.columns import TEXT
 from fedpft.data.tasks.instructions import without_prompts
 from fedpft.data.tasks.loading import load_task
 from fedpft.models import loading
-from fedpft.models.limits import check_texts_fit
+from fedpft.models.limits import check_texts_fit, fit_inputs
+from fedpft.models.origin import origin_of, remember_origin
 from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
 from fedpft.models.tokenizer import train_tokenizer
+from fedpft.run.rehearsal import check_can_be_saved, rehearse
 from fedpft.seeding import derive_seed, numpy_rng
 from fedpft.trainer import Progress
 
@@ -61,6 +63,8 @@ def load_data(config: Config, progress: Progress) -> FederatedData:
         processor = loading.load_processor(config.fm, task.modality)
     if isinstance(processor, PreTrainedTokenizerBase):
         check_texts_fit(config, fm, processor)
+        fit_inputs(fm, processor)
+    rehearse(config, task)
     return build_data(task, corpus, processor, config)
 
 
@@ -81,6 +85,7 @@ def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: P
     pad_token_id = data.collate.settings().get("pad_token_id")
     fm = load_untuned_fm(config, data.kind, data.modality, data.label_names, pad_token_id, saved_fm)
     _try_an_example(fm, data, config.fm.path)
+    check_can_be_saved(fm, config.fm.path)
     if config.fm.pretrain.num_epochs and not saved_fm:
         progress.stage("pre-train FM on public data")
         if data.kind == "causal_lm":
@@ -91,6 +96,7 @@ def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: P
             fm, public, data.collate, config=config.fm.pretrain, server=config.server,
             seed=derive_seed(config.server_seed, "pretrain"), on_step=progress.progress,
         )  # fmt: skip
+        remember_origin(fm, replace(origin_of(fm), new_modules=()))  # trained by now, and saved with the FM
     return fm
 
 
@@ -106,8 +112,9 @@ def load_untuned_fm(
     source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
     seed = config.server_seed if loading.is_from_scratch(source) else config.seed  # else only a new head draws
     fm = loading.load_fm(
-        source, modality=modality, kind=kind, num_labels=len(label_names), seed=seed, pad_token_id=pad_token_id
-    )
+        source, modality=modality, kind=kind, num_labels=len(label_names), seed=seed, pad_token_id=pad_token_id,
+        label_names=label_names,
+    )  # fmt: skip
     if kind in PROBLEM_TYPES:
         fm.config.id2label = dict(enumerate(label_names))
         fm.config.label2id = {name: label for label, name in enumerate(label_names)}

@@ -2,7 +2,7 @@
 
 task, data -> pool (actors start importing) -> FM -> method.build_proxy [construct, align layers] -> pool.broadcast
 -> rounds [fit, aggregate, align neurons, carry adapter over, evaluate, checkpoint]
--> adapter/ (the FM's), sub_fm/, sub_fm_adapter/, result.json, report.html
+-> adapter/ (the FM's), sub_fm/, sub_fm_adapter/, examples.safetensors, result.json, report.html
 
 A run that goes on from a checkpoint takes the same way: FM and data are loaded again, the proxy and all other state
 come from the checkpoint, and the rounds that are left follow.
@@ -24,9 +24,12 @@ from fedpft.federated.package import local_settings
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
 from fedpft.metrics.table import METRICS
 from fedpft.models.lora import save_adapter, without_adapter
+from fedpft.models.origin import origin_of
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
+from fedpft.run.examples import save_examples
 from fedpft.run.inputs import load_data, load_fm
+from fedpft.run.same_fm import check_same_fm
 from fedpft.run.tuning import tune
 from fedpft.storage.checkpoint import FOLDER, Checkpoints, RunCheckpoint
 from fedpft.storage.output import (
@@ -83,10 +86,13 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             observer.note(f"dashboard  {pool.dashboard}")
         own_fm = output_dir / "fm" if config.fm.pretrain.num_epochs else None  # nobody else has this FM
         fm = load_fm(config, data, observer, own_fm if saved else None)
+        for line in origin_of(fm).notes:
+            observer.note(line)
         past: list[dict[str, Any]] = []
         if saved is None:
             claim_output_dir(output_dir)
         else:
+            check_same_fm(fm, saved.extra.get("fm", {}), saved.environment, str(own_fm or config.fm.path))
             past = cut_rounds(output_dir, saved.rounds_done)
         (output_dir / "config.yaml").write_text(dump_config(config))
         write_json(output_dir / PARTITION_FILE, partition_table(data))
@@ -123,6 +129,7 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
                 files |= {name: output_dir / name for name in ("sub_fm_adapter", "sub_fm")}
                 save_adapter(outcome.sub_fm, files["sub_fm_adapter"])
                 without_adapter(outcome.sub_fm).save_pretrained(files["sub_fm"])
+            save_examples(outcome.tuned_fm, data, output_dir)
             memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
             seconds = time.perf_counter() - start
             result = outcome.result | {

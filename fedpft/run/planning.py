@@ -14,6 +14,7 @@ from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import METHODS
 from fedpft.models.costs import costs
 from fedpft.models.lora import get_adapter
+from fedpft.models.origin import origin_of
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.tuning import public_data
 from fedpft.trainer import SilentProgress
@@ -44,7 +45,7 @@ def plan(config: Config) -> dict[str, Any]:
         **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step),
         "actors": pool_actors,
         "pool": config.pool.kind,
-        "warnings": doubtful_settings(config),
+        "warnings": [*doubtful_settings(config), *origin_of(fm).notes],
     }
 
 

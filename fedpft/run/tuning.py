@@ -25,9 +25,8 @@ from fedpft.methods import METHODS
 from fedpft.methods.carry_over import CarryOver
 from fedpft.metrics.table import METRICS
 from fedpft.models.costs import costs
-from fedpft.models.digest import model_digest
-from fedpft.models.ffn import find_backbone
 from fedpft.models.lora import AdaptedModel, get_adapter
+from fedpft.run.same_fm import fm_record
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
 
@@ -69,7 +68,8 @@ def tune(
         keep: called with the state before the first round and after every round.
 
     """
-    fm_digest = model_digest(find_backbone(fm))  # before it gets an adapter
+    record = saved.extra.get("fm", {}) if saved else {}
+    record = {**fm_record(fm), **record}  # before it gets an adapter
     public = public_data(data)
     method = METHODS[config.method.name](fm, public, config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
@@ -82,6 +82,7 @@ def tune(
     def checkpoint(state: ServerState) -> None:
         server = {name: value for name, value in vars(state).items() if name != "adapter"}
         extra = {
+            "fm": record,
             "construction": construction,
             "fidelity_seconds": evaluation.fidelity_seconds,
             "rounds_seconds": time.perf_counter() - start,
@@ -132,7 +133,7 @@ def tune(
         **evaluation.summary(untuned, final.last_evaluation),
         "best": dict(final.best),
         "rounds": final.rounds_done,
-        "fm_digest": fm_digest,
+        **record,
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
         **costs(fm, proxy.model),

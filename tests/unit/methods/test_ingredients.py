@@ -125,6 +125,7 @@ LEAVES_THE_SUB_FM = {
     "tracking.job_type": "trial",
 }
 NOT_HERE = {
+    "fm.revision",  # of the hub's: the weights count
     *("fm.pretrain.num_epochs", "fm.pretrain.lr", "fm.pretrain.batch_size"),  # only for a scratch:// FM, see below
     *("task.name", "task.text_columns", "task.image_column", "task.label_column"),  # read through the public data's
     *("task.train_split", "task.eval_split"),
