@@ -92,6 +92,8 @@ class TaskConfig:
                 has_input, "task.text_columns / task.image_column", found, "exactly one of the two for a custom task"
             )
         require(len(self.text_columns) <= 2, "task.text_columns", list(self.text_columns), "at most two columns")
+        different = len(set(self.text_columns)) == len(self.text_columns)
+        require(different, "task.text_columns", list(self.text_columns), "two different columns")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,21 @@
 """The table of public corpora, and any corpus as rows with a column `text` or `image`."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import datasets
 
-from fedpft.config import PublicConfig
+from fedpft.config import ConfigError, PublicConfig
 from fedpft.data.corpora.blocks import ParquetRows, open_rows
 from fedpft.data.corpora.corpus import Corpus, Mixture, StreamedText, draw_images
 from fedpft.data.embedded.digits import digits_corpus
-from fedpft.data.sources.columns import IMAGE, LABEL, TEXT, normalise_labels, rename_inputs, require_text
+from fedpft.data.sources.columns import IMAGE, LABEL, TEXT, rename_inputs, require_text
 from fedpft.data.sources.errors import fail, find_row
 from fedpft.data.sources.files import FORMATS, IMAGE_FOLDER, Files, find_hub, find_local, is_local
 from fedpft.data.sources.images import as_images
+from fedpft.data.sources.labels import label_codes
 from fedpft.data.sources.rows import load_hub, read_images, read_whole
 from fedpft.seeding import numpy_rng
 
@@ -150,12 +152,16 @@ def _whole(corpus: datasets.Dataset, config: PublicConfig, row: CorpusRow) -> da
     kind, column = _column(config, row, corpus.column_names)
     if kind == TEXT:
         require_text(corpus, column, "public.text_column")
-        return rename_inputs(corpus, [column], [TEXT]).select_columns([TEXT])
-    corpus = rename_inputs(as_images(corpus, column, "public.image_column"), [column], [IMAGE])
-    if LABEL not in corpus.column_names:
-        return corpus.select_columns([IMAGE])
-    (labelled,), _ = normalise_labels([corpus], LABEL, None, "public.path")
-    return labelled.select_columns([IMAGE, LABEL])
+        return rename_inputs(corpus, {TEXT: column}).select_columns([TEXT])
+    images = rename_inputs(as_images(corpus, column, "public.image_column"), {IMAGE: column}).select_columns([IMAGE])
+    if LABEL not in corpus.column_names or column == LABEL:
+        return images
+    try:
+        (labels,), _ = label_codes([corpus], LABEL, None, "public.path")
+    except ConfigError as error:  # only pre-training would read them
+        warnings.warn(f"{error}; the public images go without labels", stacklevel=2)
+        return images
+    return images.add_column(LABEL, labels)
 
 
 def _column(config: PublicConfig, row: CorpusRow, present: Sequence[str]) -> tuple[str, str]:

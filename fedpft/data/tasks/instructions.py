@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Mapping
 
 import datasets
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fedpft.config import TaskConfig, TaskKind
-from fedpft.data.sources.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, normalise_labels, require_text
+from fedpft.data.sources.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, require_text
 from fedpft.data.sources.errors import fail
+from fedpft.data.sources.labels import label_codes
 from fedpft.data.sources.subsets import subset
 from fedpft.data.tasks.prompts import KEY, PromptTemplate, bare_template
 from fedpft.data.tasks.table import TaskRow
@@ -54,8 +56,8 @@ def read_instructions(
     label_column, read = config.label_column or row.label_column, dict(splits)
     names: tuple[str, ...] = ()
     if label_column is not None:  # categories to deal out by: no model predicts them, evaluated examples need none
-        (labelled,), names = normalise_labels([read["train"]], label_column, label_names, "task.label_column")
-        read["train"] = _replace(read["train"], LABEL, labelled[LABEL][:])
+        (codes,), names = label_codes([read["train"]], label_column, label_names, "task.label_column")
+        read["train"] = _replace(read["train"], LABEL, codes)
     return {split: as_instructions(dataset, template, column) for split, dataset in read.items()}, names
 
 
@@ -79,7 +81,7 @@ def as_instructions(
     return _replace(_replace(dataset, PROMPT, prompts), RESPONSE, responses)
 
 
-def _replace(dataset: datasets.Dataset, column: str, values: list) -> datasets.Dataset:
+def _replace(dataset: datasets.Dataset, column: str, values: list | np.ndarray) -> datasets.Dataset:
     return dataset.remove_columns([name for name in dataset.column_names if name == column]).add_column(column, values)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedpft.config import ConfigError, TaskConfig
 from fedpft.data.sources import rows as sources
-from fedpft.data.sources.columns import normalise_labels
+from fedpft.data.sources.labels import label_codes
 from fedpft.data.tasks.loading import TASKS, load_task
 from fedpft.metrics.table import METRICS
 
@@ -347,6 +347,6 @@ def test_class_folders_missing_from_a_split_do_not_shift_the_labels():
         return datasets.Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
 
     train, validation = split(["a", "b", "c"], [0, 1, 2]), split(["a", "c"], [0, 1])
-    (_, labelled), names = normalise_labels([train, validation], "label", None, "task.label_column")
+    (_, codes), names = label_codes([train, validation], "label", None, "task.label_column")
     assert names == ("a", "b", "c")
-    assert labelled["label"][:] == [0, 2]
+    assert codes.tolist() == [0, 2]
