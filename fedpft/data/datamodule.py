@@ -7,12 +7,13 @@ Images stay encoded, text stays unpadded; the collator does the rest batch by ba
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from fedpft.config import Config, FederatedConfig, TaskKind
@@ -30,6 +31,7 @@ from fedpft.data.sources.columns import (
     type_name,
 )
 from fedpft.data.sources.errors import fail
+from fedpft.data.sources.images import image_sizes
 from fedpft.data.sources.labels import plain_integers
 from fedpft.data.sources.subsets import subset
 from fedpft.data.tasks.instructions import tokenise_instructions
@@ -87,13 +89,16 @@ def build_data(
     splits = [task.train, task.evaluation, *task.other_evaluations.values()]
     if isinstance(processor, PreTrainedTokenizerBase):
         if task.kind == "causal_lm":
-            columns = [[*CAUSAL_COLUMNS, *([LABEL] if split is task.train and task.label_names else [])] for split in splits]
+            columns = [
+                [*CAUSAL_COLUMNS, *([LABEL] if split is task.train and task.label_names else [])] for split in splits
+            ]
             splits = [split.select_columns(names) for split, names in zip(splits, columns, strict=True)]
             collate = CausalCollator(processor.pad_token_id)
         else:
             where = ["training", "evaluation", *task.other_evaluations]
             splits = [
-                tokenise(split, processor, config.fm.max_length, name) for split, name in zip(splits, where, strict=True)
+                tokenise(split, processor, config.fm.max_length, name)
+                for split, name in zip(splits, where, strict=True)
             ]
             collate = TextCollator(processor)
         rng = numpy_rng(config.server_seed, "public")
@@ -101,6 +106,7 @@ def build_data(
     else:
         splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
         assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
+        _require_one_size([*splits, corpus], processor)
         limit, public = config.public.max_examples, corpus
         if limit is not None and limit < len(corpus):
             public = subset(corpus, numpy_rng(config.server_seed, "public").permutation(len(corpus))[:limit])
@@ -175,7 +181,11 @@ def _owners(task: TaskData, column: str, key: str) -> np.ndarray:
     """
     name = task.renamed.get(column, column)
     if name == column and column in task.renamed.values() and column not in task.renamed:
-        fail(key, column, "a column that is not read as another, as its name here is that of the data's own input or label")
+        fail(
+            key,
+            column,
+            "a column that is not read as another, as its name here is that of the data's own input or label",
+        )
     require_column(task.train, name, key)
     values = task.train.data.column(name)
     if not are_strings(values) and not pa.types.is_integer(values.type) and not pa.types.is_boolean(values.type):
@@ -277,6 +287,27 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     start = next(i for i in range(len(full) + 1) if full[i : i + len(plain)] == plain)
     return full[:start], full[start + len(plain) :]
+
+
+def _require_one_size(splits: Sequence[datasets.Dataset], processor: BaseImageProcessor) -> None:
+    """Raise a ConfigError if the processor makes of images of different shapes tensors that are no batch.
+
+    Tried are the flattest, the tallest, the smallest and the largest, if the processor is not known to mind no shape.
+    """
+    tall, wide = (_processed_shape(processor, *size) for size in ((32, 64), (64, 32)))
+    if tall == wide:
+        return
+    sizes = {size for split in splits for size in image_sizes(split, IMAGE)}
+    extremes = [order(sizes, key=key) for order in (min, max) for key in (lambda s: s[0] / s[1], lambda s: s[0] * s[1])]
+    made = {_processed_shape(processor, *size): size for size in extremes}
+    if len(made) > 1:
+        (first, one), (second, other) = list(made.items())[:2]
+        found = f"an image processor that makes {first} of {one[0]} x {one[1]} pixels, but {second} of {other[0]} x {other[1]}"
+        fail("fm.path", found, "one that gives one size: size with height and width, or do_center_crop")
+
+
+def _processed_shape(processor: BaseImageProcessor, width: int, height: int) -> tuple[int, ...]:
+    return tuple(processor([Image.new("RGB", (width, height))], return_tensors="pt")["pixel_values"].shape[1:])
 
 
 def _require_same_modality(task: TaskData, corpus: datasets.Dataset, processor: object) -> None:

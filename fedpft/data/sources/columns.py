@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedpft.data.sources.errors import fail
+from fedpft.data.sources.subsets import without
 
 TEXT, TEXT_PAIR, IMAGE, LABEL = "text", "text_pair", "image", "label"
 PROMPT, RESPONSE, PROMPT_LENGTH = "prompt", "response", "prompt_length"
@@ -44,6 +45,27 @@ def missing_rows(dataset: datasets.Dataset, column: str, *, may_be_empty: bool =
     if not may_be_empty and are_strings(values):
         missing = pc.or_(missing, pc.fill_null(pc.equal(values, ""), False))
     return missing.to_numpy()
+
+
+def with_values(dataset: datasets.Dataset, columns: Mapping[str, bool], split: str, key: str) -> datasets.Dataset:
+    """Return a data set without the rows that lack a value, and count them in a warning.
+
+    Args:
+        dataset: the rows.
+        columns: name -> whether an empty string is a value; those that are missing are for others to refuse.
+        split: what the rows are called there.
+        key: config key that errors name.
+
+    Raises:
+        ConfigError: no row is left.
+
+    """
+    flaws: dict[int, str] = {}
+    for column, may_be_empty in columns.items():
+        if column in dataset.column_names:
+            missing = np.flatnonzero(missing_rows(dataset, column, may_be_empty=may_be_empty))
+            flaws |= {int(row): f"no {column} in row {row}" for row in missing}
+    return without(dataset, flaws, split, key)
 
 
 def require_text(dataset: datasets.Dataset, column: str, key: str) -> None:

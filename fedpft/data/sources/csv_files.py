@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterator
 from itertools import islice
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -46,7 +46,7 @@ def csv_tables(stream: BinaryIO, rows_at_once: int, delimiter: str = ",") -> Ite
         raise BadFileError(f"after line {reader.line_num}: no UTF-8 ({error.reason})") from error
 
 
-def _rows(reader: "csv.Reader", header: list[str]) -> Iterator[list[str]]:
+def _rows(reader: Any, header: list[str]) -> Iterator[list[str]]:
     last = reader.line_num
     for row in reader:
         first, last = last + 1, reader.line_num

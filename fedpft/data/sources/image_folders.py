@@ -67,14 +67,14 @@ def class_name(image: Path, folder: Path) -> str | None:
 def warn_of_left_out(found: FoundImages, unlisted: Sequence[Path], folder: Path) -> None:
     """Say which files and folders give no example."""
     for what, paths in (
-        ("files that are no images", found.others),
+        ("no images", found.others),
         ("folders without images", found.empty),
-        (f"images that no {IMAGE_TABLE}.* lists", unlisted),
+        (f"images not in {IMAGE_TABLE}.*", unlisted),
     ):
         if paths:
             names = [str(path.relative_to(folder)) for path in paths[:_SHOWN]]
             shown = ", ".join(names) + (", ..." if len(paths) > _SHOWN else "")
-            warnings.warn(f"{folder}: left out {len(paths)} {what}: {shown}", stacklevel=2)
+            warnings.warn(f"{folder}: left out, as they are {what} ({len(paths)}): {shown}", stacklevel=2)
 
 
 def _walk(folder: Path, above: tuple[Path, ...], key: str) -> Iterator[Path]:

@@ -57,7 +57,8 @@ def label_codes(
     texts = [are_strings(v) for v in values]
     if len(set(texts)) > 1:
         found = ", ".join(
-            f"{'strings' if is_text else 'integers'} in the {name} data" for is_text, name in zip(texts, where, strict=True)
+            f"{'strings' if is_text else 'integers'} in the {name} data"
+            for is_text, name in zip(texts, where, strict=True)
         )
         fail(key, f"column {column} with {found}", "one of both in all of them")
     values, known, names = _classes(values, _own_names(splits[0], column), names, column, key)
@@ -146,7 +147,7 @@ def _classes(
         elif given is not None and own is not None and len(given) == len(own) and not set(given) & set(own):
             known = own  # other words for the data's own names
         else:
-            known = own if given is None else given
+            known = (own or []) if given is None else given
         return list(values), known, [str(label) for label in known] if given is None else given
     if given is not None:
         return list(values), range(len(given)), given
@@ -178,8 +179,8 @@ def _also(split: str) -> str:
 def _warn_of_numbers(found: Sequence[str], column: str, key: str) -> None:
     if any("." in label for label in found) and all(_NUMBER.fullmatch(label) for label in found):
         warnings.warn(
-            f"{key}: column {column} has numbers such as {found[0]!r}, and each of the {len(found)} is a class of its own"
-            "; task.kind=regression predicts numbers",
+            f"{key}: column {column} has numbers such as {found[0]!r}, and each of the {len(found)} is a class; "
+            "task.kind=regression predicts numbers",
             stacklevel=2,
         )
 

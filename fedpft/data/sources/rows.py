@@ -221,5 +221,7 @@ def _named(dataset: datasets.Dataset, builder: str | None) -> datasets.Dataset:
 
 
 def _refuse(path: str, error: Exception, builder: str, key: str) -> NoReturn:
-    reason = one_line(error) if isinstance(error, BadFileError | OSError) else f"{type(error).__name__}: {one_line(error)}"
+    reason = (
+        one_line(error) if isinstance(error, BadFileError | OSError) else f"{type(error).__name__}: {one_line(error)}"
+    )
     fail(key, f"{path} ({reason})", _ALLOWED[builder])

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fedpft.config import TaskConfig, TaskKind
-from fedpft.data.sources.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, require_text
+from fedpft.data.sources.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, require_text, with_values
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.labels import label_codes
 from fedpft.data.sources.subsets import subset
@@ -54,6 +54,12 @@ def read_instructions(
     if column is None:
         fail("task.response_column", None, "a column of texts, because task.kind is causal_lm")
     label_column, read = config.label_column or row.label_column, dict(splits)
+    if config.on_bad_example == "drop":
+        columns = dict.fromkeys([column, *(template.columns if template else ())], True)
+        category = {} if label_column is None else {label_column: False}
+        for name, dataset in read.items():  # evaluated examples need no category
+            needed = columns | (category if name == "train" else {})
+            read[name] = with_values(dataset, needed, "training" if name == "train" else name, "task.path")
     names: tuple[str, ...] = ()
     if label_column is not None:  # categories to deal out by: no model predicts them, evaluated examples need none
         (codes,), names = label_codes([read["train"]], label_column, label_names, "task.label_column")

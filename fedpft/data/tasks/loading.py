@@ -18,10 +18,11 @@ from fedpft.data.sources.columns import (
     rename_inputs,
     require_column,
     require_text,
+    with_values,
 )
 from fedpft.data.sources.errors import fail, find_row, one_line
 from fedpft.data.sources.files import IMAGE_FOLDER, has_split, is_local
-from fedpft.data.sources.images import as_images
+from fedpft.data.sources.images import Look, as_images, look_at_headers
 from fedpft.data.sources.labels import label_codes, label_numbers
 from fedpft.data.sources.rows import load_hub, load_local
 from fedpft.data.sources.subsets import hold_out, subset
@@ -60,8 +61,13 @@ class TaskData:
     """The data's own column -> what it is called here, of those that have another name here."""
 
 
-def load_task(config: TaskConfig, seed: int) -> TaskData:
-    """Read a task: the table row, changed by what the config says; `seed` draws the subsets, if any.
+def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers) -> TaskData:
+    """Read a task: the table row, changed by what the config says.
+
+    Args:
+        config: the `task` section.
+        seed: draws the subsets, if any.
+        look: how closely images in files are looked at.
 
     Raises:
         ConfigError: unknown name, unreadable source, missing columns, nulls, bad labels, an empty split, or a metric
@@ -80,7 +86,7 @@ def load_task(config: TaskConfig, seed: int) -> TaskData:
     if kind == "causal_lm":
         ready, label_names = read_instructions(splits, names, config, row)
     else:
-        ready, label_names, modality, renamed = _read_labelled(splits, names, config, row, kind)
+        ready, label_names, modality, renamed = _read_labelled(splits, names, config, row, kind, look)
     if ratio := _eval_ratio(config, row):  # after the labels: a rare one may be held out with all its rows
         ready["train"], ready["evaluation"] = hold_out(ready["train"], ratio, "task.eval_ratio")
     sets = {}
@@ -105,29 +111,37 @@ def _read_labelled(
     config: TaskConfig,
     row: TaskRow,
     kind: TaskKind,
+    look: Look,
 ) -> tuple[dict[str, datasets.Dataset], tuple[str, ...], Modality, dict[str, str]]:
     """Return the splits with `text` (, `text_pair`) or `image`, and `label`; and which columns these were."""
     text_columns, image_column = _input_columns(config, row, splits["train"])
     label_column = config.label_column or _first_present(splits["train"], row.label_column or LABEL, LABEL)
+    where = ["training", *list(splits)[1:]]
+    drop = config.on_bad_example == "drop"
+    if drop:
+        needed = dict.fromkeys([*text_columns, image_column or label_column], True) | {label_column: False}
+        splits = {
+            name: with_values(dataset, needed, split, "task.path")
+            for (name, dataset), split in zip(splits.items(), where, strict=True)
+        }
+    if image_column is not None and (row.loader is None or config.path is not None):
+        splits = {
+            name: as_images(dataset, image_column, "task.image_column", look=look, drop=split if drop else None)
+            for (name, dataset), split in zip(splits.items(), where, strict=True)
+        }
     for dataset in splits.values():
         require_column(dataset, label_column, "task.label_column")
         for column in text_columns:
             require_text(dataset, column, "task.text_columns")
-        if image_column is not None:
-            require_column(dataset, image_column, "task.image_column")
-    every, where = [*splits.values()], ["training", *list(splits)[1:]]
-    labels: list[np.ndarray]
+    every = [*splits.values()]
+    label_names: tuple[str, ...] = (label_column,)
     if kind == "regression":
-        labels, label_names = label_numbers(every, label_column, "task.label_column", where), (label_column,)
+        labels = label_numbers(every, label_column, "task.label_column", where)
     else:
         labels, label_names = label_codes(every, label_column, names, "task.label_column", where)
-    if image_column is not None:
-        every = [as_images(split, image_column, "task.image_column") for split in every]
     inputs = {IMAGE: image_column} if image_column else dict(zip((TEXT, TEXT_PAIR), text_columns, strict=False))
     renamed = [rename_inputs(split, inputs, label_column, LABEL) for split in every]
-    ready = {
-        name: split.add_column(LABEL, codes) for name, split, codes in zip(splits, renamed, labels, strict=True)
-    }
+    ready = {name: split.add_column(LABEL, codes) for name, split, codes in zip(splits, renamed, labels, strict=True)}
     modality: Modality = "image" if image_column else "text"
     columns = {LABEL: label_column} | inputs
     return ready, label_names, modality, {own: ours for ours, own in columns.items()}
