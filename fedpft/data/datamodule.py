@@ -301,8 +301,8 @@ def _require_one_size(splits: Sequence[datasets.Dataset], processor: BaseImagePr
     extremes = [order(sizes, key=key) for order in (min, max) for key in (lambda s: s[0] / s[1], lambda s: s[0] * s[1])]
     made = {_processed_shape(processor, *size): size for size in extremes}
     if len(made) > 1:
-        (first, one), (second, other) = list(made.items())[:2]
-        found = f"an image processor that makes {first} of {one[0]} x {one[1]} pixels, but {second} of {other[0]} x {other[1]}"
+        shown = [f"{shape} of {width} x {height} pixels" for shape, (width, height) in made.items()]
+        found = f"an image processor that makes {shown[0]}, but {shown[1]}"
         fail("fm.path", found, "one that gives one size: size with height and width, or do_center_crop")
 
 

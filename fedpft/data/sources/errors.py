@@ -15,8 +15,9 @@ class BadFileError(Exception):
 
 
 def fail(key: str, found: object, allowed: str) -> NoReturn:
-    """Raise the one-line ConfigError that every module of this package uses."""
-    raise ConfigError(f"{key}: found {found!r}, allowed: {allowed}")
+    """Raise the one-line ConfigError that every module of this package uses, whatever names the data have."""
+    escaped = "\\n".join(allowed.splitlines())
+    raise ConfigError(f"{key}: found {found!r}, allowed: {escaped}")
 
 
 def require_different(names: Iterable[str], where: str) -> None:

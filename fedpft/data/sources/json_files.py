@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from fedpft.data.sources.errors import BadFileError
 
-_LARGEST_INTEGER = 1 << 63
+_LARGEST_INTEGER, _LARGEST_EXACT = 1 << 63, 1 << 53
+"""Of int64, and of those beside floats."""
 _SCALARS: Mapping[frozenset[type], pa.DataType] = {
     frozenset(): pa.null(),
     frozenset({str}): pa.string(),
@@ -97,7 +98,7 @@ def _object(value: object, where: str) -> dict[str, Any]:
 
 def _parse(text: str, where: str = "") -> object:
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text.strip(), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         place = f"{where}column {error.colno}" if where else f"line {error.lineno}, column {error.colno}"
         raise BadFileError(f"{place}: {error.msg}") from error
@@ -116,15 +117,12 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _array(values: list[Any]) -> pa.Array:
     kinds = frozenset(map(type, values)) - {type(None)}
-    fits = int not in kinds or all(-_LARGEST_INTEGER <= value < _LARGEST_INTEGER for value in values if _is_int(value))
+    largest = _LARGEST_EXACT if float in kinds else _LARGEST_INTEGER
+    fits = int not in kinds or all(-largest <= value < largest for value in values if type(value) is int)
     if kinds in _SCALARS and fits:
         return pa.array(values, _SCALARS[kinds])
     encoded = [None if value is None else json.dumps(value) for value in values]
     return pa.ExtensionArray.from_storage(datasets.Json.pa_type, pa.array(encoded, pa.string()))
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int)
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -136,12 +134,13 @@ def _join(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
     kinds = {part.type for part in parts} - {pa.null()}
     if kinds == {pa.int64(), pa.float64()}:
         kinds = {pa.float64()}
-    if len(kinds) < 2:
-        kind = kinds.pop() if kinds else pa.null()
-        if kind == datasets.Json.pa_type:  # nulls of another type cannot be cast to it
-            return _as_json(parts)
+    if len(kinds) > 1 or kinds == {datasets.Json.pa_type}:
+        return _as_json(parts)
+    kind = kinds.pop() if kinds else pa.null()
+    try:
         return pa.chunked_array([chunk.cast(kind) for part in parts for chunk in part.chunks], kind)
-    return _as_json(parts)
+    except pa.ArrowInvalid:  # an integer that no float equals
+        return _as_json(parts)
 
 
 def _as_json(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:

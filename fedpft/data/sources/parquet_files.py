@@ -1,6 +1,7 @@
 """Parquet files as they are, but for types that only say how values are stored: those become the values' own."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -21,9 +22,14 @@ def parquet_table(stream: BinaryIO) -> pa.Table:
     source = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
     require_different(source.schema_arrow.names, "the file")
     table = source.read()
-    columns = [_plain(column) for column in table.columns]
-    schema = pa.schema([field.with_type(column.type) for field, column in zip(table.schema, columns, strict=True)])
-    return pa.Table.from_arrays(columns, schema=schema.with_metadata(table.schema.metadata))
+    fields, columns = [], []
+    for field, column in zip(table.schema, map(_plain, table.columns), strict=True):
+        if _has_feature(column.type):
+            fields.append(field.with_type(column.type))
+            columns.append(column)
+        else:
+            warnings.warn(f"left out column {field.name} of type {column.type}", stacklevel=2)
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields, table.schema.metadata))
 
 
 def join_shards(tables: Sequence[pa.Table]) -> tuple[pa.Table, datasets.Features]:
@@ -52,6 +58,14 @@ def join_shards(tables: Sequence[pa.Table]) -> tuple[pa.Table, datasets.Features
     guessed = datasets.Features.from_arrow_schema(joined.schema)
     same = {name: features[0].arrow_schema.field(name).type == joined.schema.field(name).type for name in names}
     return joined, datasets.Features({name: (features[0] if same[name] else guessed)[name] for name in names})
+
+
+def _has_feature(kind: pa.DataType) -> bool:
+    try:
+        datasets.Features.from_arrow_schema(pa.schema([("column", kind)]))
+    except Exception:  # `datasets` has errors of several kinds for what it cannot hold
+        return False
+    return True
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -9,7 +9,6 @@ import numpy as np
 from fedpft.data.sources.errors import fail
 from fedpft.seeding import numpy_rng
 
-
 _SHOWN = 3
 
 

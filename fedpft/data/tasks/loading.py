@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import datasets
-import numpy as np
 
 from fedpft.config import TaskConfig, TaskKind
 from fedpft.data.sources.columns import (
