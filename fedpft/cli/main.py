@@ -196,6 +196,9 @@ def _run(config: Config, *, resume: bool) -> None:
             stop.add_note(f"; go on with: fedpft resume {shlex.quote(config.output_dir)}")
         raise
     print_result(console, finished.result, finished.locations)
+    if finished.result.get("never_trained") and not config.federated.allow_dropped:
+        console.print("exit code 1, as federated.allow_dropped is false", highlight=False)
+        raise typer.Exit(1)
 
 
 def _notes(error: BaseException) -> str:

@@ -48,7 +48,8 @@ class TaskConfig:
     kind: TaskKind | None = None
     """null: the table row's; `classification` for a custom task."""
     path: str | None = None
-    """Hub id, or a folder with `train.*` and `validation.*` files (parquet, csv, json) or an image folder."""
+    """Hub id, or a folder with `train.*` and `validation.*` files (parquet, csv, tsv, json), an image folder or what
+    `save_to_disk` of `datasets` wrote; see `fedpft.data.sources`."""
     text_columns: tuple[str, ...] = ()
     """One column, or two for sentence pairs; empty: those of the table row."""
     image_column: str | None = None
@@ -71,6 +72,9 @@ class TaskConfig:
     metrics: tuple[str, ...] = ()
     """Names in `fedpft.metrics.table.METRICS`, the primary one first; empty: the table row's, or those usual for the
     kind."""
+    on_bad_example: Literal["error", "drop"] = "error"
+    """What to do about an image that cannot be decoded, or a row without a text or label: name it and do not begin; or
+    leave such rows out and count them in a warning."""
     max_train_examples: int | None = None
     """Use a random subset of the training data; None: all."""
     max_eval_examples: int | None = None
@@ -94,6 +98,8 @@ class TaskConfig:
                 has_input, "task.text_columns / task.image_column", found, "exactly one of the two for a custom task"
             )
         require(len(self.text_columns) <= 2, "task.text_columns", list(self.text_columns), "at most two columns")
+        different = len(set(self.text_columns)) == len(self.text_columns)
+        require(different, "task.text_columns", list(self.text_columns), "two different columns")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,8 @@ class FederatedConfig:
     max_grad_norm: float = 1.0
     min_clients: int = 1
     """Good updates that a round needs to count; with fewer, the adapter stays as it was."""
+    allow_dropped: bool = False
+    """Whether a run is a success, with exit code 0, although a client failed in every round that it was drawn for."""
     dropout_ratio: float = 0.0
     """Probability that a sampled client is unavailable in a round; simulated, like all keys below."""
     over_selection: float = 1.0

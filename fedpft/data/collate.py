@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import torch
 from PIL.Image import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from fedpft.config import ConfigError
 from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT_LENGTH
@@ -33,22 +34,30 @@ class Collator(Protocol):
 
 
 class TextCollator:
-    """Tokenised rows -> `input_ids`, `attention_mask` (, `token_type_ids`): (B, T) int64; `labels`: (B,) int64."""
+    """Tokenised rows -> `input_ids`, `attention_mask` (, `token_type_ids`): (B, T) int64; `labels`: (B,) int64.
+
+    Padding is on the right, whatever the tokenizer does by itself: positions count from the beginning of a text, so
+    that with padding on the left its logits would depend on the texts beside it.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """`tokenizer` must have a padding token."""
         assert tokenizer.pad_token is not None
-        self._pad = DataCollatorWithPadding(tokenizer)
+        self._tokenizer = tokenizer
 
     def settings(self) -> dict[str, Any]:
         """How it pads."""
-        tokenizer = self._pad.tokenizer
-        names = ("padding_side", "pad_token_id", "pad_token_type_id", "model_input_names")
-        return {name: getattr(tokenizer, name) for name in names}
+        names = ("pad_token_id", "pad_token_type_id", "model_input_names")
+        return {"padding_side": "right"} | {name: getattr(self._tokenizer, name) for name in names}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad to the longest row of this batch."""
-        return dict(self._pad([{name: row[name] for name in MODEL_INPUTS if name in row} for row in rows]))
+        inputs = [{name: row[name] for name in MODEL_INPUTS if name in row} for row in rows]
+        pad = pad_without_fast_tokenizer_warning
+        batch = dict(pad(self._tokenizer, inputs, padding_side="right", return_tensors="pt"))
+        if LABEL in batch:
+            batch["labels"] = batch.pop(LABEL)
+        return batch
 
 
 class CausalCollator:
@@ -112,7 +121,9 @@ def rows(dataset: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> list
     wanted = [int(index) for index in indices]
     try:
         return dataset.__getitems__(wanted) if wanted else []
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a file whose header was good
+    except Exception as error:  # every format of Pillow has errors of its own for what follows a good header
+        if not any(isinstance(feature, datasets.Image) for feature in dataset.features.values()):
+            raise
         reason, among = " ".join(str(error).split())[:100], ", ".join(map(str, wanted[:8]))
         message = (
             f"task.path / public.path: found a broken image among rows {among}{', ...' if len(wanted) > 8 else ''}"

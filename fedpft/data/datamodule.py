@@ -6,11 +6,14 @@
 Images stay encoded, text stays unpadded; the collator does the rest batch by batch.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
+import pyarrow as pa
+from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from fedpft.config import Config, FederatedConfig, TaskKind
@@ -18,8 +21,19 @@ from fedpft.data.collate import CausalCollator, Collator, ImageCollator, TextCol
 from fedpft.data.corpora.chunks import chunk_corpus, special_tokens
 from fedpft.data.corpora.corpus import Corpus
 from fedpft.data.partition import Partition, make_partition
-from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT_LENGTH, TEXT, TEXT_PAIR, require_column
+from fedpft.data.sources.columns import (
+    IMAGE,
+    LABEL,
+    PROMPT_LENGTH,
+    TEXT,
+    TEXT_PAIR,
+    are_strings,
+    require_column,
+    type_name,
+)
 from fedpft.data.sources.errors import fail
+from fedpft.data.sources.images import image_sizes
+from fedpft.data.sources.labels import plain_integers
 from fedpft.data.sources.subsets import subset
 from fedpft.data.tasks.instructions import tokenise_instructions
 from fedpft.data.tasks.loading import Modality, TaskData
@@ -28,7 +42,7 @@ from fedpft.seeding import numpy_rng
 __all__ = ["Collator", "FederatedData", "ImageCollator", "TextCollator", "build_data", "partition_task", "rows"]
 
 TOKENISE_BATCH = 1000
-CAUSAL_COLUMNS = ("input_ids", PROMPT_LENGTH, LABEL)
+CAUSAL_COLUMNS = ("input_ids", PROMPT_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -76,10 +90,17 @@ def build_data(
     splits = [task.train, task.evaluation, *task.other_evaluations.values()]
     if isinstance(processor, PreTrainedTokenizerBase):
         if task.kind == "causal_lm":
-            splits = [s.select_columns([n for n in CAUSAL_COLUMNS if n in s.column_names]) for s in splits]
+            columns = [
+                [*CAUSAL_COLUMNS, *([LABEL] if split is task.train and task.label_names else [])] for split in splits
+            ]
+            splits = [split.select_columns(names) for split, names in zip(splits, columns, strict=True)]
             collate = CausalCollator(processor.pad_token_id)
         else:
-            splits = [tokenise(split, processor, config.fm.max_length) for split in splits]
+            where = ["training", "evaluation", *task.other_evaluations]
+            splits = [
+                tokenise(split, processor, config.fm.max_length, name)
+                for split, name in zip(splits, where, strict=True)
+            ]
             collate = TextCollator(processor)
         pairs = config.public.format == "task" and TEXT_PAIR in task.train.column_names
         public = chunk_corpus(
@@ -93,6 +114,7 @@ def build_data(
     else:
         splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
         assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
+        _require_one_size([*splits, corpus], processor)
         limit, public = config.public.max_examples, corpus
         if limit is not None and limit < len(corpus):
             public = subset(corpus, numpy_rng(config.server_seed, "public").permutation(len(corpus))[:limit])
@@ -138,14 +160,13 @@ def partition_task(task: TaskData, config: FederatedConfig, seed: int) -> Partit
 
     """
     settings, owners = config.partition, None
-    has_classes = task.kind != "regression" and LABEL in task.train.column_names
+    has_classes = task.kind != "regression" and bool(task.label_names)
     if not has_classes and settings.kind not in ("iid", "natural"):
         hint = ", or a task.label_column of categories" if task.kind == "causal_lm" else ""
         fail("federated.partition.kind", settings.kind, f"iid, natural, because task.kind is {task.kind}{hint}")
     if settings.kind == "natural":
         assert settings.column is not None
-        require_column(task.train, settings.column, "federated.partition.column")
-        owners = np.asarray(task.train[settings.column][:])
+        owners = _owners(task, settings.column, "federated.partition.column")
     return make_partition(
         task.train.with_format("numpy")[LABEL][:] if has_classes else np.zeros(len(task.train), dtype=np.int64),
         config.num_clients,
@@ -159,11 +180,41 @@ def partition_task(task: TaskData, config: FederatedConfig, seed: int) -> Partit
     )
 
 
-def tokenise(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
-    """Return `input_ids` (, `token_type_ids`) of at most `max_length` tokens, unpadded, and `label`."""
+def _owners(task: TaskData, column: str, key: str) -> np.ndarray:
+    """Return (E,) the owner of each training example, as it stands in the data's own column.
+
+    Raises:
+        ConfigError: no such column, nulls in it, or neither strings nor integers.
+
+    """
+    name = task.renamed.get(column, column)
+    if name == column and column in task.renamed.values() and column not in task.renamed:
+        fail(
+            key,
+            column,
+            "a column that is not read as another, as its name here is that of the data's own input or label",
+        )
+    require_column(task.train, name, key)
+    values = task.train.data.column(name)
+    if not are_strings(values) and not pa.types.is_integer(values.type) and not pa.types.is_boolean(values.type):
+        fail(key, f"column {column} of type {type_name(task.train, name)}", "strings or integers")
+    numbers = plain_integers(task.train, name) if are_strings(values) else None
+    return np.asarray(task.train[name][:]) if numbers is None else numbers
+
+
+def tokenise(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, split: str = "training"
+) -> datasets.Dataset:
+    """Return `input_ids` (, `token_type_ids`) of at most `max_length` tokens, unpadded, and `label`.
+
+    A text of which the tokenizer leaves nothing gets one token, and a warning counts such texts: no model takes less.
+    """
+    lone = next(token for token in _lone_tokens(tokenizer) if token is not None)
+    num_empty = 0
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return dict(
+        nonlocal num_empty
+        encoded = dict(
             tokenizer(
                 batch[TEXT],
                 batch.get(TEXT_PAIR),
@@ -172,14 +223,52 @@ def tokenise(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_
                 return_attention_mask=False,
             )
         )
+        empty = [row for row, ids in enumerate(encoded["input_ids"]) if not ids]
+        num_empty += len(empty)
+        for row in empty:
+            encoded["input_ids"][row] = [lone]
+            if "token_type_ids" in encoded:
+                encoded["token_type_ids"][row] = [0]
+        return encoded
 
-    return dataset.map(
+    tokenised = dataset.map(
         encode,
         batched=True,
         batch_size=TOKENISE_BATCH,
         keep_in_memory=True,
         remove_columns=[name for name in dataset.column_names if name != LABEL],
     )
+    if num_empty:
+        token = tokenizer.convert_ids_to_tokens(lone)
+        warnings.warn(f"{num_empty} of {len(dataset)} {split} texts have no token: each gets {token}", stacklevel=2)
+    return tokenised
+
+
+def _lone_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int | None]:
+    """Return what may stand for an empty text, the best first: what begins texts, ends them, or is unknown."""
+    names = ("bos_token_id", "cls_token_id", "eos_token_id", "unk_token_id", "pad_token_id")
+    return [getattr(tokenizer, name, None) for name in names]
+
+
+def _require_one_size(splits: Sequence[datasets.Dataset], processor: BaseImageProcessor) -> None:
+    """Raise a ConfigError if the processor makes of images of different shapes tensors that are no batch.
+
+    Tried are the flattest, the tallest, the smallest and the largest, if the processor is not known to mind no shape.
+    """
+    tall, wide = (_processed_shape(processor, *size) for size in ((32, 64), (64, 32)))
+    if tall == wide:
+        return
+    sizes = {size for split in splits for size in image_sizes(split, IMAGE)}
+    extremes = [order(sizes, key=key) for order in (min, max) for key in (lambda s: s[0] / s[1], lambda s: s[0] * s[1])]
+    made = {_processed_shape(processor, *size): size for size in extremes}
+    if len(made) > 1:
+        shown = [f"{shape} of {width} x {height} pixels" for shape, (width, height) in made.items()]
+        found = f"an image processor that makes {shown[0]}, but {shown[1]}"
+        fail("fm.path", found, "one that gives one size: size with height and width, or do_center_crop")
+
+
+def _processed_shape(processor: BaseImageProcessor, width: int, height: int) -> tuple[int, ...]:
+    return tuple(processor([Image.new("RGB", (width, height))], return_tensors="pt")["pixel_values"].shape[1:])
 
 
 def _require_same_modality(task: TaskData, corpus: datasets.Dataset, processor: object) -> None:

@@ -4,19 +4,25 @@ All that :func:`load_data` refuses is refused before an actor starts, what :func
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedpft.config import Config, ConfigError, TaskKind
+from fedpft.construct.store import cache_dir
 from fedpft.data.collate import rows
 from fedpft.data.corpora.corpus import sample_texts
 from fedpft.data.corpora.public import load_corpus
 from fedpft.data.datamodule import FederatedData, build_data
+from fedpft.data.digest import dataset_digest
 from fedpft.data.sources.columns import TEXT
+from fedpft.data.sources.images import Look, are_embedded, look_at_headers, look_at_pixels
 from fedpft.data.tasks.instructions import without_prompts
 from fedpft.data.tasks.loading import load_task
 from fedpft.models import loading
@@ -53,9 +59,10 @@ def load_data(config: Config, progress: Progress) -> FederatedData:
 
     """
     progress.stage("load data")
-    task = load_task(config.task, config.seed)
+    look = image_check(config, progress)
+    task = load_task(config.task, config.seed, look)
     fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
-    corpus = load_corpus(config.public, config.server_seed)
+    corpus = load_corpus(config.public, config.server_seed, look)
     if loading.is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:
         texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
         processor = train_tokenizer(texts, fm.vocab_size)
@@ -66,6 +73,29 @@ def load_data(config: Config, progress: Progress) -> FederatedData:
         fit_inputs(fm, processor)
     rehearse(config, task)
     return build_data(task, corpus, processor, config)
+
+
+def image_check(config: Config, progress: Progress) -> Look:
+    """Return what decodes every image, unless the same images were decoded before.
+
+    Of those it remembers a digest, the name of an empty file in the cache's `images/`.
+    """
+
+    def look(dataset: Dataset, column: str) -> Mapping[int, str]:
+        known = None
+        if config.cache.enabled and not look_at_headers(dataset, column) and are_embedded(dataset, column):
+            digest = dataset_digest(dataset, [column])
+            known = cache_dir(config.cache.dir) / "images" / f"{digest}-pillow-{PIL.__version__}"
+            if known.exists():
+                return {}
+        flaws = look_at_pixels(dataset, column, lambda done, total: progress.progress(done, total, {}))
+        if known and not flaws:
+            with suppress(OSError):  # it only saves time
+                known.parent.mkdir(parents=True, exist_ok=True)
+                known.touch()
+        return flaws
+
+    return look
 
 
 def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: Path | None = None) -> PreTrainedModel:

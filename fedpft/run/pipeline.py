@@ -8,6 +8,7 @@ A run that goes on from a checkpoint takes the same way: FM and data are loaded 
 come from the checkpoint, and the rounds that are left follow.
 """
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import torch
 
 from fedpft.config import Config, dump_config
 from fedpft.data.histogram import partition_table
+from fedpft.federated.dropped import never_through
 from fedpft.federated.observer import RunObserver, SilentObserver
 from fedpft.federated.package import local_settings
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
@@ -34,6 +36,7 @@ from fedpft.run.tuning import tune
 from fedpft.storage.checkpoint import FOLDER, Checkpoints, RunCheckpoint
 from fedpft.storage.output import (
     PARTITION_FILE,
+    ROUNDS_FILE,
     check_claimable,
     check_writable,
     claim_output_dir,
@@ -132,11 +135,15 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             save_examples(outcome.tuned_fm, data, output_dir)
             memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
             seconds = time.perf_counter() - start
-            result = outcome.result | {
-                "peak_memory_bytes": memory,
-                "wall_seconds": seconds,
-                "versions": package_versions(),
-            }
+            result = (
+                outcome.result
+                | _never_trained(output_dir)
+                | {
+                    "peak_memory_bytes": memory,
+                    "wall_seconds": seconds,
+                    "versions": package_versions(),
+                }
+            )
             files["result"] = output_dir / "result.json"
             write_json(files["result"], result)
             if own_fm:
@@ -151,6 +158,13 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
     finally:
         pool.close()
     return RunResult(result, {"config": output_dir / "config.yaml", **tracker.locations, **files})
+
+
+def _never_trained(output_dir: Path) -> dict[str, list[int]]:
+    """Return what result.json says of clients without any update, if there are such."""
+    lines = (output_dir / ROUNDS_FILE).read_text(encoding="utf-8").splitlines()
+    clients = never_through(json.loads(line) for line in lines)
+    return {"never_trained": clients} if clients else {}
 
 
 def make_pool(config: Config, say: Callable[[str], None] = lambda line: None) -> ClientPool:

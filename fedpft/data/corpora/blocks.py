@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import count, groupby, islice
 from typing import Protocol
 
-import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from fedpft.data.sources.errors import fail, one_line
 from fedpft.data.sources.files import Files
-from fedpft.data.sources.rows import READ_OPTIONS
+from fedpft.data.sources.rows import file_tables
 
 NUM_PLACES = 256
 """Blocks in a large draw: more mix better, but each may cost a row group."""
@@ -203,7 +202,7 @@ def _row_groups(file: int, footer: pq.FileMetaData) -> Iterator[_RowGroup]:
 
 
 class SequentialRows:
-    """Files that can only be read from their beginning (csv, json, text; compressed or not), by `datasets`' streams."""
+    """Files that can only be read from their beginning (csv, json, text; compressed or not), block by block."""
 
     def __init__(self, files: Files, key: str) -> None:
         """Read the first rows of the first file.
@@ -240,12 +239,8 @@ class SequentialRows:
     def _tables(self, path: str) -> Iterator[tuple[int, pa.Table]]:
         builder = self._files.builder
         assert builder is not None
-        try:
-            stream = datasets.load_dataset(
-                builder, data_files={"train": path}, split="train", streaming=True, **READ_OPTIONS.get(builder, {})
-            )
-            rows = stream.with_format("arrow").iter(SEQUENTIAL_BLOCK_ROWS)
-            yield from ((number * SEQUENTIAL_BLOCK_ROWS, table) for number, table in enumerate(rows))
-        except Exception as error:  # a file system's, Arrow's or pandas'
-            reason = one_line(error.__cause__ or error)
-            fail(self._key, f"{path} ({reason})", f"readable, non-empty {builder} files")
+        first_row = 0
+        for table in file_tables(path, builder, self._key, SEQUENTIAL_BLOCK_ROWS):
+            if table.num_rows:
+                yield first_row, table
+                first_row += table.num_rows

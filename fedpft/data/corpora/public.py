@@ -1,19 +1,21 @@
 """The table of public corpora, and any corpus as rows with a column `text` or `image`."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import datasets
 
-from fedpft.config import PublicConfig
+from fedpft.config import ConfigError, PublicConfig
 from fedpft.data.corpora.blocks import ParquetRows, open_rows
 from fedpft.data.corpora.corpus import Corpus, Mixture, StreamedText, draw_images
 from fedpft.data.embedded.digits import digits_corpus
-from fedpft.data.sources.columns import IMAGE, LABEL, TEXT, normalise_labels, rename_inputs, require_text
+from fedpft.data.sources.columns import IMAGE, LABEL, TEXT, rename_inputs, require_text
 from fedpft.data.sources.errors import fail, find_row
 from fedpft.data.sources.files import FORMATS, IMAGE_FOLDER, Files, find_hub, find_local, is_local
-from fedpft.data.sources.images import as_images
+from fedpft.data.sources.images import Look, as_images, look_at_headers
+from fedpft.data.sources.labels import label_codes
 from fedpft.data.sources.rows import load_hub, read_images, read_whole
 from fedpft.seeding import numpy_rng
 
@@ -71,19 +73,19 @@ CORPORA: dict[str, CorpusRow] = {
 GATED_HINT = " (the terms of this one must be accepted on its hub page, then: hf auth login, or HF_TOKEN)"
 
 
-def load_corpus(config: PublicConfig, seed: int) -> Corpus:
+def load_corpus(config: PublicConfig, seed: int, look: Look = look_at_headers) -> Corpus:
     """Open public data: texts, or rows with `image` (and `label` in 0..C-1 when the images have labels).
 
     What takes at most `MAX_WHOLE_BYTES` on disk is read whole and returned with every row, whatever `max_examples`
     says: text is counted in chunks, after chunking. Of more than that, text is read when blocks are taken, and
-    `max_examples` images are drawn here, by `seed`.
+    `max_examples` images are drawn here, by `seed`. `look` says how closely images in files are looked at.
 
     Raises:
         ConfigError: unknown name, unreadable source, missing column, nulls, no rows; no `max_examples` although the
             corpus is too large to be read whole.
 
     """
-    parts = [_load_one(part, seed) for part in _parts(config)]
+    parts = [_load_one(part, seed, look) for part in _parts(config)]
     if len(parts) == 1:
         return parts[0]
     if any(TEXT not in part.column_names for part in parts):
@@ -98,18 +100,18 @@ def _parts(config: PublicConfig) -> list[PublicConfig]:
     return [replace(config, name=name, path=path) for name, path in zip(names, paths, strict=True)]
 
 
-def _load_one(config: PublicConfig, seed: int) -> datasets.Dataset | StreamedText:
+def _load_one(config: PublicConfig, seed: int, look: Look) -> datasets.Dataset | StreamedText:
     row = CorpusRow() if config.name == "custom" else find_row(config.name, CORPORA, "public.name")
     source = _open(config, row)
     if isinstance(source, datasets.Dataset):
-        return _whole(source, config, row)
+        return _whole(source, config, row, look if row.loader is None or config.path else look_at_headers)
     rng = numpy_rng(seed, "public")
     if config.max_examples is None:
         size, limit = (f"{size / 1e9:.1f} GB" for size in (source.num_bytes, MAX_WHOLE_BYTES))
         fail("public.max_examples", None, f"a number, as {config.path or row.path} has {size}, more than {limit}")
     if source.builder == IMAGE_FOLDER:
         chosen = rng.permutation(len(source.paths))[: config.max_examples]
-        return _whole(read_images([source.paths[index] for index in chosen], source), config, row)
+        return _whole(read_images([source.paths[index] for index in chosen], source), config, row, look)
     rows = open_rows(source, "public.path")
     kind, column = _column(config, row, rows.column_names)
     if column not in rows.column_names:
@@ -118,7 +120,7 @@ def _load_one(config: PublicConfig, seed: int) -> datasets.Dataset | StreamedTex
         return StreamedText(rows, column, "public.text_column")
     if not isinstance(rows, ParquetRows):
         fail("public.path", f"images in {source.builder} files", "parquet files or an image folder")
-    return _whole(draw_images(rows, column, config.max_examples, rng, "public.image_column"), config, row)
+    return _whole(draw_images(rows, column, config.max_examples, rng, "public.image_column"), config, row, look)
 
 
 def _open(config: PublicConfig, row: CorpusRow) -> datasets.Dataset | Files:
@@ -143,19 +145,25 @@ def _open(config: PublicConfig, row: CorpusRow) -> datasets.Dataset | Files:
     return found
 
 
-def _whole(corpus: datasets.Dataset, config: PublicConfig, row: CorpusRow) -> datasets.Dataset:
+def _whole(corpus: datasets.Dataset, config: PublicConfig, row: CorpusRow, look: Look) -> datasets.Dataset:
     """Check rows in memory and give their columns the usual names."""
     if len(corpus) == 0:
         fail("public.path", "0 examples", "at least 1")
     kind, column = _column(config, row, corpus.column_names)
     if kind == TEXT:
         require_text(corpus, column, "public.text_column")
-        return rename_inputs(corpus, [column], [TEXT]).select_columns([TEXT])
-    corpus = rename_inputs(as_images(corpus, column, "public.image_column"), [column], [IMAGE])
-    if LABEL not in corpus.column_names:
-        return corpus.select_columns([IMAGE])
-    (labelled,), _ = normalise_labels([corpus], LABEL, None, "public.path")
-    return labelled.select_columns([IMAGE, LABEL])
+        return rename_inputs(corpus, {TEXT: column}).select_columns([TEXT])
+    images = rename_inputs(as_images(corpus, column, "public.image_column", look=look), {IMAGE: column}).select_columns(
+        [IMAGE]
+    )
+    if LABEL not in corpus.column_names or column == LABEL:
+        return images
+    try:
+        (labels,), _ = label_codes([corpus], LABEL, None, "public.path")
+    except ConfigError as error:  # only pre-training would read them
+        warnings.warn(f"{error}; the public images go without labels", stacklevel=2)
+        return images
+    return images.add_column(LABEL, labels)
 
 
 def _column(config: PublicConfig, row: CorpusRow, present: Sequence[str]) -> tuple[str, str]:

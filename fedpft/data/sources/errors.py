@@ -1,7 +1,8 @@
 """What is wrong with data, in one line each."""
 
 import difflib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, TypeVar
 
 from fedpft.config import ConfigError
@@ -9,9 +10,20 @@ from fedpft.config import ConfigError
 Row = TypeVar("Row")
 
 
+class BadFileError(Exception):
+    """What is wrong within a file, in a few words; whoever knows the file's name and its config key adds them."""
+
+
 def fail(key: str, found: object, allowed: str) -> NoReturn:
-    """Raise the one-line ConfigError that every module of this package uses."""
-    raise ConfigError(f"{key}: found {found!r}, allowed: {allowed}")
+    """Raise the one-line ConfigError that every module of this package uses, whatever names the data have."""
+    escaped = "\\n".join(allowed.splitlines())
+    raise ConfigError(f"{key}: found {found!r}, allowed: {escaped}")
+
+
+def require_different(names: Iterable[str], where: str) -> None:
+    """Raise a BadFileError if two columns bear one name: which of them was meant?"""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise BadFileError(f"{where} has {twice[0]!r} more than once")
 
 
 def find_row(name: str, table: Mapping[str, Row], key: str) -> Row:
@@ -24,8 +36,8 @@ def find_row(name: str, table: Mapping[str, Row], key: str) -> Row:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first 200 characters of what a library says, without line breaks."""
-    return " ".join(str(error).split())[:200]
+    """Return the first 200 characters of what a library says, without line breaks, or else what kind of error it is."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def hub_error(path: str, config_name: str | None, split: str, key: str, hint: str, error: Exception) -> ConfigError:

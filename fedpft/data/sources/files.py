@@ -8,16 +8,19 @@ from pathlib import Path
 
 import datasets
 import fsspec
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from fedpft.data.sources.errors import fail, hub_error
+from fedpft.data.sources.image_folders import find_images
 
-BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
+BUILDERS = {
+    ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".txt": "text",
+}  # fmt: skip
 FORMATS = ", ".join(BUILDERS)
 COMPRESSIONS = frozenset({".gz", ".bz2", ".xz", ".zst"})
 IMAGE_FOLDER = "imagefolder"
-IMAGE_TABLE = "metadata"
-"""Stem of the table that may lie beside the images and label them."""
+SAVED = "arrow"
+"""A folder that `datasets` wrote with `save_to_disk`."""
+_SAVED_STATE = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +28,12 @@ class Files:
     """The files of one split, in the order of their names."""
 
     builder: str | None
-    """What reads them: a value of `BUILDERS` or `IMAGE_FOLDER`; None: not known here, only to `datasets`."""
+    """What reads them: a value of `BUILDERS`, `IMAGE_FOLDER` or `SAVED`; None: not known here, only to `datasets`."""
     paths: tuple[str, ...]
     """Absolute paths or URLs that fsspec opens; of an image folder, the images."""
     num_bytes: int
     folder: str = ""
-    """Of an image folder: where its class folders are."""
+    """Of an image folder: where its class folders are; of a saved data set: where it is."""
 
 
 def is_local(path: str) -> bool:
@@ -42,8 +45,9 @@ def find_local(path: str, split: str, key: str, *, any_name: bool = False) -> Fi
     """Find the files of one split, without reading them.
 
     Args:
-        path: file (the split is ignored), or folder with `<split>.parquet|csv|json|jsonl|txt`, with shards
-            `<split>-00000-of-00041.*` in it, in its `data/` or in `<split>/`, or with images `<split>/<class>/*.png`.
+        path: file (the split is ignored), or folder with `<split>.parquet|csv|tsv|json|jsonl|txt`, with shards
+            `<split>-00000-of-00041.*` in it, in its `data/` or in `<split>/`, with images `<split>/<class>/*.png`, or
+            what `save_to_disk` wrote.
         split: stem of the files or name of the subfolder.
         key: config key that errors name.
         any_name: whether a folder without such files may be read as a whole, whatever its files are called.
@@ -55,12 +59,18 @@ def find_local(path: str, split: str, key: str, *, any_name: bool = False) -> Fi
     root = Path(path).expanduser().resolve()
     if not root.exists():
         fail(key, path, "an existing file or folder")
+    if saved := _saved(root, split):
+        return replace(_local(SAVED, _data_files(saved, ".arrow")), folder=str(saved))
+    if (root / _SAVED_STATE).is_file():
+        fail(key, f"{path}, one data set saved to disk, for the split {split}", "one saved with its splits")
     shards = _shards(root, split) if root.is_dir() else [root]
     if not shards and (root / split).is_dir():
-        images = [file for file in _files(root / split, "**/*") if file.suffix.lower() in ImageFolder.EXTENSIONS]
-        if not images:
+        images = find_images(root / split, key).images
+        if images:
+            return replace(_local(IMAGE_FOLDER, images), folder=str(root / split))
+        shards = _data_files(root / split)
+        if not shards:
             fail(key, f"{root / split} without images", f"images in {split}/ or {split}.* files")
-        return replace(_local(IMAGE_FOLDER, images), folder=str(root / split))
     if not shards and any_name:
         shards = _data_files(root)
     builders = {_builder(file.name) for file in shards}
@@ -77,6 +87,12 @@ def has_split(path: str, split: str) -> bool:
     """Whether a local folder has files or images for a split."""
     root = Path(path).expanduser()
     return (root / split).is_dir() or bool(_shards(root, split))
+
+
+def _saved(root: Path, split: str) -> Path | None:
+    """Return the folder that `save_to_disk` wrote for a split: its own, or the whole where that has no splits."""
+    candidates = [root / split, *([root] if split == "train" else [])]
+    return next((folder for folder in candidates if (folder / _SAVED_STATE).is_file()), None)
 
 
 def find_hub(path: str, config_name: str | None, split: str, key: str, hint: str = "") -> Files | None:
@@ -99,21 +115,18 @@ def find_hub(path: str, config_name: str | None, split: str, key: str, hint: str
     return Files(builder=builders.pop() if len(builders) == 1 else None, paths=paths, num_bytes=num_bytes)
 
 
-def _files(folder: Path, pattern: str = "*") -> list[Path]:
-    found = (file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith("."))
-    return sorted(found, key=str)
-
-
 def _shards(root: Path, split: str) -> list[Path]:
     named = re.compile(rf"{re.escape(split)}([-_.]\d.*)?")
     for folder in (root, root / "data"):
         if found := [file for file in _data_files(folder) if named.fullmatch(_stem(file.name))]:
             return found
-    return [file for file in _data_files(root / split) if _stem(file.name) != IMAGE_TABLE]
+    return []
 
 
-def _data_files(folder: Path) -> list[Path]:
-    return [file for file in _files(folder) if _builder(file.name)]
+def _data_files(folder: Path, suffix: str = "") -> list[Path]:
+    """Return the files of a folder that have a reader, or the suffix, in the order of their names."""
+    found = (file for file in folder.glob("*") if file.is_file() and not file.name.startswith("."))
+    return sorted((file for file in found if (file.suffix == suffix if suffix else _builder(file.name))), key=str)
 
 
 def _suffixes(name: str) -> list[str]:
@@ -126,7 +139,7 @@ def _stem(name: str) -> str:
 
 
 def _builder(name: str) -> str | None:
-    return BUILDERS.get(next(iter(_suffixes(name)), ""))
+    return BUILDERS.get(next(iter(_suffixes(name)), "").lower())
 
 
 def _local(builder: str | None, files: Sequence[Path]) -> Files:

@@ -1,21 +1,92 @@
 """Rows of the files that `fedpft.data.sources.files` finds, read whole: in memory, images as bytes.
 
-In memory because a task's rows travel to Ray actors, perhaps on machines without these files. A public corpus too
-large for that is drawn from its files, block by block: `fedpft.data.corpora.blocks`.
+In memory because a task's rows travel to Ray actors, perhaps on machines without these files, and nowhere else: a
+cache on disk would keep private rows after the run, and give those of yesterday where a file was replaced. A public
+corpus too large for that is drawn from its files, block by block: `fedpft.data.corpora.blocks`.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO, NoReturn, Protocol
 
 import datasets
-from datasets.table import embed_table_storage
+import fsspec
+import numpy as np
+import pyarrow as pa
 
-from fedpft.config import ConfigError
-from fedpft.data.sources.errors import hub_error, one_line
-from fedpft.data.sources.files import IMAGE_FOLDER, Files, find_local
+from fedpft.data.sources.columns import IMAGE, LABEL
+from fedpft.data.sources.csv_files import csv_tables
+from fedpft.data.sources.errors import BadFileError, fail, hub_error, one_line
+from fedpft.data.sources.files import BUILDERS, IMAGE_FOLDER, SAVED, Files, find_local
+from fedpft.data.sources.image_folders import FILE_NAME, class_name, find_images, warn_of_left_out
+from fedpft.data.sources.json_files import join_tables, json_tables
+from fedpft.data.sources.parquet_files import join_shards, parquet_table
+from fedpft.data.sources.subsets import subset
 
-READ_OPTIONS = {"csv": {"keep_default_na": False}}
-"""Texts are taken as they stand: "", "None" and "NA" are no nulls."""
+_ROWS_AT_ONCE = 10_000
+_TEXT_LINES = "text"
+"""The column of files that hold a text a line."""
+_ALLOWED = {
+    "csv": 'UTF-8 with a header, as many fields in each row, and quotes around fields with a comma, line end or "',
+    "tsv": 'UTF-8 with a header, as many fields in each row, and quotes around fields with a tab, line end or "',
+    "json": "UTF-8 with an object a line, or an array of objects",
+    "text": "UTF-8 text",
+    "parquet": "readable parquet files",
+    SAVED: "what save_to_disk wrote",
+}
+
+
+class TableReader(Protocol):
+    """Reads a file from its beginning."""
+
+    def __call__(self, stream: BinaryIO, rows_at_once: int) -> Iterator[pa.Table]:
+        """Yield the rows in tables; BadFileError says what is wrong within the file."""
+
+
+def text_tables(stream: BinaryIO, rows_at_once: int) -> Iterator[pa.Table]:
+    """Yield the lines of a file as rows of `text`.
+
+    Raises:
+        BadFileError: no UTF-8.
+
+    """
+    lines, batch = io.TextIOWrapper(stream, "utf-8-sig"), []
+    try:
+        for line in lines:
+            batch.append(line.rstrip("\n"))
+            if len(batch) == rows_at_once:
+                yield pa.table({_TEXT_LINES: pa.array(batch, pa.string())})
+                batch = []
+    except UnicodeDecodeError as error:
+        raise BadFileError(f"no UTF-8 ({error.reason})") from error
+    yield pa.table({_TEXT_LINES: pa.array(batch, pa.string())})
+
+
+READERS: dict[str, TableReader] = {
+    "csv": csv_tables,
+    "tsv": partial(csv_tables, delimiter="\t"),
+    "json": json_tables,
+    "text": text_tables,
+}
+
+
+def file_tables(path: str, builder: str, key: str, rows_at_once: int = _ROWS_AT_ONCE) -> Iterator[pa.Table]:
+    """Yield a file's rows in tables, decompressed; errors name it and the config key.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+
+    """
+    try:
+        with fsspec.open(path, "rb", compression="infer") as stream:
+            if builder == "parquet":
+                yield parquet_table(stream)
+            else:
+                yield from READERS[builder](stream, rows_at_once)
+    except Exception as error:  # a reader's, a file system's, a decompressor's or Arrow's own
+        _refuse(path, error, builder, key)
 
 
 def load_local(path: str, split: str, key: str) -> datasets.Dataset:
@@ -61,31 +132,96 @@ def read_whole(files: Files, key: str) -> datasets.Dataset:
     """
     assert files.builder is not None
     if files.builder == IMAGE_FOLDER:
-        return _embed_images(_read(IMAGE_FOLDER, [f"{files.folder}/**"], key, drop_labels=False))
-    return _read(files.builder, files.paths, key, **READ_OPTIONS.get(files.builder, {}))
+        return _read_image_folder(files, key)
+    if files.builder == SAVED:
+        return _load_saved(files.folder, key)
+    tables = {path: [*file_tables(path, files.builder, key)] for path in files.paths}
+    try:
+        return _dataset(tables, files.builder)
+    except Exception as error:  # Arrow's and datasets' own
+        shown = files.paths[0] if len(files.paths) == 1 else f"{files.paths[0]} and {len(files.paths) - 1} more"
+        _refuse(shown, error, files.builder, key)
 
 
 def read_images(chosen: Sequence[str], folder: Files) -> datasets.Dataset:
-    """Read chosen images of an image folder into memory: `image`, encoded, and `label`, the number of its subfolder."""
-    classes = sorted({Path(path).parent.name for path in folder.paths})
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
-    labels = [Path(path).parent.name for path in chosen]
-    return _embed_images(datasets.Dataset.from_dict({"image": list(chosen), "label": labels}, features=features))
+    """Read chosen images of an image folder into memory: `image`, encoded, and `label` where all are in class folders.
+
+    Labels are the numbers of the class folders.
+    """
+    root = Path(folder.folder)
+    names = [class_name(Path(path), root) for path in folder.paths]
+    classes = sorted({name for name in names if name is not None})
+    columns: dict[str, list] = {IMAGE: [_encoded(Path(path), root) for path in chosen]}
+    features = datasets.Features({IMAGE: datasets.Image()})
+    if None not in names:
+        columns[LABEL] = [class_name(Path(path), root) for path in chosen]
+        features[LABEL] = datasets.ClassLabel(names=classes)
+    return _named(datasets.Dataset.from_dict(columns, features=features), IMAGE_FOLDER)
 
 
-def _read(builder: str, files: Sequence[str], key: str, **options: object) -> datasets.Dataset:
+def _read_image_folder(files: Files, key: str) -> datasets.Dataset:
+    root = Path(files.folder)
+    found = find_images(root, key)
+    images = read_images(files.paths, files)
+    if not found.tables:
+        warn_of_left_out(found, (), root)
+        return images
+    tables, listed = [], []
+    for path in found.tables:
+        table = read_whole(Files(builder=BUILDERS[path.suffix.lower()], paths=(str(path),), num_bytes=0), key)
+        if FILE_NAME not in table.column_names:
+            fail(key, f"{path} with the columns {', '.join(table.column_names)}", f"a column {FILE_NAME}")
+        tables.append(table.remove_columns([name for name in (FILE_NAME, IMAGE) if name in table.column_names]))
+        listed += [str(path.parent / str(name)) for name in table[FILE_NAME][:]]
+    rows = {path: row for row, path in enumerate(files.paths)}
+    if missing := [path for path in listed if path not in rows]:
+        fail(key, f"no image {missing[0]}, which the {FILE_NAME} of a table names", "images that are there")
+    warn_of_left_out(found, [Path(path) for path in files.paths if path not in set(listed)], root)
+    order = np.argsort(np.array(listed), kind="stable")
+    described = subset(datasets.concatenate_datasets(tables), order)
+    chosen = subset(images, [rows[listed[row]] for row in order])
+    chosen = chosen.remove_columns([name for name in chosen.column_names if name in described.column_names])
+    return _named(datasets.concatenate_datasets([chosen, described], axis=1), tables[0].info.builder_name)
+
+
+def _encoded(path: Path, root: Path) -> dict[str, object]:
+    """Return a file as `datasets.Image` stores it; the path is for messages."""
+    return {"bytes": path.read_bytes(), "path": str(path.relative_to(root.parent))}
+
+
+def _load_saved(folder: str, key: str) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(
-            builder, data_files={"train": list(files)}, split="train", keep_in_memory=True, **options
-        )
-    except Exception as error:  # Arrow, pandas and datasets each have their own
-        found = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-        reason = one_line(error.__cause__ or error)
-        raise ConfigError(f"{key}: found {found!r} ({reason}), allowed: a readable, non-empty {builder}") from error
+        return _named(datasets.load_from_disk(folder, keep_in_memory=True).with_format(None), SAVED)
+    except Exception as error:  # whatever `datasets` says to files that it did not write
+        _refuse(folder, error, SAVED, key)
 
 
-def _embed_images(dataset: datasets.Dataset) -> datasets.Dataset:
-    embedded = dataset.with_format("arrow").map(
-        embed_table_storage, batched=True, batch_size=256, keep_in_memory=True, features=dataset.features
+def _dataset(tables: dict[str, list[pa.Table]], builder: str) -> datasets.Dataset:
+    """Return the rows of all files as one data set."""
+    features, every = None, [table for parts in tables.values() for table in parts]
+    if builder == "parquet":
+        table, features = join_shards(every)
+    elif builder == "json":
+        table = join_tables(every)
+    else:
+        names = every[0].column_names
+        for path, parts in tables.items():
+            if odd := set(names) ^ set(parts[0].column_names):
+                raise BadFileError(f"a column {min(odd)} in {next(iter(tables))} or {path}, but not in both")
+        table = pa.concat_tables([part.select(names) for part in every])
+    if table.num_rows == 0:
+        raise BadFileError("no rows")
+    info = datasets.DatasetInfo(features=features or datasets.Features.from_arrow_schema(table.schema))
+    return _named(datasets.Dataset(table.replace_schema_metadata(None), info=info), builder)
+
+
+def _named(dataset: datasets.Dataset, builder: str | None) -> datasets.Dataset:
+    dataset.info.builder_name = builder
+    return dataset
+
+
+def _refuse(path: str, error: Exception, builder: str, key: str) -> NoReturn:
+    reason = (
+        one_line(error) if isinstance(error, BadFileError | OSError) else f"{type(error).__name__}: {one_line(error)}"
     )
-    return embedded.with_format(None)
+    fail(key, f"{path} ({reason})", _ALLOWED[builder])

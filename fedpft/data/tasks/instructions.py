@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Mapping
 
 import datasets
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fedpft.config import TaskConfig, TaskKind
-from fedpft.data.sources.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, normalise_labels, require_text
+from fedpft.data.sources.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, require_text, with_values
 from fedpft.data.sources.errors import fail
+from fedpft.data.sources.labels import label_codes
 from fedpft.data.sources.subsets import subset
 from fedpft.data.tasks.prompts import KEY, PromptTemplate, bare_template
 from fedpft.data.tasks.table import TaskRow
@@ -52,10 +54,16 @@ def read_instructions(
     if column is None:
         fail("task.response_column", None, "a column of texts, because task.kind is causal_lm")
     label_column, read = config.label_column or row.label_column, dict(splits)
+    if config.on_bad_example == "drop":
+        columns = dict.fromkeys([column, *(template.columns if template else ())], True)
+        category = {} if label_column is None else {label_column: False}
+        for name, dataset in read.items():  # evaluated examples need no category
+            needed = columns | (category if name == "train" else {})
+            read[name] = with_values(dataset, needed, "training" if name == "train" else name, "task.path")
     names: tuple[str, ...] = ()
     if label_column is not None:  # categories to deal out by: no model predicts them, evaluated examples need none
-        (labelled,), names = normalise_labels([read["train"]], label_column, label_names, "task.label_column")
-        read["train"] = _replace(read["train"], LABEL, labelled[LABEL][:])
+        (codes,), names = label_codes([read["train"]], label_column, label_names, "task.label_column")
+        read["train"] = _replace(read["train"], LABEL, codes)
     return {split: as_instructions(dataset, template, column) for split, dataset in read.items()}, names
 
 
@@ -79,7 +87,7 @@ def as_instructions(
     return _replace(_replace(dataset, PROMPT, prompts), RESPONSE, responses)
 
 
-def _replace(dataset: datasets.Dataset, column: str, values: list) -> datasets.Dataset:
+def _replace(dataset: datasets.Dataset, column: str, values: list | np.ndarray) -> datasets.Dataset:
     return dataset.remove_columns([name for name in dataset.column_names if name == column]).add_column(column, values)
 
 

@@ -14,15 +14,15 @@ from fedpft.data.sources.columns import (
     LABEL,
     TEXT,
     TEXT_PAIR,
-    normalise_labels,
-    normalise_numbers,
     rename_inputs,
     require_column,
     require_text,
+    with_values,
 )
-from fedpft.data.sources.errors import fail, find_row
-from fedpft.data.sources.files import has_split, is_local
-from fedpft.data.sources.images import as_images
+from fedpft.data.sources.errors import fail, find_row, one_line
+from fedpft.data.sources.files import IMAGE_FOLDER, has_split, is_local
+from fedpft.data.sources.images import Look, as_images, look_at_headers
+from fedpft.data.sources.labels import label_codes, label_numbers
 from fedpft.data.sources.rows import load_hub, load_local
 from fedpft.data.sources.subsets import hold_out, subset
 from fedpft.data.tasks.instructions import check_keys, read_instructions
@@ -56,10 +56,17 @@ class TaskData:
     """What models are evaluated by, the primary one first."""
     other_evaluations: Mapping[str, datasets.Dataset] = field(default_factory=dict)
     """Further evaluation sets by name; their metrics are called `name/metric`."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """The data's own column -> what it is called here, of those that have another name here."""
 
 
-def load_task(config: TaskConfig, seed: int) -> TaskData:
-    """Read a task: the table row, changed by what the config says; `seed` draws the subsets, if any.
+def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers) -> TaskData:
+    """Read a task: the table row, changed by what the config says.
+
+    Args:
+        config: the `task` section.
+        seed: draws the subsets, if any.
+        look: how closely images in files are looked at.
 
     Raises:
         ConfigError: unknown name, unreadable source, missing columns, nulls, bad labels, an empty split, or a metric
@@ -70,16 +77,17 @@ def load_task(config: TaskConfig, seed: int) -> TaskData:
     kind = config.kind or row.kind
     check_keys(config, kind)
     splits, names = _read(config, row)
-    if ratio := _eval_ratio(config, row):
-        splits["train"], splits["evaluation"] = hold_out(splits["train"], ratio, "task.eval_ratio")
     for split, dataset in splits.items():
         if len(dataset) == 0:
             fail("task.path", f"0 {split} examples", "at least 1")
     modality: Modality = "text"
+    renamed: Mapping[str, str] = {}
     if kind == "causal_lm":
         ready, label_names = read_instructions(splits, names, config, row)
     else:
-        ready, label_names, modality = _read_labelled(splits, names, config, row, kind)
+        ready, label_names, modality, renamed = _read_labelled(splits, names, config, row, kind, look)
+    if ratio := _eval_ratio(config, row):  # after the labels: a rare one may be held out with all its rows
+        ready["train"], ready["evaluation"] = hold_out(ready["train"], ratio, "task.eval_ratio")
     sets = {}
     for name, dataset in ready.items():
         limit = config.max_train_examples if name == "train" else config.max_eval_examples
@@ -92,6 +100,7 @@ def load_task(config: TaskConfig, seed: int) -> TaskData:
         label_names=label_names,
         kind=kind,
         metrics=_metrics(config, row, kind, len(label_names)),
+        renamed=renamed,
     )
 
 
@@ -101,25 +110,40 @@ def _read_labelled(
     config: TaskConfig,
     row: TaskRow,
     kind: TaskKind,
-) -> tuple[dict[str, datasets.Dataset], tuple[str, ...], Modality]:
-    """Return the splits with `text` (, `text_pair`) or `image`, and `label`."""
+    look: Look,
+) -> tuple[dict[str, datasets.Dataset], tuple[str, ...], Modality, dict[str, str]]:
+    """Return the splits with `text` (, `text_pair`) or `image`, and `label`; and which columns these were."""
     text_columns, image_column = _input_columns(config, row, splits["train"])
     label_column = config.label_column or _first_present(splits["train"], row.label_column or LABEL, LABEL)
-    for dataset in splits.values():  # before anything is renamed: errors list the columns as the user knows them
+    where = ["training", *list(splits)[1:]]
+    drop = config.on_bad_example == "drop"
+    if drop:
+        needed = dict.fromkeys([*text_columns, image_column or label_column], True) | {label_column: False}
+        splits = {
+            name: with_values(dataset, needed, split, "task.path")
+            for (name, dataset), split in zip(splits.items(), where, strict=True)
+        }
+    if image_column is not None and (row.loader is None or config.path is not None):
+        splits = {
+            name: as_images(dataset, image_column, "task.image_column", look=look, drop=split if drop else None)
+            for (name, dataset), split in zip(splits.items(), where, strict=True)
+        }
+    for dataset in splits.values():
         require_column(dataset, label_column, "task.label_column")
         for column in text_columns:
             require_text(dataset, column, "task.text_columns")
-        if image_column is not None:
-            require_column(dataset, image_column, "task.image_column")
+    every = [*splits.values()]
+    label_names: tuple[str, ...] = (label_column,)
     if kind == "regression":
-        labelled, label_names = normalise_numbers([*splits.values()], label_column, "task.label_column")
+        labels = label_numbers(every, label_column, "task.label_column", where)
     else:
-        labelled, label_names = normalise_labels([*splits.values()], label_column, names, "task.label_column")
-    if image_column is not None:
-        labelled = [as_images(split, image_column, "task.image_column") for split in labelled]
-    columns, targets = ([image_column], [IMAGE]) if image_column else (text_columns, (TEXT, TEXT_PAIR))
-    renamed = [rename_inputs(split, columns, targets[: len(columns)]) for split in labelled]
-    return dict(zip(splits, renamed, strict=True)), label_names, "image" if image_column else "text"
+        labels, label_names = label_codes(every, label_column, names, "task.label_column", where)
+    inputs = {IMAGE: image_column} if image_column else dict(zip((TEXT, TEXT_PAIR), text_columns, strict=False))
+    renamed = [rename_inputs(split, inputs, label_column, LABEL) for split in every]
+    ready = {name: split.add_column(LABEL, codes) for name, split, codes in zip(splits, renamed, labels, strict=True)}
+    modality: Modality = "image" if image_column else "text"
+    columns = {LABEL: label_column} | inputs
+    return ready, label_names, modality, {own: ours for ours, own in columns.items()}
 
 
 def _metrics(config: TaskConfig, row: TaskRow, kind: TaskKind, num_classes: int) -> tuple[str, ...]:
@@ -170,18 +194,23 @@ def _eval_ratio(config: TaskConfig, row: TaskRow) -> float:
 
 
 def _load_split(path: str, split: str) -> datasets.Dataset:
-    root = Path(path).expanduser()
     dataset = load_local(path, split, "task.path")
-    # an image's class is the name of its folder, also where that is the split's own
-    labels, folder = dataset.features.get(LABEL), root / split
-    is_class = isinstance(labels, datasets.ClassLabel) and split in labels.names
-    if is_class and folder.is_dir() and not (folder / split).is_dir():
-        fail("task.path", f"images in {folder} itself", f"{split}/CLASS/*.png, or a {split}/metadata.csv with labels")
+    if dataset.info.builder_name == IMAGE_FOLDER and LABEL not in dataset.column_names:
+        found = f"images in {Path(path).expanduser() / split} itself"
+        fail("task.path", found, f"{split}/CLASS/*.png, or a {split}/metadata.csv with labels")
     return dataset
 
 
 def _class_names(file: Path) -> tuple[str, ...]:
-    names = file.read_text().strip().splitlines()
+    try:
+        lines = file.read_text("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        fail("task.path", f"{file} ({one_line(error)})", "a class name a line, in UTF-8")
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if not all(names) or not names:
+        fail("task.path", f"{file} with {'an empty line' if names else 'no line'}", "a class name a line")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         fail("task.path", f"{twice[0]!r} more than once in {file}", "one line for each class")
     return tuple(names)

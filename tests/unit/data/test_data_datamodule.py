@@ -11,12 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from fedpft.config import Config, ConfigError, FederatedConfig, FMConfig, PartitionConfig, PublicConfig
+from fedpft.config import Config, ConfigError, FederatedConfig, FMConfig, PartitionConfig, PublicConfig, TaskConfig
 from fedpft.data.collate import ImageCollator, TextCollator, rows, text_lengths
 from fedpft.data.corpora.chunks import chunk_corpus, special_tokens
 from fedpft.data.corpora.public import CORPORA, load_corpus, python_reference
-from fedpft.data.datamodule import build_data, tokenise
-from fedpft.data.tasks.loading import TaskData
+from fedpft.data.datamodule import build_data, partition_task, tokenise
+from fedpft.data.tasks.loading import TaskData, load_task
+from tests.tiny import TEXT_FAMILIES, tiny_causal_tokenizer, tiny_fm, tiny_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -255,7 +256,7 @@ def test_labelled_image_corpora_keep_labels(tmp_path, monkeypatch):
     Image.new("RGB", (2, 2)).save(buffer, "PNG")
     datasets.Dataset.from_dict({"image": [buffer.getvalue()], "label": [3]}).to_parquet(tmp_path / "train.parquet")
     loaded = load_corpus(PublicConfig(name="imagenet-1k", path=str(tmp_path)), seed=0)
-    assert loaded[0]["label"] == 3
+    assert loaded[0]["label"] == 0, "the only class that there is"
     assert loaded[0]["image"].size == (2, 2)
 
 
@@ -263,3 +264,65 @@ def test_unknown_corpora_suggest_the_nearest():
     with pytest.raises(ConfigError, match=r"public\.name: .*did you mean wikitext\?"):
         load_corpus(PublicConfig(name="wiki-text"), seed=0)
     assert all(bool(row.path) != bool(row.loader) for row in CORPORA.values())
+
+
+def owners_of(tmp_path, column, **columns):
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict({"text": ["w1"] * 3, **columns}).to_csv(tmp_path / f"{split}.csv")
+    task = load_task(
+        TaskConfig(name="custom", path=str(tmp_path), text_columns=("text",), label_column="class"), seed=0
+    )
+    federated = FederatedConfig(
+        num_clients=3, clients_per_round=1, partition=PartitionConfig(kind="natural", column=column)
+    )
+    partition = partition_task(task, federated, seed=0)
+    return [int(partition.shard(client)[0]) for client in range(3)]
+
+
+def test_owners_are_read_from_the_datas_own_column_whatever_its_name_is_here(tmp_path):
+    columns = {"class": ["c", "a", "b"], "who": [9, 100, 10], "label": ["z", "y", "x"]}
+    assert owners_of(tmp_path, "class", **columns) == [1, 2, 0]
+    assert owners_of(tmp_path, "who", **columns) == [0, 2, 1], "integers, though csv has no types"
+    with pytest.raises(ConfigError, match=r"federated\.partition\.column: found 'label', allowed: "):
+        owners_of(tmp_path, "label", **columns)
+
+
+@pytest.mark.parametrize("owners", [[0.5, 1.5, 2.5], [[1], [2], [3]], [1, None, 2]])
+def test_what_names_no_owners_is_an_error(owners, tokenizer):
+    task = text_task()
+    train = datasets.Dataset.from_dict({"text": ["w1"] * 3, "label": [0, 1, 0], "who": owners})
+    settings = config(partition={"kind": "natural", "column": "who"})
+    with pytest.raises(ConfigError, match=r"^federated\.partition\.column: found '.*column who"):
+        build_data(dataclasses.replace(task, train=train), corpus(), tokenizer, settings)
+
+
+def test_a_text_without_a_token_gets_one_and_is_counted(tokenizer):
+    bare = tiny_causal_tokenizer(has_bos=False)
+    dataset = datasets.Dataset.from_dict({"text": ["", " ", "w0"], "label": [0, 1, 0]})
+    with pytest.warns(UserWarning, match=r"2 of 3 training texts have no token: each gets <s>"):
+        tokenised = tokenise(dataset, bare, 8)
+    assert tokenised["input_ids"][:2] == [[bare.bos_token_id]] * 2
+    batch = TextCollator(bare)(rows(tokenised, [0, 1]))
+    assert batch["attention_mask"].tolist() == [[1], [1]]
+
+
+def test_images_of_different_shapes_need_a_processor_that_makes_them_one():
+    shapes = [Image.new("RGB", size) for size in ((4, 4), (4, 4), (8, 4))]
+    dataset = datasets.Dataset.from_dict({"image": shapes, "label": [0, 1, 0]})
+    square = dataset.select(range(2))
+    edge = ViTImageProcessorPil(size={"shortest_edge": 6})
+    build_data(TaskData(square, square, "image", ("a", "b")), square, edge, config())
+    with pytest.raises(ConfigError, match=r"^fm\.path: found 'an image processor that makes \(3, 6, .*\) of .* pixels"):
+        build_data(TaskData(dataset, square, "image", ("a", "b")), square, edge, config())
+
+
+@pytest.mark.parametrize("text_family", TEXT_FAMILIES)
+def test_a_text_has_the_same_logits_alone_and_beside_longer_ones(text_family):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    collate, fm = TextCollator(tokenizer), tiny_fm(text_family, pad_token_id=0)
+    examples = [{"input_ids": [2, *range(4, 4 + length), 3]} for length in (1, 9, 4, 14)]
+    with torch.no_grad():
+        together = fm(**collate(examples)).logits
+        alone = torch.cat([fm(**collate([example])).logits for example in examples])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)

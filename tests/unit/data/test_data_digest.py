@@ -110,6 +110,8 @@ def test_public_identity_leaves_labels_out_and_takes_the_collator_in():
     assert public_identity(labelled, TextCollator(tokenizer)) == plain
     assert plain["num_examples"] == NUM_ROWS
     tokenizer.padding_side = "left"
+    assert public_identity(text(), TextCollator(tokenizer)) == plain, "texts are padded on the right anyway"
+    tokenizer.pad_token = "[UNK]"
     assert public_identity(text(), TextCollator(tokenizer)) != plain
 
 

@@ -4,7 +4,6 @@ import json
 from itertools import chain, islice
 from pathlib import Path
 
-import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -185,27 +184,20 @@ def test_every_row_of_json_lines_is_drawn_once_in_an_order_of_the_seed(tmp_path)
     assert all(block == list(range(block[0], block[0] + len(block))) for block in first)
 
 
-class EndlessStream:
-    """In place of a stream of `datasets`: counts the blocks that are taken."""
+def test_of_a_stream_no_more_is_read_than_is_taken_and_the_buffer(tmp_path, monkeypatch):
+    taken = []
 
-    taken = 0
-
-    def with_format(self, _):
-        return self
-
-    def iter(self, size):
+    def endless(path, builder, key, size):
         for start in range(0, 10**9, size):
-            EndlessStream.taken += 1
+            taken.append(start)
             yield pa.table({"text": texts(start, size)})
 
-
-def test_of_a_stream_no_more_is_read_than_is_taken_and_the_buffer(tmp_path, monkeypatch):
     files = write_jsonl(tmp_path)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: EndlessStream())
+    monkeypatch.setattr(blocks, "file_tables", endless)
     rows = SequentialRows(files, KEY)
-    EndlessStream.taken = 0
+    taken.clear()
     found = list(islice(rows.blocks(["text"], 1, np.random.default_rng(0)), 30))
-    assert EndlessStream.taken == BUFFERED_BLOCKS + 30
+    assert len(taken) == BUFFERED_BLOCKS + 30
     assert len({block.first_row for block in found}) == 30
     assert max(block.first_row for block in found) > 100 * SEQUENTIAL_BLOCK_ROWS, "mixed"
 

@@ -214,3 +214,25 @@ def test_public_and_evaluation_batches_fit_a_language_model(tmp_path):
     assert set(data.collate([data.public[0]])) == {"input_ids", "attention_mask"}
     assert set(data.collate([data.evaluation[0]])) == {"input_ids", "attention_mask", "labels"}
     assert (data.kind, data.metrics[0]) == ("causal_lm", "loss")
+
+
+@pytest.mark.parametrize("labels", [["good", "bad"] * 6, [0.5, None] * 6, list(range(12)), [[1]] * 12])
+def test_a_column_called_label_is_nobodys_business(tmp_path, labels):
+    rows = ROWS | {"label": labels}
+    data = build(load(folder(tmp_path, train=rows, validation=rows)))
+    assert data.label_names == ()
+    assert set(data.train.column_names) == {"input_ids", "prompt_length"}
+    assert label_groups(data)[1] == ["all"]
+
+
+def test_it_may_name_the_owners(tmp_path):
+    data = build(
+        load(folder(tmp_path, train=ROWS | {"label": TOPICS * 4}, validation=ROWS)), kind="natural", column="label"
+    )
+    assert data.partition.shard(0).tolist() == [1, 4, 7, 10]
+
+
+def test_answers_of_csv_files_are_texts_though_they_are_numbers(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("question,answer\n1+1=,2\n0.5+9=,09.50\n")
+    assert load(tmp_path).train["response"][:] == ["2", "09.50"]

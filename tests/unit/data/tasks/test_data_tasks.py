@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedpft.config import ConfigError, TaskConfig
 from fedpft.data.sources import rows as sources
-from fedpft.data.sources.columns import normalise_labels
+from fedpft.data.sources.labels import label_codes
 from fedpft.data.tasks.loading import TASKS, load_task
 from fedpft.metrics.table import METRICS
 
@@ -347,6 +347,59 @@ def test_class_folders_missing_from_a_split_do_not_shift_the_labels():
         return datasets.Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
 
     train, validation = split(["a", "b", "c"], [0, 1, 2]), split(["a", "c"], [0, 1])
-    (_, labelled), names = normalise_labels([train, validation], "label", None, "task.label_column")
+    (_, codes), names = label_codes([train, validation], "label", None, "task.label_column")
     assert names == ("a", "b", "c")
-    assert labelled["label"][:] == [0, 2]
+    assert codes.tolist() == [0, 2]
+
+
+def test_a_text_column_may_be_called_label(tmp_path):
+    path = folder(tmp_path, {"label": ["a film", "a book"], "class": ["pos", "neg"], "text": ["x", "y"]}, suffix="csv")
+    task = load_task(custom(path, text_columns=("label",), label_column="class"), seed=0)
+    assert task.train[0] == {"text": "a film", "label": 1}
+    pair = load_task(custom(path, text_columns=("text", "label"), label_column="class"), seed=0)
+    assert pair.train[0] == {"text": "x", "text_pair": "a film", "label": 1}
+
+
+def test_a_pair_is_two_columns(tmp_path):
+    with pytest.raises(ConfigError, match=r"task\.text_columns: found \['words', 'words'\], allowed: two different"):
+        custom(str(tmp_path), text_columns=("words", "words"))
+
+
+def test_a_label_that_is_held_out_with_all_its_rows_stays_a_class(tmp_path):
+    path = folder(tmp_path, {"words": ["a"] * 20, "y": ["p"] * 10 + ["q"] * 9 + ["rare"]})
+    names = [load_task(custom(path, eval_ratio=ratio), seed=0).label_names for ratio in (0.05, 0.5, 0.95)]
+    assert names == [("p", "q", "rare")] * 3
+
+
+@pytest.mark.parametrize("content", ["\ufeffneg\r\npos\r\n", " neg\npos \n\n"])
+def test_names_of_classes_are_words_whatever_stands_around_them(tmp_path, content):
+    path = folder(tmp_path, {"words": ["a", "b"], "y": ["pos", "neg"]}, classes=content)
+    assert load_task(custom(path), seed=0).label_names == ("neg", "pos")
+
+
+@pytest.mark.parametrize("content", [b"neg\n\npos\n", b"\n", b"n\xe9g\npos\n"])
+def test_a_list_of_classes_that_is_none_is_an_error(tmp_path, content):
+    path = folder(tmp_path, {"words": ["a", "b"], "y": ["pos", "neg"]})
+    (Path(path) / "classes.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"task\.path: found '.*classes\.txt.*', allowed: a class name a line"):
+        load_task(custom(path), seed=0)
+
+
+def test_bad_examples_are_refused_or_dropped_and_counted(tmp_path):
+    columns = {"words": ["a", None, "c", ""], "y": ["p", "p", None, "q"], "pixels": [png(), png(), png(), None]}
+    path = folder(tmp_path, columns)
+    with pytest.raises(ConfigError, match=r"task\.label_column: found '1 nulls in column y', .*first is in row 2"):
+        load_task(custom(path), seed=0)
+    with pytest.warns(UserWarning, match=r"dropped 2 of 4 training .* \(no words in row 1; no y in row 2\)"):
+        task = load_task(custom(path, on_bad_example="drop"), seed=0)
+    assert task.train["text"][:] == ["a", ""]
+    images = custom(path, text_columns=(), image_column="pixels", on_bad_example="drop")
+    with pytest.warns(UserWarning, match="dropped 2 of 4 training examples"):
+        assert load_task(images, seed=0).train["label"][:] == [0, 0]
+
+
+def test_a_table_of_images_may_lie_beside_other_files(tmp_path):
+    config = image_folder(tmp_path, "cat/x.png", "dog/y.png")
+    (tmp_path / "train/README.txt").write_text("read me")
+    with pytest.warns(UserWarning, match=r"no images \(1\): README\.txt"):
+        assert load_task(config, seed=0).label_names == ("cat", "dog")
