@@ -39,4 +39,5 @@ def local_settings(config: Config) -> LocalSettings:
         num_threads=config.pool.threads_per_client,
         precision=config.pool.precision,
         accelerator=accelerator,
+        clients_per_batch=config.pool.clients_per_batch,  # type: ignore[arg-type]  # a str is `auto`
     )

@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from fedpft.data.collate import text_lengths
 from fedpft.data.partition import Partition
+from fedpft.federated import memory as held
 from fedpft.federated.client import ClientPackage, LocalClient
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
@@ -28,8 +29,6 @@ MARGIN = 0.15
 """Of a client's peak, for what a try does not see: fragments, and kernels that other shapes load."""
 CUDA_CONTEXT_BYTES = 600 * 2**20
 """What a process takes of a GPU besides torch's tensors: the driver's context and the kernels."""
-_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
-"""In torch's RuntimeError for RAM."""
 _NUM_STEPS = 2
 _GIB = 2**30
 
@@ -136,5 +135,4 @@ def gpu_share(num_actors: int) -> float:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a client failed for want of memory: of the GPU, of RAM, or by Ray's own watch over a node's RAM."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    kinds = (torch.OutOfMemoryError, MemoryError, ray.exceptions.OutOfMemoryError)
-    return isinstance(cause, kinds) or any(sign in str(cause) for sign in _OUT_OF_MEMORY)
+    return isinstance(cause, ray.exceptions.OutOfMemoryError) or held.is_out_of_memory(cause)
