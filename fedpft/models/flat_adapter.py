@@ -3,6 +3,7 @@
 Legend: `K` clients, `P` numbers of the adapter, in the order of `adapter_layout`.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fedpft.models.lora import adapter_parameters, split_adapter
+
+# rows of a stretch are no dense tensors; gradients with the same strides are what an optimiser of the stretch needs
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 ALIGNMENT = 16
 """In float32 numbers, 64 bytes: where a tensor of its own begins, so that matrix kernels give the same bits."""

@@ -14,7 +14,7 @@ from fedpft.simulation.pool.packing import MemoryUse, probe
 
 
 class ClientActor:
-    """Plays clients, one at a time; never sees the FM.
+    """Plays clients, one at a time or some together; never sees the FM.
 
     Args:
         name: for reports, e.g. `actor-1`.
@@ -40,9 +40,12 @@ class ClientActor:
         self._client.replace_weights(weights)
         return platform.node()
 
-    def fit(self, plan: RoundPlan, client_ids: Sequence[int]) -> tuple[list[ClientUpdate], ProcessMemory]:
-        """Train clients one after the other; return their updates, and what this process holds after the last."""
-        return [self._client.fit(plan, client_id) for client_id in client_ids], process_memory()
+    def fit(self, plan: RoundPlan, groups: Sequence[Sequence[int]]) -> tuple[list[ClientUpdate], ProcessMemory]:
+        """Train groups of clients one after the other; return all updates, and what this process holds after the last.
+
+        The clients of a group train together.
+        """
+        return [update for group in groups for update in self._client.fit_together(plan, group)], process_memory()
 
     def probe(self, package: ClientPackage) -> MemoryUse:
         """Measure what memory a client of this package needs, and how much there is."""

@@ -20,6 +20,7 @@ from fedpft.data.collate import text_lengths
 from fedpft.data.partition import Partition
 from fedpft.federated import memory as held
 from fedpft.federated.client import ClientPackage, LocalClient
+from fedpft.federated.grouping import most_together
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.models.lora import get_adapter
@@ -98,14 +99,15 @@ class CudaMemory:
 
 
 def probe(package: ClientPackage) -> MemoryUse:
-    """Train the client with the longest examples in this process; nothing of it stays."""
+    """Train the client with the longest examples, or several of him together, in this process; nothing of it stays."""
     on_gpu = package.settings.accelerator == "cuda"
     memory: DeviceMemory = CudaMemory() if on_gpu else HostMemory()
     memory.reset_peak()
     adapter = get_adapter(unpack_model(package.proxy))
     plan = RoundPlan(round_index=1, lr=0.0, adapter=adapter, count_activations=bool(package.watched_layers))
-    client = LocalClient(hungriest(package))
-    client.fit(plan, 0)
+    tried = hungriest(package)
+    client = LocalClient(tried)
+    client.fit_together(plan, range(tried.partition.num_clients))
     use = memory.use()
     del client
     gc.collect()
@@ -115,14 +117,19 @@ def probe(package: ClientPackage) -> MemoryUse:
 
 
 def hungriest(package: ClientPackage) -> ClientPackage:
-    """Return the package with a single client, who owns the longest examples, enough for two steps."""
+    """Return the package with one client, who owns the longest examples, enough for two steps.
+
+    Where clients train together, as many of him as that; not for an `auto` that looks at the RAM itself.
+    """
     settings, lengths = package.settings, text_lengths(package.train)
     if lengths is None:
         lengths = np.zeros(len(package.train))
     longest = np.argsort(lengths, kind="stable")[::-1][: _NUM_STEPS * settings.batch_size]
+    looks_itself = settings.clients_per_batch == "auto" and settings.keeps_bits
+    num_clients = 1 if looks_itself else most_together(settings)
     return replace(
         package,
-        partition=Partition.of_sizes(longest, np.array([len(longest)])),
+        partition=Partition.of_sizes(np.tile(longest, num_clients), np.full(num_clients, len(longest))),
         settings=replace(settings, num_epochs=1),
     )
 
