@@ -10,6 +10,7 @@ up takes no part any more. One client alone is the case of one.
 """
 
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -128,13 +129,15 @@ class LocalClient:
         while len(client_ids) > 1 and not self._is_for_one:
             try:
                 return self._train(plan, client_ids)
-            except ForeignDrawError as error:
-                warnings.warn(f"clients train one by one: {error}", stacklevel=2)
-                self._is_for_one = True
             except Exception as error:
-                if self._together is None or not is_out_of_memory(error):
+                if isinstance(error, ForeignDrawError):
+                    warnings.warn(f"clients train one by one: {error}", stacklevel=2)
+                    self._is_for_one = True
+                elif self._together is not None and is_out_of_memory(error):
+                    self._throughput.halve(*self._together)
+                else:
                     raise
-                self._throughput.halve(*self._together)
+                traceback.clear_frames(error.__traceback__)  # half a graph, which still knows the adapter's old shapes
             if self._fabric.device.type == "cuda":
                 torch.cuda.empty_cache()
         return [self.fit(plan, client_id) for client_id in client_ids]
