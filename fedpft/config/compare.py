@@ -41,7 +41,8 @@ def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
 def _trains_on_cpu(settings: Mapping[str, str]) -> bool:
     """Whether clients certainly train on a CPU in float32, by flat settings; `auto` without Ray may find a GPU."""
     kind, gpus, accelerator, precision = (
-        json.loads(settings.get(f"pool.{name}", "null")) for name in ("kind", "gpus_per_actor", "accelerator", "precision")
+        json.loads(settings.get(f"pool.{name}", "null"))
+        for name in ("kind", "gpus_per_actor", "accelerator", "precision")
     )
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and kind == "ray" and gpus == 0)
     return on_cpu and precision == "32-true"

@@ -143,7 +143,9 @@ class PoolConfig:
     def __post_init__(self) -> None:
         ok = self.actors in ("auto", "per_client") or (isinstance(self.actors, int) and self.actors > 0)
         require(ok, "pool.actors", self.actors, "auto, per_client or an integer > 0")
-        ok = self.clients_per_batch == "auto" or (isinstance(self.clients_per_batch, int) and self.clients_per_batch > 0)
+        ok = self.clients_per_batch == "auto" or (
+            isinstance(self.clients_per_batch, int) and self.clients_per_batch > 0
+        )
         require(ok, "pool.clients_per_batch", self.clients_per_batch, "auto or an integer > 0")
         if self.gpus_per_actor != "auto":
             require_gpus("pool.gpus_per_actor", self.gpus_per_actor, "auto, or ")

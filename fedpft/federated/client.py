@@ -34,6 +34,7 @@ from fedpft.federated.memory import GpuPeak, is_out_of_memory
 from fedpft.federated.messages import ClientUpdate, LocalSettings, RoundPlan
 from fedpft.federated.step_costs import StepCosts
 from fedpft.federated.throughput import Throughput
+from fedpft.federated.turns import Group, Turn, runs_of
 from fedpft.models.activations import InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
@@ -59,33 +60,6 @@ class ClientPackage:
     settings: LocalSettings
     step_costs: StepCosts | None = None
     """For the client's own account of what it spent; None: there is none."""
-
-
-@dataclass(kw_only=True)
-class _Turn:
-    """One client on its way through its batches."""
-
-    client_id: int
-    num_examples: int
-    batches: Iterator[Mapping[str, Tensor]]
-    seed: int
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    """Its part of the time of its steps."""
-    flops: int = 0
-    memory_bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Round:
-    """What the clients of a group share while they train; rows are their positions in it."""
-
-    turns: Sequence[_Turn]
-    rule: ClientStep
-    moments: Sequence[Tensor]
-    counter: InactivityCounter | None
-    generators: Sequence[torch.Generator]
-    """One for each; none: a client alone draws from torch's own."""
 
 
 class LocalClient:
@@ -155,7 +129,7 @@ class LocalClient:
             stack.enter_context(_torch_threads(settings.num_threads))
             stack.enter_context(isolated_torch_rng(turns[0].seed))
             rule = self._rule(plan)
-            group = _Round(
+            group = Group(
                 turns=turns,
                 rule=rule,
                 moments=[torch.zeros_like(self._adapter.values[: len(turns)]) for _ in range(rule.num_moments)],
@@ -191,7 +165,7 @@ class LocalClient:
             for row, turn in enumerate(turns)
         ]
 
-    def _step_side_by_side(self, group: _Round, steps_done: int) -> bool:
+    def _step_side_by_side(self, group: Group, steps_done: int) -> bool:
         """Let every client that has another batch make a step; return whether one had."""
         start = time.perf_counter()
         batches = {row: next(turn.batches, None) for row, turn in enumerate(group.turns)}
@@ -211,11 +185,13 @@ class LocalClient:
         return bool(found)
 
     def _step(
-        self, group: _Round, clients: Sequence[int], batches: Sequence[Mapping[str, Tensor]], steps_done: int
+        self, group: Group, clients: Sequence[int], batches: Sequence[Mapping[str, Tensor]], steps_done: int
     ) -> list[float]:
         """Make one step of some clients on batches of one shape; return their losses."""
         gradients = self._adapter.face(clients)
-        batch = batches[0] if len(batches) == 1 else {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+        batch = (
+            batches[0] if len(batches) == 1 else {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+        )
         with ExitStack() as stack:
             if group.counter is not None:
                 group.counter.set_mask(batch.get("attention_mask"), clients)
@@ -227,8 +203,8 @@ class LocalClient:
         self._fabric.backward(losses.sum())
         # what is not finite is refused by the driver, who knows the round and the client
         clip_norms(gradients, self._adapter.segments, self._settings.max_grad_norm)
-        for rows, own in _runs(clients):
-            group.rule(self._adapter.values[rows], gradients[own], [m[rows] for m in group.moments], steps_done)
+        for run, own in runs_of(clients):
+            group.rule(self._adapter.values[run], gradients[own], [m[run] for m in group.moments], steps_done)
         gradients.zero_()
         return losses.detach().reshape(-1).tolist()
 
@@ -239,18 +215,20 @@ class LocalClient:
     def _rule(self, plan: RoundPlan) -> ClientStep:
         rates = (plan.lr, plan.lr * self._settings.head_lr_ratio)
         columns = zip(self._adapter.columns, rates, strict=True)
-        return AdamW(rates=tuple((c, r) for c, r in columns if c.start < c.stop), weight_decay=self._settings.weight_decay)
+        return AdamW(
+            rates=tuple((c, r) for c, r in columns if c.start < c.stop), weight_decay=self._settings.weight_decay
+        )
 
-    def _turn(self, round_index: int, client_id: int) -> _Turn:
+    def _turn(self, round_index: int, client_id: int) -> Turn:
         shard = self._package.partition.shard(client_id)
-        return _Turn(
+        return Turn(
             client_id=client_id,
             num_examples=len(shard),
             batches=self._batches(shard, round_index, client_id),
             seed=derive_seed(self._settings.seed, "local", round_index, client_id),
         )
 
-    def _account(self, turn: _Turn, batch: Mapping[str, Tensor], loss: float, seconds: float) -> None:
+    def _account(self, turn: Turn, batch: Mapping[str, Tensor], loss: float, seconds: float) -> None:
         turn.loss_sum += loss * len(batch["labels"])
         turn.seconds += seconds
         if (costs := self._package.step_costs) is not None:
@@ -274,15 +252,6 @@ class LocalClient:
             for start in range(0, len(order), self._settings.batch_size):
                 batch = self._package.collate([examples[i] for i in order[start : start + self._settings.batch_size]])
                 yield self._fabric.to_device(dict(batch))
-
-
-def _runs(clients: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Yield each stretch of neighbours among ascending numbers, and where in the sequence it is."""
-    start = 0
-    for end in range(1, len(clients) + 1):
-        if end == len(clients) or clients[end] != clients[end - 1] + 1:
-            yield slice(clients[start], clients[end - 1] + 1), slice(start, end)
-            start = end
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class AdamW:
             means, squares = ([moment[:, columns]] for moment in moments)
             adamw(
                 [values[:, columns]], [gradients[:, columns]], means, squares, [], [torch.tensor(float(steps_done))],
-                amsgrad=False, beta1=0.9, beta2=0.999, lr=rate, weight_decay=self.weight_decay, eps=1e-8, maximize=False,
+                amsgrad=False, beta1=0.9, beta2=0.999, lr=rate, weight_decay=self.weight_decay, eps=1e-8,
+                maximize=False,
             )  # fmt: skip
 
 

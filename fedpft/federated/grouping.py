@@ -1,7 +1,7 @@
 """Which clients train together, and which of their batches meet in one forward pass."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import ceil
 from typing import Any
 
@@ -42,7 +42,7 @@ def even_parts(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """Cut a sequence into as few parts of at most `most` as there can be, none more than one longer than another."""
     count = ceil(len(items) / max(1, most))
     ends = [len(items) * part // count for part in range(count + 1)] if count else []
-    return [items[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [items[start:end] for start, end in pairwise(ends)]
 
 
 def shape_of(batch: Mapping[str, Tensor]) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, exact: boo
     if not exact:
         product = torch.bmm(clients, weight.mT)
         result = product if bias is None else product + bias[:, None]
-    elif bias is None and not is_small(*clients.shape[1:], weight.shape[1]):
+    elif bias is None and not is_small(clients.shape[1], x.shape[-1], weight.shape[1]):
         result = _Products.apply(clients, weight)
     else:
         biases = [None] * len(weight) if bias is None else bias.unbind()

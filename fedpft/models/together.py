@@ -1,8 +1,8 @@
 """Many clients in one forward pass: what a model does otherwise when its batch is several clients' batches.
 
-The clients' batches of one shape, (B, T, ...), lie one after the other, (K * B, T, ...), and every tensor of the adapter
-has a leading axis of clients, (K, ...) (see `FlatAdapter`). Nothing in the model is replaced: within :class:`Together` torch
-asks first what becomes of a function's call.
+The clients' batches of one shape, (B, T, ...), lie one after the other, (K * B, T, ...), and every tensor of the
+adapter has a leading axis of clients, (K, ...) (see `FlatAdapter`). Nothing in the model is replaced: within
+:class:`Together` torch asks first what becomes of a function's call.
 
 - A linear layer with a weight of three axes is the clients' own: LoRA's and the head's are all of these.
 - Dropout draws each client's mask from that client's generator; attention with dropout is computed in its plain form.
@@ -36,8 +36,8 @@ REGISTER = 64
 
 ONE_BY_ONE = {"deberta-v2": ("attention", ("hidden_states", "attention_mask", "query_states"))}
 """Families with a module in each layer that mixes rows of clients with what has none, and which of its arguments have
-rows. It runs client by client: DeBERTa sends one table of relative positions through the projections with LoRA. All that
-reads the module's input, the residual too, is inside, so that its gradients add up as for one client."""
+rows. It runs client by client: DeBERTa sends one table of relative positions through the projections with LoRA. All
+that reads the module's input, the residual too, is inside, so that its gradients add up as for one client."""
 
 
 class ForeignDrawError(RuntimeError):
@@ -154,7 +154,9 @@ class Together(TorchFunctionMode):
         # of one example the matrices lie otherwise than of several
         uneven = query.numel() * key.shape[-2] // query.shape[-1] // self.num_clients % LINE or query.numel() % LINE
         if self._exact and self.num_clients > 1 and (uneven or len(query) == self.num_clients):
-            return self._attention_by_client(query, key, value, attn_mask, func, dropout_p, is_causal, scale, enable_gqa)
+            return self._attention_by_client(
+                query, key, value, attn_mask, func, dropout_p, is_causal, scale, enable_gqa
+            )
         if not dropout_p:
             return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
         if enable_gqa:
@@ -171,15 +173,14 @@ class Together(TorchFunctionMode):
     def _attention_by_client(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, func: Any, *settings: Any
     ) -> Tensor:
-        has_rows = attn_mask is not None and len(attn_mask) == len(query)
-        given = (query, key, value, attn_mask) if has_rows else (query, key, value)
+        masks = [attn_mask] * self.num_clients
+        if attn_mask is not None and len(attn_mask) == len(query):
+            masks = list(attn_mask.chunk(self.num_clients))
+        parts = zip(*(tensor.chunk(self.num_clients) for tensor in (query, key, value)), strict=True)
         outputs = []
-        for client, parts in zip(
-            list(self._clients), zip(*(x.chunk(self.num_clients) for x in given), strict=True), strict=True
-        ):
-            mask = parts[3] if has_rows else attn_mask
+        for client, mask, part in zip(list(self._clients), masks, parts, strict=True):
             with self.only(client):
-                outputs.append(alone(lambda q, k, v, m=mask: self._attention(func, q, k, v, m, *settings), *parts[:3]))
+                outputs.append(alone(lambda q, k, v, m=mask: self._attention(func, q, k, v, m, *settings), *part))
         return torch.cat(outputs)
 
     def _loss(self, func: Any, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:

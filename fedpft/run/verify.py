@@ -119,7 +119,9 @@ def verify(config: Config, num_rounds: int = 3, say: Callable[[str], None] = lam
             Check("Ray, sequential", first_difference(traces[several], traces[sequential])),
         ]
         if alone != sequential and keeps_bits:
-            checks.append(Check(f"{_how(sequential)}, {_how(alone)}", first_difference(traces[sequential], traces[alone])))
+            checks.append(
+                Check(f"{_how(sequential)}, {_how(alone)}", first_difference(traces[sequential], traces[alone]))
+            )
         for stop in stops:
             say(f"resumed after round {stop}")
             resumed = _in_a_new_process(_from_checkpoint, config, Path(folder, str(stop)), saved_fm)

@@ -13,8 +13,8 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from fedpft.config import PoolConfig
 from fedpft.federated.client import ClientPackage
-from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.grouping import groups
+from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.pool import one_line
 from fedpft.simulation.cluster import cluster_nodes, connect, dashboard_url, num_actors, object_store_bytes
@@ -91,7 +91,8 @@ class RayClientPool:
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
         """Start clients in the given order, several small ones at a time; yield updates and failures as they arrive.
 
-        Those that train together are sent together (see `federated.grouping`). An actor's next clients are with it before it is done with the last ones: it waits for nobody.
+        Those that train together are sent together (see `federated.grouping`). An actor's next clients are with it
+        before it is done with the last ones: it waits for nobody.
         """
         self._pace.forget()
         waiting = Waiting(self._jobs(client_ids), self._pace)

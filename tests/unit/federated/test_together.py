@@ -199,11 +199,20 @@ def test_only_batches_of_one_shape_meet_and_of_those_none_with_padding_and_one_w
         mask[0, T - padding :] = 0
         return {"input_ids": torch.zeros(B, T), "attention_mask": mask, "labels": torch.zeros(B)}
 
-    batches = {0: batch(4, 7), 1: batch(4, 6), 2: batch(4, 7), 3: batch(3, 7), 5: batch(4, 7, padding=0), 8: batch(4, 7)}
+    batches = {
+        0: batch(4, 7),
+        1: batch(4, 6),
+        2: batch(4, 7),
+        3: batch(3, 7),
+        5: batch(4, 7, padding=0),
+        8: batch(4, 7),
+    }
     assert sorted(by_shape(batches)) == [[0, 2, 8], [1], [3], [5]]
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(lambda k: 1 + 0.1 * k, 8), (lambda k: k, 1), (lambda k: max(4, k), 4)])
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(lambda k: 1 + 0.1 * k, 8), (lambda k: k, 1), (lambda k: max(4, k), 4)]
+)
 def test_auto_doubles_as_long_as_it_pays(seconds, expected):
     throughput, batch = Throughput(is_to_learn=True), {"input_ids": torch.zeros(4, 10), "labels": torch.zeros(4)}
     for _ in range(8):
@@ -212,7 +221,9 @@ def test_auto_doubles_as_long_as_it_pays(seconds, expected):
         for part in parts:
             throughput.note(batch, len(part), seconds(len(part)))
     assert max(len(part) for part in throughput.cut(range(8), batch)) == expected
-    assert [len(part) for part in throughput.cut(range(8), batch, most=2)] == [min(expected, 2)] * (8 // min(expected, 2))
+    assert [len(part) for part in throughput.cut(range(8), batch, most=2)] == [min(expected, 2)] * (
+        8 // min(expected, 2)
+    )
     assert len(throughput.cut(range(8), {"input_ids": torch.zeros(400, 10)})) == 8, "of other sizes nothing is known"
 
 

@@ -14,7 +14,15 @@ from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.models.checks import DECODERS
 from fedpft.models.ffn import FFN_LOCATIONS
 from fedpft.models.loading import load_fm, load_fm_config, load_sub_fm
-from fedpft.models.lora import adapter_layout, adapter_parameters, attach_lora, get_adapter, save_adapter, set_adapter, without_adapter
+from fedpft.models.lora import (
+    adapter_layout,
+    adapter_parameters,
+    attach_lora,
+    get_adapter,
+    save_adapter,
+    set_adapter,
+    without_adapter,
+)
 from fedpft.models.weights import pack_model, unpack_model
 from tests.tiny import TINY_CONFIGS, tiny_batch, tiny_fm, tiny_lm
 
