@@ -1,5 +1,6 @@
 """Which settings a resumed run may change: where it runs and who watches, nothing that the result depends on."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatch
@@ -16,6 +17,9 @@ HARMLESS = (
 )  # fmt: skip
 """Keys (patterns) without influence on the numbers of a run."""
 
+HARMLESS_ON_CPU = ("pool.clients_per_batch",)
+"""The same where both runs' clients train on a CPU in float32: there each gets the bits that it gets alone."""
+
 
 def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
     """Return `key: saved -> now` for every setting that differs and is not harmless.
@@ -26,8 +30,19 @@ def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
 
     """
     before, now = flat_settings(saved), flat_settings(asdict(config))
+    harmless = HARMLESS + (HARMLESS_ON_CPU if _trains_on_cpu(before) and _trains_on_cpu(now) else ())
     return [
         f"{key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(fnmatch(key, pattern) for pattern in HARMLESS)
+        if before.get(key) != now.get(key) and not any(fnmatch(key, pattern) for pattern in harmless)
     ]
+
+
+def _trains_on_cpu(settings: Mapping[str, str]) -> bool:
+    """Whether clients certainly train on a CPU in float32, by flat settings; `auto` without Ray may find a GPU."""
+    kind, gpus, accelerator, precision = (
+        json.loads(settings.get(f"pool.{name}", "null"))
+        for name in ("kind", "gpus_per_actor", "accelerator", "precision")
+    )
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and kind == "ray" and gpus == 0)
+    return on_cpu and precision == "32-true"

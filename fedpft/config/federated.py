@@ -121,6 +121,9 @@ class PoolConfig:
     memory_per_actor_gigabytes: float = 0.6
     """Claim of RAM for each actor where `actors` is `auto`, in 10^9 bytes: its libraries; it grows where a try with the
     longest examples takes more."""
+    clients_per_batch: Union[int, str] = 1  # noqa: UP007
+    """How many clients an actor trains together: the frozen weights meet all their batches at once. `auto`: as many as
+    pay, found on the first steps. On a CPU in float32 no bit depends on it; elsewhere it is part of the numerics."""
     threads_per_client: int = 1
     """Torch threads while a client trains; part of the numerics, so equal for every pool."""
     address: str | None = None
@@ -144,6 +147,10 @@ class PoolConfig:
     def __post_init__(self) -> None:
         ok = self.actors in ("auto", "per_client") or (isinstance(self.actors, int) and self.actors > 0)
         require(ok, "pool.actors", self.actors, "auto, per_client or an integer > 0")
+        ok = self.clients_per_batch == "auto" or (
+            isinstance(self.clients_per_batch, int) and self.clients_per_batch > 0
+        )
+        require(ok, "pool.clients_per_batch", self.clients_per_batch, "auto or an integer > 0")
         if self.gpus_per_actor != "auto":
             require_gpus("pool.gpus_per_actor", self.gpus_per_actor, "auto, or ")
         sees_gpu = self.kind == "sequential" or self.accelerator != "cuda" or self.gpu_claim > 0

@@ -172,6 +172,9 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append("federated.clients_per_round has no effect with federated.sampling = full")
     if isinstance(config.pool.actors, int) and config.pool.actors > federated.clients_per_round:
         lines.append(f"pool.actors = {config.pool.actors}: only {federated.clients_per_round} can be busy in a round")
+    together = config.pool.clients_per_batch
+    if isinstance(together, int) and together > max(1, federated.cohort_size):
+        lines.append(f"pool.clients_per_batch = {together}: a round has only {federated.cohort_size} clients")
     if federated.sampling == "md" and federated.aggregation == "weighted":
         lines.append(
             "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"

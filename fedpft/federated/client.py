@@ -1,34 +1,50 @@
-"""A place where clients train: one proxy, on which any number of clients take turns.
+"""A place where clients train: one proxy, on which any number of clients take turns, or several train together.
 
 A client is an identity (its id and its shard of the data); a place is a process, the driver's own or a Ray actor. What
 comes out of :meth:`LocalClient.fit` depends on nothing but (seed, round, client id, plan), never on the place or on who
-trained there before.
+trained there before; on a CPU in float32 that holds for :meth:`LocalClient.fit_together`, too.
+
+There is one training loop. Clients that train together make their steps side by side: those whose next batches have the
+same shape share one forward and one backward pass (see `fedpft.models.together`), and a client whose batches are used
+up takes no part any more. One client alone is the case of one.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import lightning as L
 import numpy as np
+import psutil
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from fedpft.data.collate import rows
 from fedpft.data.partition import Partition
+from fedpft.federated.client_step import AdamW, ClientStep, clip_norms
+from fedpft.federated.grouping import by_shape
 from fedpft.federated.local_tuning import LocalTuningModule
-from fedpft.federated.memory import GpuPeak
+from fedpft.federated.memory import GpuPeak, is_out_of_memory
 from fedpft.federated.messages import ClientUpdate, LocalSettings, RoundPlan
 from fedpft.federated.step_costs import StepCosts
+from fedpft.federated.throughput import Throughput
+from fedpft.federated.turns import Group, Turn, runs_of
 from fedpft.models.activations import InactivityCounter
 from fedpft.models.ffn import find_ffns
+from fedpft.models.flat_adapter import FlatAdapter
+from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
 from fedpft.models.weights import PackedModel, replace_weights, unpack_model
 from fedpft.seeding import derive_seed, isolated_torch_rng, numpy_rng
 from fedpft.trainer import hush_lightning
+
+FREE_RAM_SHARE = 0.25
+"""Of the RAM that is free, for what clients that train together keep for the backward pass: others want some, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +63,12 @@ class ClientPackage:
 
 
 class LocalClient:
-    """Plays clients one after the other on one copy of the proxy; knows no server and no FM."""
+    """Plays clients on one copy of the proxy; knows no server and no FM."""
 
     def __init__(self, package: ClientPackage, name: str = "driver") -> None:
         hush_lightning()
         self._package, self._settings, self._name = package, package.settings, name
-        module = LocalTuningModule(
-            unpack_model(package.proxy),
-            head_lr_ratio=package.settings.head_lr_ratio,
-            weight_decay=package.settings.weight_decay,
-        )
+        module = LocalTuningModule(unpack_model(package.proxy))
         ffns = find_ffns(module.proxy)
         self._watched = [ffns[layer] for layer in package.watched_layers]
         self._fabric = L.Fabric(
@@ -66,6 +78,12 @@ class LocalClient:
         )
         self._fabric.to_device(module)
         self._module = module
+        self._adapter = FlatAdapter(module.proxy)
+        prepare_for_many(module.proxy)
+        self._throughput = Throughput(is_to_learn=self._keeps_bits and package.settings.clients_per_batch == "auto")
+        self._is_for_one = False
+        self._together: tuple[Mapping[str, Tensor], int] | None = None
+        """A batch of the clients that are computed together now, and how many they are."""
 
     def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over the FFN weights that a neuron-level alignment changed."""
@@ -73,47 +91,157 @@ class LocalClient:
 
     def fit(self, plan: RoundPlan, client_id: int) -> ClientUpdate:
         """Train the plan's adapter on one client's shard and return it."""
+        (update,) = self._train(plan, [client_id])
+        return update
+
+    def fit_together(self, plan: RoundPlan, client_ids: Sequence[int]) -> list[ClientUpdate]:
+        """Train several clients side by side; return their updates in this order.
+
+        When memory runs out they begin again, with half as many in a forward pass; a model that cannot run for several
+        at once has them one after the other.
+        """
+        while len(client_ids) > 1 and not self._is_for_one:
+            try:
+                return self._train(plan, client_ids)
+            except Exception as error:
+                if isinstance(error, ForeignDrawError):
+                    warnings.warn(f"clients train one by one: {error}", stacklevel=2)
+                    self._is_for_one = True
+                elif self._together is not None and is_out_of_memory(error):
+                    self._throughput.halve(*self._together)
+                else:
+                    raise
+                traceback.clear_frames(error.__traceback__)  # half a graph, which still knows the adapter's old shapes
+            if self._fabric.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return [self.fit(plan, client_id) for client_id in client_ids]
+
+    def _train(self, plan: RoundPlan, client_ids: Sequence[int]) -> list[ClientUpdate]:
         start = time.perf_counter()
-        settings, module, costs = self._settings, self._module, self._package.step_costs
-        shard = self._package.partition.shard(client_id)
-        module.adapter.write(plan.adapter)
-        module.lr = plan.lr
+        settings, module = self._settings, self._module
+        turns = [self._turn(plan.round_index, client_id) for client_id in client_ids]
+        if len(turns) > self._adapter.num_clients:
+            self._adapter = FlatAdapter(module.proxy, len(turns))
+        self._adapter.write(plan.adapter)
         module.train()
-        loss_sum, counter = 0.0, InactivityCounter(self._watched)
-        flops, memory_bytes, gpu_peak = 0, 0, GpuPeak(module, self._fabric.device)
+        gpu_peak = GpuPeak(module, self._fabric.device)
         with ExitStack() as stack:
             stack.enter_context(_torch_threads(settings.num_threads))
-            stack.enter_context(isolated_torch_rng(derive_seed(settings.seed, "local", plan.round_index, client_id)))
-            if plan.count_activations:
-                stack.enter_context(counter)
-            optimizer: Any = self._fabric.setup_optimizers(module.configure_optimizers())
-            for step, batch in enumerate(self._batches(shard, plan.round_index, client_id)):
-                if plan.count_activations:
-                    counter.set_mask(batch.get("attention_mask"))
-                with self._fabric.autocast():
-                    loss = module.training_step(batch, step)
-                self._fabric.backward(loss)
-                # what is not finite is refused by the driver, who knows the round and the client
-                clip_grad_norm_(module.adapter.parameters, settings.max_grad_norm)
-                optimizer.step()
-                module.adapter.zero_grad()
-                loss_sum += loss.item() * len(batch["labels"])
-                if costs is not None:
-                    flops += costs.flops(batch)
-                    memory_bytes = max(memory_bytes, costs.memory_bytes(batch))
-        return ClientUpdate(
+            stack.enter_context(isolated_torch_rng(turns[0].seed))
+            rule = self._rule(plan)
+            group = Group(
+                turns=turns,
+                rule=rule,
+                moments=[torch.zeros_like(self._adapter.values[: len(turns)]) for _ in range(rule.num_moments)],
+                counter=InactivityCounter(self._watched, len(turns)) if plan.count_activations else None,
+                generators=[torch.Generator(self._fabric.device).manual_seed(turn.seed) for turn in turns]
+                if len(turns) > 1
+                else [],
+            )
+            if group.counter is not None:
+                stack.enter_context(group.counter)
+            for steps_done in count():
+                if not self._step_side_by_side(group, steps_done):
+                    break
+        rest = (time.perf_counter() - start - sum(turn.seconds for turn in turns)) / len(turns)
+        return [
+            ClientUpdate(
+                client_id=turn.client_id,
+                num_examples=turn.num_examples,
+                adapter=self._adapter.read(row),
+                metrics={
+                    "loss": turn.loss_sum / (turn.num_examples * settings.num_epochs),
+                    "seconds": turn.seconds + rest,
+                    **(
+                        {"flops": turn.flops, "memory_bytes": turn.memory_bytes}
+                        if self._package.step_costs is not None
+                        else {}
+                    ),
+                    **gpu_peak.metrics(len(turns)),
+                },
+                counts=None if group.counter is None else group.counter.counts(row),
+                actor=self._name,
+            )
+            for row, turn in enumerate(turns)
+        ]
+
+    def _step_side_by_side(self, group: Group, steps_done: int) -> bool:
+        """Let every client that has another batch make a step; return whether one had."""
+        start = time.perf_counter()
+        batches = {row: next(turn.batches, None) for row, turn in enumerate(group.turns)}
+        found = {row: batch for row, batch in batches.items() if batch is not None}
+        reading = (time.perf_counter() - start) / max(1, len(found))
+        for alike in by_shape(found) if len(found) > 1 else [list(found)] if found else []:
+            batch = found[alike[0]]
+            for together in self._throughput.cut(alike, batch, self._most_by_memory(batch, len(alike))):
+                start = time.perf_counter()
+                self._together = (batch, len(together)) if len(together) > 1 else None
+                losses = self._step(group, together, [found[row] for row in together], steps_done)
+                seconds = time.perf_counter() - start
+                self._throughput.note(batch, len(together), seconds)
+                for row, loss in zip(together, losses, strict=True):
+                    self._account(group.turns[row], found[row], loss, seconds / len(together) + reading)
+        self._together = None
+        return bool(found)
+
+    def _step(
+        self, group: Group, clients: Sequence[int], batches: Sequence[Mapping[str, Tensor]], steps_done: int
+    ) -> list[float]:
+        """Make one step of some clients on batches of one shape; return their losses."""
+        gradients = self._adapter.face(clients)
+        batch = (
+            batches[0] if len(batches) == 1 else {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+        )
+        with ExitStack() as stack:
+            if group.counter is not None:
+                group.counter.set_mask(batch.get("attention_mask"), clients)
+            stack.enter_context(self._fabric.autocast())
+            if group.generators:
+                generators = [group.generators[client] for client in clients]
+                stack.enter_context(Together(generators, exact=self._keeps_bits))
+            losses = self._module.training_step(batch, steps_done)
+        self._fabric.backward(losses.sum())
+        # what is not finite is refused by the driver, who knows the round and the client
+        clip_norms(gradients, self._adapter.segments, self._settings.max_grad_norm)
+        for run, own in runs_of(clients):
+            group.rule(self._adapter.values[run], gradients[own], [m[run] for m in group.moments], steps_done)
+        gradients.zero_()
+        return losses.detach().reshape(-1).tolist()
+
+    @property
+    def _keeps_bits(self) -> bool:
+        return replace(self._settings, accelerator=self._fabric.device.type).keeps_bits
+
+    def _rule(self, plan: RoundPlan) -> ClientStep:
+        rates = (plan.lr, plan.lr * self._settings.head_lr_ratio)
+        columns = zip(self._adapter.columns, rates, strict=True)
+        return AdamW(
+            rates=tuple((c, r) for c, r in columns if c.start < c.stop), weight_decay=self._settings.weight_decay
+        )
+
+    def _turn(self, round_index: int, client_id: int) -> Turn:
+        shard = self._package.partition.shard(client_id)
+        return Turn(
             client_id=client_id,
             num_examples=len(shard),
-            adapter=module.adapter.read(),
-            metrics={
-                "loss": loss_sum / (len(shard) * settings.num_epochs),
-                "seconds": time.perf_counter() - start,
-                **({} if costs is None else {"flops": flops, "memory_bytes": memory_bytes}),
-                **gpu_peak.metrics(),
-            },
-            counts=counter.counts() if plan.count_activations else None,
-            actor=self._name,
+            batches=self._batches(shard, round_index, client_id),
+            seed=derive_seed(self._settings.seed, "local", round_index, client_id),
         )
+
+    def _account(self, turn: Turn, batch: Mapping[str, Tensor], loss: float, seconds: float) -> None:
+        turn.loss_sum += loss * len(batch["labels"])
+        turn.seconds += seconds
+        if (costs := self._package.step_costs) is not None:
+            turn.flops += costs.flops(batch)
+            turn.memory_bytes = max(turn.memory_bytes, costs.memory_bytes(batch))
+
+    def _most_by_memory(self, batch: Mapping[str, Tensor], wanted: int) -> int | None:
+        """Return for how many clients there is RAM; None: it is not known, or not asked."""
+        costs = self._package.step_costs
+        if costs is None or wanted == 1 or not self._throughput.is_to_learn:
+            return None
+        of_each = costs.memory_bytes(batch) - costs.fixed_bytes
+        return int(FREE_RAM_SHARE * psutil.virtual_memory().available / max(1, of_each))
 
     def _batches(self, shard: np.ndarray, round_index: int, client_id: int) -> Iterator[Mapping[str, Tensor]]:
         """Yield the client's batches on the device, in an order of its own for every round and epoch."""

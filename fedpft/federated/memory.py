@@ -17,6 +17,15 @@ MIN_ROUNDS, MAX_ROUNDS = 20, 40
 MAX_BYTES_PER_ROUND = 1e6
 MAX_GROWTH_RATIO = 0.05
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",  # by the driver, past torch's allocator: an AcceleratorError
+    "_STATUS_ALLOC_FAILED",  # CUBLAS, CUDNN, CUSOLVER, CUSPARSE: a library's own workspace
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # its first one
+)
+"""In a RuntimeError of torch that is none of the kinds for want of memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessMemory:
@@ -34,6 +43,11 @@ def process_memory() -> ProcessMemory:
     return ProcessMemory(rss_bytes=psutil.Process().memory_info().rss, gpu_bytes=gpu_bytes)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python found no memory, of a GPU or of RAM."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in _OUT_OF_MEMORY)
+
+
 class GpuPeak:
     """The most that torch allocates on a CUDA device for one model from now on, whatever else lies there.
 
@@ -47,14 +61,18 @@ class GpuPeak:
         self._device = device if device.type == "cuda" else None
         if self._device is not None:
             torch.cuda.reset_peak_memory_stats(device)
-            own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-            self._others = torch.cuda.memory_allocated(device) - own
+            self._own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+            self._others = torch.cuda.memory_allocated(device) - self._own
 
-    def metrics(self) -> dict[str, int]:
-        """Return `gpu_bytes`, or nothing on a CPU."""
-        return (
-            {} if self._device is None else {"gpu_bytes": torch.cuda.max_memory_allocated(self._device) - self._others}
-        )
+    def metrics(self, num_clients: int = 1) -> dict[str, int]:
+        """Return `gpu_bytes` of each of the clients that trained together, or nothing on a CPU.
+
+        A client's part is the model, and of what came on top an equal share.
+        """
+        if self._device is None:
+            return {}
+        peak = torch.cuda.max_memory_allocated(self._device) - self._others
+        return {"gpu_bytes": self._own + (peak - self._own) // num_clients}
 
 
 class MemoryWatchdog:

@@ -7,6 +7,7 @@ derive from the proxy itself, so that a message is a single zero-copy buffer in 
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -30,6 +31,13 @@ class LocalSettings:
     """Lightning precision, e.g. `32-true`."""
     accelerator: str
     """Lightning accelerator, e.g. `cpu`."""
+    clients_per_batch: int | Literal["auto"] = 1
+    """How many clients a place trains together; `auto`: as many as pay."""
+
+    @property
+    def keeps_bits(self) -> bool:
+        """Whether clients that train together get the bits that each gets alone."""
+        return self.accelerator == "cpu" and self.precision == "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from fedpft.federated.client import ClientPackage, LocalClient
+from fedpft.federated.grouping import groups
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.tracking.trackers import Tracker
 
@@ -53,7 +54,7 @@ class ClientPool(Protocol):
 
 
 class SequentialPool:
-    """Clients one after the other in the driver's own process.
+    """Clients one after the other in the driver's own process, or as many together as the package's settings say.
 
     Args:
         max_retries: further attempts for a client whose training raises, each on a fresh copy of the proxy.
@@ -81,8 +82,16 @@ class SequentialPool:
         self._client.replace_weights(weights)
 
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
-        """Train in the given order."""
-        return (self._fit(plan, client_id) for client_id in client_ids)
+        """Train in the given order; a group that fails together is no attempt of anybody, and tried one by one."""
+        for group in groups(client_ids, self._package.settings, self.num_actors):
+            if len(group) > 1:
+                try:
+                    yield from self._client.fit_together(plan, group)
+                    continue
+                except Exception:  # by whose fault will be seen
+                    self._renew()
+            for client_id in group:
+                yield self._fit(plan, client_id)
 
     def _fit(self, plan: RoundPlan, client_id: int) -> ClientUpdate | ClientFailure:
         for attempt in range(1, self._max_retries + 2):
@@ -98,9 +107,12 @@ class SequentialPool:
                     reason=one_line(error),
                     traceback=traceback.format_exc(),
                 )
-            self._client = LocalClient(self._package)  # half a step's gradients may be left in the old one
-            self._client.replace_weights(self._weights)
+            self._renew()
         return failure
+
+    def _renew(self) -> None:
+        self._client = LocalClient(self._package)  # half a step's gradients may be left in the old one
+        self._client.replace_weights(self._weights)
 
     def memory(self) -> Mapping[str, int]:
         """Return nothing: the driver's own figure holds it all."""

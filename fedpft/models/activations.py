@@ -77,16 +77,20 @@ class NeuronWatch:
 
 
 class InactivityCounter:
-    """Counts, per FFN and neuron, at how many real token positions the neuron did not fire.
+    """Counts, per FFN and neuron, at how many real token positions the neuron did not fire; for each client.
 
     Inactive is `h <= 0` for ungated FFNs (for ReLU the paper's exact zero) and `|h| <= 1e-3` for gated ones. Use as a
     context manager around the forward passes.
     """
 
-    def __init__(self, ffns: Sequence[FFN]) -> None:
+    def __init__(self, ffns: Sequence[FFN], num_clients: int = 1) -> None:
         self._ffns = ffns
-        self._zeros = [torch.zeros(f.num_neurons, dtype=torch.int64, device=f.down_weight.device) for f in ffns]
-        self._positions = np.zeros(len(ffns), dtype=np.int64)
+        self._zeros = [
+            torch.zeros(num_clients, f.num_neurons, dtype=torch.int64, device=f.down_weight.device) for f in ffns
+        ]
+        self._positions = np.zeros((num_clients, len(ffns)), dtype=np.int64)
+        self._clients: Sequence[int] = (0,)
+        self._lengths: list[int] | None = None
 
     def __enter__(self) -> "InactivityCounter":
         """Attach the hooks."""
@@ -97,18 +101,23 @@ class InactivityCounter:
         """Remove the hooks."""
         self._watch.close()
 
-    def set_mask(self, attention_mask: Tensor | None) -> None:
-        """See :meth:`NeuronWatch.set_mask`."""
+    def set_mask(self, attention_mask: Tensor | None, clients: Sequence[int] = (0,)) -> None:
+        """See :meth:`NeuronWatch.set_mask`; the next batch's rows are those of these clients, as many of each."""
         self._watch.set_mask(attention_mask)
+        self._clients = clients
+        self._lengths = None if attention_mask is None else attention_mask.reshape(len(clients), -1).sum(dim=1).tolist()
 
-    def counts(self) -> ActivationCounts:
+    def counts(self, client: int = 0) -> ActivationCounts:
         """Return what was counted so far."""
         return ActivationCounts(
-            zeros=tuple(zeros.to("cpu", copy=True).numpy() for zeros in self._zeros), positions=self._positions.copy()
+            zeros=tuple(zeros[client].to("cpu", copy=True).numpy() for zeros in self._zeros),
+            positions=self._positions[client].copy(),
         )
 
     def _count(self, position: int, activations: Tensor) -> None:
         gated = self._ffns[position].gate is not None
         inactive = activations.abs() <= INACTIVE_GATED if gated else activations <= 0
-        self._zeros[position] += inactive.sum(dim=0)
-        self._positions[position] += len(activations)
+        parts = inactive.chunk(len(self._clients)) if self._lengths is None else inactive.split(self._lengths)
+        for client, part in zip(self._clients, parts, strict=True):
+            self._zeros[position][client] += part.sum(dim=0)
+            self._positions[client, position] += len(part)

@@ -1,42 +1,72 @@
-"""A model's adapter in one piece of memory: trained as a whole instead of tensor by tensor.
+"""A model's adapter in one piece of memory, for one client or several: trained as a whole instead of tensor by tensor.
 
-Legend: `P` numbers of the adapter, in the order of `adapter_layout`.
+Legend: `K` clients, `P` numbers of the adapter, in the order of `adapter_layout`.
 """
+
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpft.models.lora import adapter_parameters, split_adapter
+
+# rows of a stretch are no dense tensors; gradients with the same strides are what an optimiser of the stretch needs
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 ALIGNMENT = 16
 """In float32 numbers, 64 bytes: where a tensor of its own begins, so that matrix kernels give the same bits."""
 
 
 class FlatAdapter:
-    """Moves the adapter's parameters into one stretch of memory for LoRA and one for the head, and their gradients too.
+    """Keeps K adapters as the rows of one stretch of memory, LoRA before the head, and their gradients in another.
 
-    What works on the parameters sees no difference. An elementwise optimiser gives the same bits on `lora` and `head`
-    as on them, without a loop over dozens of small tensors. The gradients must stay where they are: set them to zero,
-    not to None.
+    The model's parameters are views of the rows that it faces: of one row they look as ever, of several they have a
+    leading axis of clients, for :class:`fedpft.models.together.Together`. An elementwise optimiser gives the same bits
+    on `values` as on the parameters, without a loop over dozens of small tensors. The gradients must stay where they
+    are: set them to zero, not to None.
 
     Args:
-        model: with a float32 adapter, on the device where it stays.
+        model: with a float32 adapter, on the device where it stays; its adapter becomes the first row.
+        num_clients: K.
 
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, num_clients: int = 1) -> None:
         named = adapter_parameters(model)
         lora, head = split_adapter(named)
         self.parameters = [*lora, *head]
         """The model's own, LoRA before head."""
-        self.lora, self.head = _gather(lora), _gather(head)
-        self._views = [parameter.detach().view(-1) for parameter in named.values()]
-        self._sizes = [len(view) for view in self._views]
+        self._shapes = [parameter.shape for parameter in self.parameters]
+        self._sizes = [parameter.numel() for parameter in self.parameters]
+        aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in self._sizes]
+        starts = np.cumsum([0, *aligned]).tolist()
+        self.segments = [slice(start, start + size) for start, size in zip(starts, self._sizes, strict=False)]
+        """Columns of each parameter; between them are zeros."""
+        segment_of = {id(p): segment for p, segment in zip(self.parameters, self.segments, strict=True)}
+        self._layout = [segment_of[id(parameter)] for parameter in named.values()]
+        num_lora = starts[len(lora)]
+        start = torch.zeros(starts[-1], device=self.parameters[0].device)
+        for parameter, segment in zip(self.parameters, self.segments, strict=True):
+            start[segment] = parameter.detach().flatten()
+        self.values = start.repeat(num_clients, 1)
+        """(K, segments and zeros between them)."""
+        self.gradients = torch.zeros_like(self.values)
+        self.columns = [slice(0, num_lora), slice(num_lora, starts[-1])]
+        """Of LoRA and of the head, which may be empty."""
+        self.lora, self.head = (self._part(columns) for columns in self.columns)
+        self._faced: range | None = None
+        self.face([0])
+
+    @property
+    def num_clients(self) -> int:
+        """K."""
+        return len(self.values)
 
     @torch.no_grad()
     def write(self, adapter: np.ndarray) -> None:
-        """Set all values, (P,), and forget the gradients.
+        """Set all values of every row, (P,), and forget the gradients.
 
         Raises:
             ValueError: the vector's length is not that of the layout.
@@ -45,32 +75,45 @@ class FlatAdapter:
         expected = (sum(self._sizes),)
         if adapter.shape != expected:
             raise ValueError(f"adapter: found shape {adapter.shape}, allowed: {expected} as laid out by the model")
-        for view, values in zip(self._views, torch.tensor(adapter).split(self._sizes), strict=True):
-            view.copy_(values)
+        sizes = [segment.stop - segment.start for segment in self._layout]
+        everything = torch.tensor(adapter, device=self.values.device)
+        for segment, values in zip(self._layout, everything.split(sizes), strict=True):
+            self.values[:, segment] = values
         self.zero_grad()
 
-    def read(self) -> np.ndarray:
-        """Return a copy of all values, (P,) float32."""
-        return torch.cat(self._views).cpu().numpy()
+    def read(self, client: int = 0) -> np.ndarray:
+        """Return a copy of all values of a row, (P,) float32."""
+        row = self.values[client]
+        return torch.cat([row[segment] for segment in self._layout]).cpu().numpy()
 
     def zero_grad(self) -> None:
         """Set the gradients to zero."""
-        for stretch in (*self.lora, *self.head):
-            assert stretch.grad is not None
-            stretch.grad.zero_()
+        self.gradients.zero_()
 
+    def face(self, clients: Sequence[int]) -> Tensor:
+        """Let the model have the adapters of some rows, in ascending order; return their gradients, (clients, ...).
 
-def _gather(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Move parameters and their gradients into one new parameter, with zeros between them; none of none."""
-    if not parameters:
-        return []
-    starts = np.cumsum([0, *(-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in parameters)]).tolist()
-    whole = nn.Parameter(torch.zeros(starts.pop(), device=parameters[0].device))
-    whole.grad = torch.zeros_like(whole)
-    for start, parameter in zip(starts, parameters, strict=True):
-        values, gradient = (
-            stretch[start : start + parameter.numel()].view(parameter.shape) for stretch in (whole.data, whole.grad)
-        )
-        values.copy_(parameter.detach())
-        parameter.data, parameter.grad = values, gradient
-    return [whole]
+        Rows that do not lie side by side are copied; so their gradients are not a part of `gradients`.
+        """
+        near = range(clients[0], clients[-1] + 1)
+        is_near = len(near) == len(clients)
+        if is_near and near == self._faced:
+            return self.gradients[near.start : near.stop]
+        rows = slice(near.start, near.stop) if is_near else list(clients)
+        values = self.values[rows]
+        gradients = self.gradients[rows] if is_near else torch.zeros_like(values)
+        leading = () if len(clients) == 1 else (len(clients),)
+        for parameter, segment, shape in zip(self.parameters, self.segments, self._shapes, strict=True):
+            parameter.grad = None
+            parameter.data = values[:, segment].view(*leading, *shape)
+            parameter.grad = gradients[:, segment].view(*leading, *shape)
+        self._faced = near if is_near else None
+        return gradients
+
+    def _part(self, columns: slice) -> list[nn.Parameter]:
+        """Return some columns as a parameter with its gradient, (K, columns); none of none."""
+        if columns.start == columns.stop:
+            return []
+        part = nn.Parameter(self.values[:, columns])
+        part.grad = self.gradients[:, columns]
+        return [part]

@@ -4,6 +4,8 @@
       = the same from nothing, in a process of its own
       = the same clients with 1 actor, with several, and without Ray (FM, data and constructed sub-FM are shared: the
         pools are what is compared)
+      = one client at a time, where `pool.clients_per_batch` is more and clients train on a CPU in float32; elsewhere
+        their last bits depend on who trains together, and only that the groups repeat is proved, by all other checks
       = the rest of the run from checkpoints after the first and the last round but one, in processes of their own
 
 Everything is compared bit for bit.
@@ -106,14 +108,20 @@ def verify(config: Config, num_rounds: int = 3, say: Callable[[str], None] = lam
         say("once more, from nothing")
         checks = [Check("two runs", first_difference(_in_a_new_process(_from_nothing, config), straight))]
         traces = {config.pool: straight}
-        for pool in (one, several, sequential):
+        alone = replace(sequential, clients_per_batch=1)
+        keeps_bits = local_settings(replace(config, pool=alone)).keeps_bits
+        for pool in (one, several, sequential, *([alone] if keeps_bits else [])):
             if pool not in traces:
-                say("sequential" if pool == sequential else f"Ray, {pool.actors} actor(s)")
+                say(f"Ray, {pool.actors} actor(s)" if pool.kind == "ray" else _how(pool))
                 traces[pool] = _trace(replace(config, pool=pool), fm, data, saved=begun[0])
         checks += [
             Check(f"1 actor, {several.actors} actors", first_difference(traces[one], traces[several])),
             Check("Ray, sequential", first_difference(traces[several], traces[sequential])),
         ]
+        if alone != sequential and keeps_bits:
+            checks.append(
+                Check(f"{_how(sequential)}, {_how(alone)}", first_difference(traces[sequential], traces[alone]))
+            )
         for stop in stops:
             say(f"resumed after round {stop}")
             resumed = _in_a_new_process(_from_checkpoint, config, Path(folder, str(stop)), saved_fm)
@@ -191,6 +199,12 @@ def _pools(config: Config) -> tuple[PoolConfig, PoolConfig, PoolConfig]:
         ray = replace(ray, cpus_per_actor=ray.cpus_per_actor / 2, gpus_per_actor=ray.gpu_claim / 2)
     one, several = replace(ray, actors=1), replace(ray, actors=max(2, num_actors))
     return one, several, replace(ray, kind="sequential", actors="auto")
+
+
+def _how(pool: PoolConfig) -> str:
+    """Return how a pool without Ray plays the clients."""
+    together = pool.clients_per_batch
+    return "sequential" if together == 1 else f"sequential, {together} together"
 
 
 def _device(config: Config) -> Any:

@@ -22,21 +22,23 @@ ROOT = Path(__file__).resolve().parents[3]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peers", type=Path)
-    parser.add_argument("--workload", choices=["minilm", "overhead"], required=True)
+    parser.add_argument("--workload", choices=["minilm", "overhead", "typical"], required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--actors", type=int, default=2, help="0: clients train in the driver, without Ray")
     parser.add_argument("--clients", type=int, help="define so many, and draw them as a run does; default: the peers'")
+    default = os.environ.get("TOGETHER", "1")
+    parser.add_argument("--together", default=default, help="clients in one forward pass, or auto; default: $TOGETHER")
     options = parser.parse_args()
     sys.path.insert(0, str(options.peers))
     os.environ["PYTHONPATH"] = f"{options.peers}:{ROOT}"  # the actors' as well
-    play(options.workload, options.rounds, options.actors, options.clients)
+    play(options.workload, options.rounds, options.actors, options.clients, options.together)
 
 
-def play(workload: str, rounds: int, num_actors: int, num_clients: int | None) -> None:
+def play(workload: str, rounds: int, num_actors: int, num_clients: int | None, together: str) -> None:
     """Play `rounds` rounds and one to warm up, and measure them as the peers do."""
     import common
 
-    meter = common.Meter("fedpft", workload)
+    meter = common.Meter(f"fedpft, {together} together", workload)
     meter.total = rounds + 1
     import numpy as np
     import torch
@@ -55,12 +57,12 @@ def play(workload: str, rounds: int, num_actors: int, num_clients: int | None) -
     def peers_cohort(config: FederatedConfig, sizes: np.ndarray, seed: int, round_index: int) -> Attendance:
         return Attendance(cohort=dict.fromkeys(sorted(common.sample(workload, round_index - 1)), 1))
 
-    if num_clients is None:
+    if num_clients is None and workload != "typical":
         driver.draw_attendance = peers_cohort
     torch.set_num_threads(1)
     numbers: dict[str, Any] = common.WORKLOADS[workload]
     pool = RayClientPool(PoolConfig(actors=num_actors), numbers["sampled"]) if num_actors else SequentialPool()
-    package = make_package(workload, num_clients)
+    package = make_package(workload, num_clients, together if together == "auto" else int(together))
     pool.broadcast(package)
     start = get_adapter(unpack_model(package.proxy))
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from fedpft.trainer import be_deterministic
 
 
 class ClientActor:
-    """Plays clients, one at a time; never sees the FM.
+    """Plays clients, one at a time or some together; never sees the FM.
 
     Args:
         name: for reports, e.g. `actor-1`.
@@ -43,9 +43,12 @@ class ClientActor:
         self._client.replace_weights(weights)
         return platform.node()
 
-    def fit(self, plan: RoundPlan, client_ids: Sequence[int]) -> tuple[list[ClientUpdate], ProcessMemory]:
-        """Train clients one after the other; return their updates, and what this process holds after the last."""
-        return [self._client.fit(plan, client_id) for client_id in client_ids], process_memory()
+    def fit(self, plan: RoundPlan, groups: Sequence[Sequence[int]]) -> tuple[list[ClientUpdate], ProcessMemory]:
+        """Train groups of clients one after the other; return all updates, and what this process holds after the last.
+
+        The clients of a group train together.
+        """
+        return [update for group in groups for update in self._client.fit_together(plan, group)], process_memory()
 
     def probe(self, package: ClientPackage, gpu_part: float) -> MemoryUse:
         """Measure what memory a client of this package needs, and how much there is for such actors on this GPU."""

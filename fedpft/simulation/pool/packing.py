@@ -18,7 +18,9 @@ from ray.exceptions import RayTaskError
 
 from fedpft.data.collate import text_lengths
 from fedpft.data.partition import Partition
+from fedpft.federated import memory as held
 from fedpft.federated.client import ClientPackage, LocalClient
+from fedpft.federated.grouping import most_together
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.models.lora import get_adapter
@@ -28,14 +30,6 @@ MARGIN = 0.15
 """Of a client's peak, for what a try does not see: fragments, and kernels that other shapes load."""
 CUDA_CONTEXT_BYTES = 600 * 2**20
 """What a process takes of a GPU besides torch's tensors: the driver's context and the kernels."""
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUDA error: out of memory",  # by the driver, past torch's allocator: an AcceleratorError
-    "_STATUS_ALLOC_FAILED",  # CUBLAS, CUDNN, CUSOLVER, CUSPARSE: a library's own workspace
-    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # its first one
-)
-"""In a RuntimeError of torch that is none of the kinds for want of memory."""
 _NUM_STEPS = 2
 _GIB = 2**30
 
@@ -115,14 +109,15 @@ class CudaMemory:
 
 
 def probe(package: ClientPackage, gpu_part: float = 1.0) -> MemoryUse:
-    """Train the client with the longest examples in this process; nothing of it stays."""
+    """Train the client with the longest examples, or several of him together, in this process; nothing of it stays."""
     on_gpu = package.settings.accelerator == "cuda"
     memory: DeviceMemory = CudaMemory(gpu_part) if on_gpu else HostMemory()
     memory.reset_peak()
     adapter = get_adapter(unpack_model(package.proxy))
     plan = RoundPlan(round_index=1, lr=0.0, adapter=adapter, count_activations=bool(package.watched_layers))
-    client = LocalClient(hungriest(package))
-    client.fit(plan, 0)
+    tried = hungriest(package)
+    client = LocalClient(tried)
+    client.fit_together(plan, range(tried.partition.num_clients))
     use = memory.use()
     del client
     gc.collect()
@@ -132,14 +127,19 @@ def probe(package: ClientPackage, gpu_part: float = 1.0) -> MemoryUse:
 
 
 def hungriest(package: ClientPackage) -> ClientPackage:
-    """Return the package with a single client, who owns the longest examples, enough for two steps."""
+    """Return the package with one client, who owns the longest examples, enough for two steps.
+
+    Where clients train together, as many of him as that; not for an `auto` that looks at the RAM itself.
+    """
     settings, lengths = package.settings, text_lengths(package.train)
     if lengths is None:
         lengths = np.zeros(len(package.train))
     longest = np.argsort(lengths, kind="stable")[::-1][: _NUM_STEPS * settings.batch_size]
+    looks_itself = settings.clients_per_batch == "auto" and settings.keeps_bits
+    num_clients = 1 if looks_itself else most_together(settings)
     return replace(
         package,
-        partition=Partition.of_sizes(longest, np.array([len(longest)])),
+        partition=Partition.of_sizes(np.tile(longest, num_clients), np.full(num_clients, len(longest))),
         settings=replace(settings, num_epochs=1),
     )
 
@@ -152,5 +152,4 @@ def gpu_share(num_actors: int, part: float = 1.0) -> float:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a client failed for want of memory: of the GPU, of RAM, or by Ray's own watch over a node's RAM."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    kinds = (torch.OutOfMemoryError, MemoryError, ray.exceptions.OutOfMemoryError)
-    return isinstance(cause, kinds) or any(sign in str(cause) for sign in _OUT_OF_MEMORY)
+    return isinstance(cause, ray.exceptions.OutOfMemoryError) or held.is_out_of_memory(cause)

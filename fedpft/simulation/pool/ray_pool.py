@@ -13,6 +13,7 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from fedpft.config import PoolConfig
 from fedpft.federated.client import ClientPackage
+from fedpft.federated.grouping import groups
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.pool import one_line
@@ -89,7 +90,7 @@ class RayClientPool:
 
     def broadcast(self, package: ClientPackage) -> None:
         """Give every actor proxy and data; wait until they have them."""
-        self._partition = package.partition
+        self._partition, self._settings = package.partition, package.settings
         self._crew.equip(package)
 
     def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -99,10 +100,11 @@ class RayClientPool:
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
         """Start clients in the given order, several small ones at a time; yield updates and failures as they arrive.
 
-        An actor's next clients are with it before it is done with the last ones: it waits for nobody.
+        Those that train together are sent together (see `federated.grouping`). An actor's next clients are with it
+        before it is done with the last ones: it waits for nobody.
         """
         self._pace.forget()
-        waiting = Waiting([Job(client_id, self._num_examples(client_id)) for client_id in client_ids], self._pace)
+        waiting = Waiting(self._jobs(client_ids), self._pace)
         reference = ray.put(plan)
         self._crew.heal()
         try:
@@ -146,6 +148,10 @@ class RayClientPool:
         if self._owns_connection:
             ray.shutdown()
 
+    def _jobs(self, client_ids: Sequence[int]) -> list[Job]:
+        together = groups(client_ids, self._settings, self.num_actors)
+        return [Job(group, sum(self._num_examples(client_id) for client_id in group)) for group in together]
+
     def _num_examples(self, client_id: int) -> int:
         known = 0 <= client_id < self._partition.num_clients  # one that does not exist fails where it is trained
         return len(self._partition.shard(client_id)) if known else 0
@@ -157,8 +163,13 @@ class RayClientPool:
                 if len(actor.tasks) == num_tasks and len(actor.jobs) >= num_tasks:
                     jobs = waiting.take(actor=actor.number, newest=newest, num_actors=self.num_actors)
                     if jobs:
-                        task = actor.handle.fit.remote(reference, [job.client_id for job in jobs])
-                        actor.start(task, limit=self._config.client_timeout_seconds, jobs=jobs)
+                        task = actor.handle.fit.remote(reference, [job.client_ids for job in jobs])
+                        actor.start(task, limit=self._limit(jobs), jobs=jobs)
+
+    def _limit(self, jobs: Sequence[Job]) -> float | None:
+        """Return how many seconds a task may take: what a client may, for each of those that train together."""
+        of_one = self._config.client_timeout_seconds
+        return None if of_one is None else of_one * max(len(job.client_ids) for job in jobs)
 
     def _judge(
         self, actor: Actor, jobs: Sequence[Job], result: Any, plan: RoundPlan, waiting: Waiting
@@ -168,13 +179,12 @@ class RayClientPool:
             updates, memory = result
             self._pace.note(updates)
             self._note_memory(actor, memory, waiting)
-            return [replace(update, attempts=job.attempts + 1) for update, job in zip(updates, jobs, strict=True)]
+            attempts = [job.attempts + 1 for job in jobs for _ in job.client_ids]
+            return [replace(update, attempts=number) for update, number in zip(updates, attempts, strict=True)]
         first_fresh = self._crew.next_number
         self._replace(actor, waiting)
-        if len(jobs) > 1:  # each of them alone will show who fails
-            for job in jobs:
-                job.is_suspect = True
-            waiting.put_back(jobs)
+        if sum(len(job.client_ids) for job in jobs) > 1:  # each of them alone will show who fails
+            waiting.put_back([suspect for job in jobs for suspect in job.apart(self._num_examples)])
             return []
         (job,) = jobs
         job.attempts += 1
@@ -204,7 +214,7 @@ class RayClientPool:
     def _failure(plan: RoundPlan, actor: Actor, job: Job, error: Exception) -> ClientFailure:
         return ClientFailure(
             round_index=plan.round_index,
-            client_id=job.client_id,
+            client_id=job.client_ids[0],
             attempts=job.attempts,
             actor=actor.name,
             node=actor.node or "an unknown node",

@@ -1,8 +1,8 @@
 """The clients of a round that wait for an actor, and how many of them it is given at a time."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from fedpft.federated.messages import ClientUpdate
 
@@ -18,16 +18,21 @@ SHARES_PER_ACTOR = 2
 
 @dataclass(eq=False)
 class Job:
-    """A client that waits for its training, or is in it."""
+    """A client that waits for its training, or is in it; or several that train together."""
 
-    client_id: int
+    client_ids: tuple[int, ...]
     num_examples: int
+    """Of all of them."""
     attempts: int = 0
     """How often it was trained, or failed."""
     first_actor: int = 0
     """Actors with a lower number have seen it fail, or were there when it did."""
     is_suspect: bool = False
     """Was in a batch that failed, nobody knows by whose fault; from then on it is a batch of its own."""
+
+    def apart(self, num_examples: Callable[[int], int]) -> list["Job"]:
+        """Return each of the clients as one that is suspect; `num_examples` by client."""
+        return [replace(self, client_ids=(c,), num_examples=num_examples(c), is_suspect=True) for c in self.client_ids]
 
 
 class Pace:

@@ -1,6 +1,7 @@
 """What every `ClientPool` promises: one test body for all of them."""
 
 import platform
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
 from tests.tiny import tiny_package
 
-PACKAGE = tiny_package()
+PACKAGE = tiny_package(shard_sizes=(6, 9, 5, 12, *range(1, 8), *range(1, 8)))
 ADAPTER = get_adapter(unpack_model(PACKAGE.proxy))
-CLIENTS = [0, 1, 3]
+CLIENTS = [0, 1, *range(3, 17)]
 
 
 def plan(round_index=1, *, adapter=ADAPTER, count=True):
@@ -41,9 +42,14 @@ def fingerprint(updates):
     ]
 
 
+def package_for(pool):
+    """Return the package, with as many clients together as the pool is to train so."""
+    return replace(PACKAGE, settings=replace(PACKAGE.settings, clients_per_batch=getattr(pool, "together", 1)))
+
+
 def play(pool):
     """Run three rounds, the last after a change of the proxy; return the fingerprint of each."""
-    pool.broadcast(PACKAGE)
+    pool.broadcast(package_for(pool))
     rounds = [fingerprint(pool.run(plan(1), CLIENTS))]
     adapter = np.frombuffer(rounds[0][0][3], dtype=np.float32)
     rounds.append(fingerprint(pool.run(plan(2, adapter=adapter, count=False), [2])))
@@ -57,15 +63,30 @@ def expected():
     return play(SequentialPool())
 
 
-@pytest.fixture(scope="module", params=["sequential", "ray with 1 actor", "ray with 2 actors"])
+POOLS = {
+    "sequential": (0, 1),
+    "2 together": (0, 2),
+    "5 together": (0, 5),
+    "16 together": (0, 16),
+    "as many together as pay": (0, "auto"),
+    "ray with 1 actor": (1, 1),
+    "ray with 2 actors": (2, 1),
+    "ray with 1 actor, 16 together": (1, 16),
+}
+"""Name -> number of actors (0: in this process), and of clients that train together."""
+
+
+@pytest.fixture(scope="module", params=POOLS)
 def pool(request):
-    if request.param == "sequential":
+    num_actors, together = POOLS[request.param]
+    if num_actors == 0:
         made = SequentialPool(max_retries=0)
     else:
         request.getfixturevalue("local_ray")
         from fedpft.simulation.pool.ray_pool import RayClientPool
 
-        made = RayClientPool(PoolConfig(actors=int(request.param.split()[2]), max_retries=0), clients_per_round=3)
+        made = RayClientPool(PoolConfig(actors=num_actors, max_retries=0), clients_per_round=3)
+    made.together = together
     yield made
     made.close()
 
@@ -73,20 +94,20 @@ def pool(request):
 def test_every_pool_returns_bit_identical_updates(pool, expected):
     found = play(pool)
     assert changed_weights()
-    assert [[update[0] for update in updates] for updates in found] == [[0, 1, 3], [2], [0, 1, 3]]
+    assert [[update[0] for update in updates] for updates in found] == [CLIENTS, [2], CLIENTS]
     assert found == expected
     assert found[0][0][5] is not None
     assert found[1][0][5] is None
 
 
 def test_a_round_is_the_same_when_run_again(pool):
-    pool.broadcast(PACKAGE)
+    pool.broadcast(package_for(pool))
     first, second = (fingerprint(pool.run(plan(5), CLIENTS)) for _ in range(2))
     assert first == second
 
 
 def test_changed_weights_change_the_next_round(pool):
-    pool.broadcast(PACKAGE)
+    pool.broadcast(package_for(pool))
     before = fingerprint(pool.run(plan(), [0]))
     pool.replace_weights(changed_weights())
     after = fingerprint(pool.run(plan(), [0]))
@@ -100,7 +121,7 @@ def test_memory_is_reported_for_each_actor_outside_the_driver(pool):
 
 
 def test_every_actor_takes_its_turn(pool):
-    pool.broadcast(PACKAGE)
+    pool.broadcast(package_for(pool))
     updates = list(pool.run(plan(), [0, 1, 2, 3]))
     places = {"driver"} if isinstance(pool, SequentialPool) else {f"actor-{i}" for i in range(pool.num_actors)}
     assert {update.actor for update in updates} == places
@@ -109,7 +130,7 @@ def test_every_actor_takes_its_turn(pool):
 
 def test_a_client_that_always_fails_is_returned_as_a_failure_and_harms_no_other(pool, expected):
     """The last test of a pool: it changes which actors there are."""
-    pool.broadcast(PACKAGE)
+    pool.broadcast(package_for(pool))
     outcomes = {outcome.client_id: outcome for outcome in pool.run(plan(3), [0, 99])}
     failure = outcomes.pop(99)
     assert isinstance(failure, ClientFailure)

@@ -14,12 +14,12 @@ def known_pace(examples, seconds):
 
 def waiting(*sizes, pace=None):
     """Return a queue of clients; without a pace, at most 8 examples are a batch, and a single one is long enough."""
-    jobs = [Job(client_id, size) for client_id, size in enumerate(sizes)]
+    jobs = [Job((client_id,), size) for client_id, size in enumerate(sizes)]
     return Waiting(jobs, pace or known_pace(examples=8, seconds=BATCH_SECONDS))
 
 
 def take(queue, *, actor=0, newest=9, num_actors=1):
-    return [job.client_id for job in queue.take(actor=actor, newest=newest, num_actors=num_actors)]
+    return [job.client_ids[0] for job in queue.take(actor=actor, newest=newest, num_actors=num_actors)]
 
 
 def test_clients_go_one_by_one_as_long_as_nobody_knows_how_long_they_take():
@@ -58,23 +58,23 @@ def test_an_old_measurement_counts_half_with_every_round():
 def test_a_client_that_failed_waits_for_a_fresh_actor_or_the_newest_and_stops_nobody():
     queue = waiting(1, 1, 1, 1)
     for job in queue._jobs:
-        job.first_actor = 3 if job.client_id == 0 else 0
+        job.first_actor = 3 if job.client_ids[0] == 0 else 0
     assert take(queue, actor=2) == [1, 2]
     assert take(queue, actor=3) == [0]
-    queue.put_back([Job(7, 1, first_actor=5)])
+    queue.put_back([Job((7,), 1, first_actor=5)])
     assert take(queue, actor=4, newest=4) == [7]
 
 
 def test_suspects_are_batches_of_their_own():
     queue = waiting(*[1] * 40)
-    queue.put_back([Job(100, 1, is_suspect=True), Job(101, 1), Job(102, 1), Job(103, 1, is_suspect=True)])
+    queue.put_back([Job((100,), 1, is_suspect=True), Job((101,), 1), Job((102,), 1), Job((103,), 1, is_suspect=True)])
     assert [take(queue) for _ in range(3)] == [[100], [101, 102], [103]]
 
 
 def test_what_is_put_back_comes_first_in_its_order_and_counts_as_work():
     queue = waiting(*[1] * 16)
     first = queue.take(actor=0, newest=0, num_actors=1)
-    assert [job.client_id for job in first] == list(range(8))
+    assert [job.client_ids[0] for job in first] == list(range(8))
     queue.put_back(first)
     assert len(queue) == 16
     assert take(queue) == list(range(8))

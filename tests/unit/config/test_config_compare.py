@@ -4,7 +4,7 @@ from dataclasses import asdict
 import pytest
 
 from fedpft.config import changed_settings, load_config
-from fedpft.config.compare import HARMLESS
+from fedpft.config.compare import HARMLESS, HARMLESS_ON_CPU
 
 
 def changed(before=(), now=()):
@@ -44,6 +44,21 @@ def test_what_numbers_depend_on_may_not(setting):
     assert len(changed([setting], [])) == 1
 
 
+@pytest.mark.parametrize(
+    ("where", "is_harmless"),
+    [
+        ([], True),
+        (["pool.accelerator=cpu", "pool.kind=sequential"], True),
+        (["pool.kind=sequential"], False),
+        (["pool.gpus_per_actor=0.5"], False),
+        (["pool.precision=bf16-mixed"], False),
+    ],
+)
+def test_how_many_clients_train_together_may_change_where_no_bit_depends_on_it(where, is_harmless):
+    found = changed(where, [*where, "pool.clients_per_batch=auto"])
+    assert found == ([] if is_harmless else ['pool.clients_per_batch: 1 -> "auto"'])
+
+
 def test_the_harmless_keys_exist():
     keys = {
         f"{section}.{key}"
@@ -52,7 +67,7 @@ def test_the_harmless_keys_exist():
         for key in value
     }
     keys |= asdict(load_config()).keys() | {f"{section}.*" for section in asdict(load_config())}
-    assert set(HARMLESS) <= keys
+    assert {*HARMLESS, *HARMLESS_ON_CPU} <= keys
 
 
 def test_settings_that_only_one_of_them_has_are_listed():

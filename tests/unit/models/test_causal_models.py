@@ -14,7 +14,15 @@ from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.models.checks import DECODERS
 from fedpft.models.ffn import FFN_LOCATIONS
 from fedpft.models.loading import load_fm, load_fm_config, load_sub_fm
-from fedpft.models.lora import adapter_layout, attach_lora, get_adapter, save_adapter, set_adapter, without_adapter
+from fedpft.models.lora import (
+    adapter_layout,
+    adapter_parameters,
+    attach_lora,
+    get_adapter,
+    save_adapter,
+    set_adapter,
+    without_adapter,
+)
 from fedpft.models.weights import pack_model, unpack_model
 from tests.tiny import TINY_CONFIGS, tiny_batch, tiny_fm, tiny_lm
 
@@ -93,8 +101,7 @@ class TestEveryDecoder:
 
     def test_clients_learn_the_mean_over_the_batchs_response_tokens(self, model_type, tied):
         model = attach_lora(tiny_lm(model_type, tie_word_embeddings=tied), LORA, seed=0)
-        module = LocalTuningModule(model, lr=1e-2)
-        optimizer = module.configure_optimizers()
+        module = LocalTuningModule(model)
         loss = module.training_step(CausalCollator(2)(ROWS), 0)
         terms = []
         for row in ROWS:  # one by one, without padding; a position's logits tell of the token after it
@@ -104,10 +111,8 @@ class TestEveryDecoder:
             terms.append(cross_entropy(told, torch.tensor(row["input_ids"][start:]), reduction="none"))
         assert [len(term) for term in terms] == [2, 2]
         assert float(loss.detach()) == pytest.approx(float(torch.cat(terms).mean()), rel=1e-5)
-        before = get_adapter(model)
         loss.backward()
-        optimizer.step()
-        assert (get_adapter(model) != before).any()
+        assert any(parameter.grad.any() for parameter in adapter_parameters(model).values())
 
 
 def test_a_language_model_without_its_head_is_refused(tmp_path):

@@ -1,0 +1,60 @@
+"""Which clients train together, and which of their batches meet in one forward pass."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
+from math import ceil
+from typing import Any
+
+from torch import Tensor
+
+from fedpft.federated.messages import LocalSettings
+
+AUTO_MOST = 32
+"""Clients that `auto` puts together at most where no bit depends on it: what pays is found at the place."""
+
+AUTO_MOST_ELSEWHERE = 16
+"""The same on a GPU or in mixed precision: a constant, because a measured one would make the numbers depend on it."""
+
+GROUPS_PER_PLACE = 2
+"""At least, where no bit depends on it: a single one could not be shared out among places evenly."""
+
+
+def most_together(settings: LocalSettings) -> int:
+    """Return how many clients train together at most."""
+    if settings.clients_per_batch == "auto":
+        return AUTO_MOST if settings.keeps_bits else AUTO_MOST_ELSEWHERE
+    return settings.clients_per_batch
+
+
+def groups(client_ids: Sequence[int], settings: LocalSettings, num_places: int) -> list[tuple[int, ...]]:
+    """Cut a round's clients, in their order, into groups of about the same number.
+
+    A function of the round's plan alone where clients that train together do not get the bits that each gets alone: it
+    is then the number of places, and nothing else, that must not matter.
+    """
+    most = most_together(settings)
+    if settings.keeps_bits and num_places > 1:
+        most = min(most, ceil(len(client_ids) / (GROUPS_PER_PLACE * num_places)))
+    return [tuple(part) for part in even_parts(client_ids, most)]
+
+
+def even_parts(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """Cut a sequence into as few parts of at most `most` as there can be, none more than one longer than another."""
+    count = ceil(len(items) / max(1, most))
+    ends = [len(items) * part // count for part in range(count + 1)] if count else []
+    return [items[start:end] for start, end in pairwise(ends)]
+
+
+def shape_of(batch: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """Return what two batches must have in common to be computed together as each would be alone.
+
+    Shapes, so that both are padded as if alone; and whether there is padding, since without any models use no mask.
+    """
+    mask = batch.get("attention_mask")
+    return (*((name, tuple(tensor.shape)) for name, tensor in batch.items()), mask is None or bool(mask.all()))
+
+
+def by_shape(batches: Mapping[int, Mapping[str, Tensor]]) -> list[list[int]]:
+    """Return the keys of batches of one shape together, ascending."""
+    shapes = {key: repr(shape_of(batch)) for key, batch in batches.items()}
+    return [list(keys) for _, keys in groupby(sorted(shapes, key=lambda key: (shapes[key], key)), key=shapes.get)]
