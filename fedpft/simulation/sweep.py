@@ -27,14 +27,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 
 from fedpft.config import Config, ConfigError
 from fedpft.config.sweep import SweepConfig
-from fedpft.config.trials import Trial
+from fedpft.config.trials import STATE_FOLDER, Trial
 from fedpft.federated.pool import one_line
 from fedpft.interrupt import held_back
 from fedpft.simulation.cluster import Node, cluster_nodes, connect
 from fedpft.simulation.search import SeededOptuna
 
-STATE_FOLDER = "tune"
-"""In a sweep's `output_dir`: Tune's own state."""
 _ROUND_FILE = "round"
 _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
