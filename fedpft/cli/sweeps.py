@@ -81,6 +81,9 @@ def suite(
     elif missing:
         with SweepScreen(progress, "fm", len(missing)) as screen:
             errors = run_suite(settings, screen)
+        for name, error in errors.items():
+            if error:
+                say_on(progress)(f"{name} failed: {error}")
     rows, columns = ([head.label for head in heads] for heads in (settings.rows, settings.columns))
     print(suite_table(settings.title, rows, columns, table_of(settings), form))
     raise typer.Exit(int(any(errors.values())))

@@ -77,10 +77,10 @@ def _run_missing(suite: SuiteConfig, missing: list[Trial], watcher: "Watcher") -
     from functools import partial
 
     from fedpft.simulation.sweep import run_trials
-    from fedpft.sweeps.sweep import play_trial
+    from fedpft.sweeps.sweep import outcome, play_trial
 
     ended = run_trials(suite.sweep, missing, partial(play_trial, "fm", None), watcher)
-    return {trial.name: error for trial, error in ended}
+    return {trial.name: outcome(suite.sweep, trial, error).error for trial, error in ended}
 
 
 def table_of(suite: SuiteConfig) -> list[list[Cell]]:

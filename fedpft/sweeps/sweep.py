@@ -38,6 +38,9 @@ SETTINGS_FILE = "sweep.yaml"
 
 SWEEP = Kind(what="sweep", marker=TRIALS_FOLDER, others=(SETTINGS_FILE, "sweep.json", STATE_FOLDER))
 
+NO_RESULT = "it ended without a result"
+"""Of a trial that nobody stopped."""
+
 PATIENCE_SECONDS = 60.0
 """With the process of a trial's last attempt, which may still be ending."""
 
@@ -168,12 +171,15 @@ def outcome(sweep: SweepConfig, trial: Trial, error: str | None) -> TrialOutcome
     last = next(reversed(evaluations(folder)), None)
     numbers = {} if last is None else dict(_numbers(last))
     value = numbers.get(sweep.metric)
-    finished = "finished" if (folder / "result.json").exists() else "stopped"
+    finished = (folder / "result.json").exists()
+    if not error and not finished and sweep.scheduler == "none":
+        error = NO_RESULT
+    status = "failed" if error else "finished" if finished else "stopped"
     return TrialOutcome(
         name=trial.name,
         settings=trial.settings,
         seed=trial.config.seed,
-        status="failed" if error else finished,
+        status=status,
         round=last["round"] if last else 0,
         value=value,
         score=None if last is None or value is None else _score(value, sweep.goal, last),
