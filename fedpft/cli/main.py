@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fedpft.cli.arguments import ConfigPath, Overrides, Resume
+from fedpft.cli.console import say_on, take_any_text
 from fedpft.cli.dashboard import dashboard_app
 from fedpft.cli.jobs import jobs_app
 from fedpft.cli.sweeps import sweep_app
@@ -112,7 +113,7 @@ def export(run_dir: FinishedRun, out: Out = None, merge: Merge = False) -> None:
         from fedpft.run.export import export as export_run
 
         folder = export_run(run_dir, out, merge=merge, progress=screen)
-    console.print(f"exported to {folder}", markup=False, highlight=False, soft_wrap=True)
+    say_on(console)(f"exported to {folder}")
 
 
 @app.command()
@@ -128,7 +129,8 @@ def compare(
     from fedpft.report.compare.screen import print_comparison
 
     comparison = compare_runs(folders, baseline, allow_different or ())
-    print_comparison(Console(), comparison, write_comparison(comparison, out))
+    console = Console()
+    print_comparison(console, comparison, write_comparison(comparison, out, say_on(console)))
 
 
 @cache_app.command("list")
@@ -156,6 +158,7 @@ def main() -> None:
     A run that stops, or a disk that is full, ends in one line and exit code 1. Ctrl-C and SIGTERM close everything and
     end with 130 and 143.
     """
+    take_any_text()
     _hush_libraries()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     # waiting threads spin for some microseconds only: longer stalls every process on the same cores, our actors first

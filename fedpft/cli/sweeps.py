@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from fedpft.cli.console import say_on
 from fedpft.config.suite import load_suite
 from fedpft.config.sweep import load_sweep
 from fedpft.config.trials import planned_trials
@@ -49,16 +50,16 @@ def sweep(
 
     try:
         with SweepScreen(console, settings.metric, total) as screen:
-            summary = run_sweep(settings, screen, resume=resume)
+            summary = run_sweep(settings, screen, resume=resume, say=say_on(console))
     except Interrupted as stop:
         again = ["fedpft", "sweep", str(sweep_path), *(overrides or []), "--resume"]
         stop.add_note(f"; go on with: {shlex.join(again)}")
         raise
     print_sweep(console, summary)
-    console.print(f"sweep    {settings.output_dir}/sweep.json", markup=False, highlight=False, soft_wrap=True)
+    say_on(console)(f"sweep    {settings.output_dir}/sweep.json")
     if any(trial["status"] == "finished" for trial in summary["trials"]):
         command = shlex.join(["fedpft", "compare", settings.output_dir])
-        console.print(f"compare  {command}", markup=False, highlight=False, soft_wrap=True)
+        say_on(console)(f"compare  {command}")
     raise typer.Exit(int(any(trial["error"] for trial in summary["trials"])))
 
 
@@ -80,6 +81,9 @@ def suite(
     elif missing:
         with SweepScreen(progress, "fm", len(missing)) as screen:
             errors = run_suite(settings, screen)
+        for name, error in errors.items():
+            if error:
+                say_on(progress)(f"{name} failed: {error}")
     rows, columns = ([head.label for head in heads] for heads in (settings.rows, settings.columns))
     print(suite_table(settings.title, rows, columns, table_of(settings), form))
     raise typer.Exit(int(any(errors.values())))

@@ -59,7 +59,12 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 def dump_config(config: Config) -> str:
     """Return the resolved config as YAML that :func:`load_config` reads back to an equal config."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return dump_structured(config)
+
+
+def dump_structured(settings: Any) -> str:
+    """Return settings of any kind, a dataclass, as YAML in which no text is taken for anything else."""
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
 
 
 def config_keys() -> list[str]:

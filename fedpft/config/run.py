@@ -140,6 +140,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
+        require(bool(self.name.strip("./ ")), "name", self.name, "a name, of the default output_dir too")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
         for key, align in self.distillations().items():
             allowed = f"a multiple of server.devices = {self.server.devices}, which share every batch"

@@ -97,7 +97,7 @@ class SweepConfig:
     output_dir: str = "outputs/sweeps/${name}"
 
     def __post_init__(self) -> None:
-        require(bool(self.name) and "/" not in self.name, "name", self.name, "a name without /")
+        require(bool(self.name.strip(". ")) and "/" not in self.name, "name", self.name, "a name without /")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
         require(len(set(self.seeds)) == len(self.seeds), "seeds", list(self.seeds), "seeds that differ")
         for name in ("num_samples", "grace_rounds", "driver_cpus"):

@@ -20,6 +20,8 @@ from fedpft.metrics.table import METRICS
 
 TRIALS_FOLDER = "trials"
 """In a sweep's `output_dir`: a run's folder for each trial."""
+STATE_FOLDER = "tune"
+"""Beside it: Ray Tune's own state."""
 RANKING_NUMBERS = (
     *("fm", "fm_copied", "sub_fm", "leakage_gap", "metrics.fm.*", "metrics.sub_fm.*", "fidelity.total.*"),
     *("train_loss", "lr", "seconds", "clients/*", "comm/*", "time/*", "memory/*"),

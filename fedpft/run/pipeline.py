@@ -34,6 +34,7 @@ from fedpft.run.inputs import load_data, load_fm
 from fedpft.run.same_fm import check_same_fm
 from fedpft.run.tuning import tune
 from fedpft.storage.checkpoint import FOLDER, Checkpoints, RunCheckpoint
+from fedpft.storage.lock import held
 from fedpft.storage.output import (
     PARTITION_FILE,
     ROUNDS_FILE,
@@ -44,6 +45,7 @@ from fedpft.storage.output import (
     machine,
     package_versions,
     write_json,
+    write_text,
 )
 from fedpft.tracking.trackers import make_trackers
 from fedpft.tracking.wandb import check_tracking
@@ -69,12 +71,17 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
         saved: the checkpoint in `config.output_dir` from which to go on (see `fedpft.run.resume`); None: a new run.
 
     Raises:
-        ConfigError: settings or data that cannot work; raised before an actor starts wherever that can be known.
+        ConfigError: settings or data that cannot work, or a run that is in progress in `config.output_dir`; raised
+            before an actor starts wherever that can be known.
 
     """
-    start = time.perf_counter() - (saved.seconds if saved else 0.0)
-    observer = observer or SilentObserver()
     output_dir = Path(config.output_dir).resolve()
+    with held(output_dir):
+        return _run(config, output_dir, observer or SilentObserver(), saved)
+
+
+def _run(config: Config, output_dir: Path, observer: RunObserver, saved: RunCheckpoint | None) -> RunResult:
+    start = time.perf_counter() - (saved.seconds if saved else 0.0)
     (check_writable if saved else check_claimable)(output_dir)
     check_tracking(config.tracking)
     check_devices(config)
@@ -93,11 +100,12 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
             observer.note(line)
         past: list[dict[str, Any]] = []
         if saved is None:
-            claim_output_dir(output_dir)
+            claim_output_dir(output_dir, say=observer.note)
+            (output_dir / ROUNDS_FILE).touch()  # first of all, so that the folder is known for what it is
         else:
             check_same_fm(fm, saved.extra.get("fm", {}), saved.environment, str(own_fm or config.fm.path))
             past = cut_rounds(output_dir, saved.rounds_done)
-        (output_dir / "config.yaml").write_text(dump_config(config))
+        write_text(output_dir / "config.yaml", dump_config(config))
         write_json(output_dir / PARTITION_FILE, partition_table(data))
         run_id = saved.run_id if saved else secrets.token_hex(4)
         more = pool.trackers(f"{config.name}-{run_id}")

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fedpft.config import Config, ConfigError, changed_settings, load_config
 from fedpft.federated.observer import RunObserver
 from fedpft.run.pipeline import RunResult, run, run_environment
 from fedpft.storage.checkpoint import FOLDER, RunCheckpoint, load_newest
+from fedpft.storage.lock import held
 
 
 def go_on(
@@ -27,13 +29,19 @@ def go_on(
         ConfigError: see :func:`find_run` and `fedpft.run.pipeline.run`.
 
     """
-    found = find_run(config)
-    if isinstance(found, RunResult):
-        say(f"{config.output_dir}: the run is finished")
-        return found
-    after = f"going on after round {found.rounds_done}" if found else "no checkpoint, starting from the beginning"
-    say(f"{config.output_dir}: {after}")
-    return run(config, observer, found)
+    with nullcontext() if is_finished(config) else held(Path(config.output_dir)):
+        found = find_run(config)  # under the lock: nobody goes on with it meanwhile
+        if isinstance(found, RunResult):
+            say(f"{config.output_dir}: the run is finished")
+            return found
+        after = f"going on after round {found.rounds_done}" if found else "no checkpoint, starting from the beginning"
+        say(f"{config.output_dir}: {after}")
+        return run(config, observer, found)
+
+
+def is_finished(config: Config) -> bool:
+    """Return whether the run in `config.output_dir` has its result: then nobody writes there, and it is only read."""
+    return (Path(config.output_dir) / "result.json").exists()
 
 
 def find_run(config: Config) -> RunResult | RunCheckpoint | None:
@@ -44,14 +52,15 @@ def find_run(config: Config) -> RunResult | RunCheckpoint | None:
 
     """
     folder = Path(config.output_dir)
-    if (folder / "result.json").exists():
+    if is_finished(config):
         _check_settings(asdict(load_config(folder / "config.yaml")), config)
         try:
-            result = json.loads((folder / "result.json").read_text())
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         except ValueError as error:
             found = f"a result.json in {config.output_dir!r} that is not JSON ({error})"
             raise ConfigError(f"output_dir: found {found}, allowed: a whole one, or none") from None
-        return RunResult(result, {path.stem: path for path in sorted(folder.iterdir()) if path.name != FOLDER})
+        shown = [path for path in sorted(folder.iterdir()) if path.name != FOLDER and not path.name.startswith(".")]
+        return RunResult(result, {path.stem: path for path in shown})
     checkpoint = load_newest(folder / FOLDER)
     if checkpoint is not None:
         _check_settings(checkpoint.config, config)

@@ -28,9 +28,9 @@ from ray.util.queue import Queue
 from fedpft.config import Config, ConfigError
 from fedpft.federated.messages import ClientUpdate
 from fedpft.federated.observer import RunObserver
-from fedpft.federated.pool import one_line
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
 from fedpft.simulation.cluster import cluster_nodes, connect
+from fedpft.simulation.reasons import reason
 
 STOP_SECONDS = 120
 """For the last checkpoint and the end of the actors, after an interrupt."""
@@ -111,7 +111,7 @@ def _result(task: ray.ObjectRef, config: Config) -> Any:
             raise error.cause from None
         raise
     except RayError as error:
-        raise RunStoppedError(f"the server's process ended ({one_line(error)}); {go_on}") from error
+        raise RunStoppedError(f"the server's process ended ({reason(error)}); {go_on}") from error
     if result is None:
         raise RunStoppedError(f"the server's process was told to end; {go_on}")
     return result

@@ -22,20 +22,17 @@ from typing import Any, ClassVar, Protocol
 
 import ray
 from ray import tune
-from ray.exceptions import RayTaskError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
 
 from fedpft.config import Config, ConfigError
 from fedpft.config.gpus import driver_claim
 from fedpft.config.sweep import SweepConfig
-from fedpft.config.trials import Trial
-from fedpft.federated.pool import one_line
+from fedpft.config.trials import STATE_FOLDER, Trial
 from fedpft.interrupt import held_back
 from fedpft.simulation.cluster import Node, cluster_nodes, connect
+from fedpft.simulation.reasons import reason
 from fedpft.simulation.search import SeededOptuna
 
-STATE_FOLDER = "tune"
-"""In a sweep's `output_dir`: Tune's own state."""
 _ROUND_FILE = "round"
 _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -119,8 +116,8 @@ def run_trials(
             )
         with held_back() as _Told.check:
             results = tuner.fit()
-        found = (results[index] for index in range(len(results)))
-        return [(_trial(one.config), _reason(one.error) if one.error else None) for one in found if one.config]
+        planned = [] if sweep.search == "optuna" else trials
+        return _ended(planned, results)
     finally:
         if owned:
             ray.shutdown()
@@ -161,6 +158,31 @@ def check_room(sweep: SweepConfig, config: Config, nodes: Sequence[Node]) -> Non
             raise ConfigError(f"pool.actors / driver_cpus: a trial asks {found}, the cluster has {have:g} {kind}")
 
 
+def _ended(planned: Sequence[Trial], results: tune.ResultGrid) -> list[tuple[Trial, str | None]]:
+    """Return every trial, the planned ones in their order, and why it failed.
+
+    A `Result` of a trial that reported nothing has no config, so the trials themselves are asked.
+    """
+    found = {_name(one): (_trial(one.config), _failure(one)) for one in results._experiment_analysis.trials}
+    never = {trial.name: (trial, "Ray Tune did not start it") for trial in planned}
+    return list((never | found).values())
+
+
+def _failure(trial: Any) -> str | None:
+    if trial.status == "TERMINATED":
+        return None
+    error = _unpickled(trial.get_pickled_error) or trial.get_error()
+    return reason(error) if error else f"Ray Tune left it {trial.status.lower()}"
+
+
+def _unpickled(load: Callable[[], Any]) -> Any:
+    """Return an error, or None for one of a class that this process does not have."""
+    try:
+        return load()
+    except Exception:
+        return None
+
+
 def _tune_config(sweep: SweepConfig, max_rounds: int) -> tune.TuneConfig:
     by_rounds: dict[str, Any] = {"time_attr": "round", "max_t": max_rounds, "reduction_factor": sweep.reduction_factor}
     schedulers: dict[str, Callable[[], TrialScheduler]] = {
@@ -188,10 +210,6 @@ def _trial(found: dict[str, str]) -> Trial:
 
 def _name(trial: Any) -> str:
     return json.loads(trial.config["trial"])["name"]
-
-
-def _reason(error: Exception) -> str:
-    return one_line(error.cause if isinstance(error, RayTaskError) else error)
 
 
 def _train(play: Play, home: str, found: dict[str, str]) -> None:
@@ -235,9 +253,10 @@ class _Told(tune.Callback):
         self.watcher.trial_reported(_name(trial), result["round"], result["value"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        file = trial.pickled_error_file  # not yet in the storage, where `get_pickled_error` looks for it
-        reason = _reason(pickle.loads(Path(file).read_bytes())) if file else "Ray Tune says no reason"
-        self.watcher.trial_retried(_name(trial), reason)
+        # not yet in the storage, where `get_pickled_error` and `get_error` look for it
+        pickled, text = trial.pickled_error_file, trial.error_file
+        error = pickled and _unpickled(lambda: pickle.loads(Path(pickled).read_bytes()))
+        self.watcher.trial_retried(_name(trial), reason(error or (text and Path(text).read_text("utf-8")) or ""))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.watcher.trial_ended(_name(trial), failed=False)

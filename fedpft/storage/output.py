@@ -5,11 +5,11 @@ import json
 import platform
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fedpft.config import ConfigError
 
@@ -19,29 +19,66 @@ ROUNDS_FILE = "rounds.jsonl"
 PARTITION_FILE = "partition.json"
 """Labels of each client's examples, counted; see `data.histogram.partition_table`."""
 
-WRITTEN_LATER = ("adapter", "checkpoints", "fm", "result.json", "sub_fm", "sub_fm_adapter")
-"""What a run puts beside it."""
+_SHOWN_NAMES = 4
 
 
-def claim_output_dir(output_dir: Path, marker: str = ROUNDS_FILE) -> Path:
-    """Create the folder for a new run; a folder that already holds a run is moved to `NAME.1`, `NAME.2`, ...
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a folder holds, and which of its entries are of that kind: what is not is the user's, and never touched."""
+
+    what: str
+    """In one word."""
+    marker: str
+    """The entry by which such a folder is known."""
+    others: tuple[str, ...]
+    """All other entries that may be written."""
+    is_shared: bool = False
+    """Whether it may be written beside a user's own files, as long as none has such a name."""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """All that may be written."""
+        return (self.marker, *self.others)
+
+
+RUN = Kind(
+    what="run",
+    marker=ROUNDS_FILE,
+    others=(
+        *("adapter", "checkpoints", "config.yaml", "examples.safetensors", "export", "fm", PARTITION_FILE),
+        *("report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
+    ),
+)
+
+
+def claim_output_dir(output_dir: Path, kind: Kind = RUN, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Create the folder, or empty one of the same kind: its entries are moved to `NAME.1`, `NAME.2`, ...
 
     Args:
         output_dir: the folder.
-        marker: the file by which a folder is known to hold what must be kept.
+        kind: what will be in it.
+        say: takes a line about what was moved.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: see :func:`check_claimable`.
 
     """
+    check_claimable(output_dir, kind)
     output_dir = output_dir.resolve()
     try:
-        if (output_dir / marker).exists():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if (output_dir / kind.marker).exists():
             number = 1
             while (kept := output_dir.with_name(f"{output_dir.name}.{number}")).exists():
                 number += 1
-            output_dir.rename(kept)
-        output_dir.mkdir(parents=True, exist_ok=True)
+            kept.mkdir()
+            # the marker last: a folder whose move was cut short is still known for what it is
+            for name in (*kind.others, kind.marker):
+                if (output_dir / name).exists():
+                    (output_dir / name).rename(kept / name)
+            left = _foreign(output_dir, kind)
+            stays = f"; not moved: {_listed(left)}" if left else ""
+            say(f"{output_dir}: the {kind.what} that was there is now {kept}{stays}")
     except OSError as error:
         raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {error}") from None
     return output_dir
@@ -61,18 +98,39 @@ def check_writable(output_dir: Path) -> None:
         raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {error.strerror}") from None
 
 
-def check_claimable(output_dir: Path) -> None:
-    """Look whether a new run can have the folder: writable, new or a run's, or nothing in it that would be overwritten.
+def check_claimable(output_dir: Path, kind: Kind = RUN) -> None:
+    """Look whether the folder can be had: writable; new, empty or one of the same kind, and what is there can be moved.
 
     Raises:
         ConfigError: it cannot.
 
     """
     check_writable(output_dir)
-    taken = [name for name in WRITTEN_LATER if (output_dir / name).exists()]
-    if taken and not (output_dir / ROUNDS_FILE).exists():
-        found = f"{str(output_dir)!r} with {', '.join(taken)} but no {ROUNDS_FILE}"
-        raise ConfigError(f"output_dir: found {found}, allowed: a new folder, or one of a run")
+    if not output_dir.exists():
+        return
+    if (output_dir / kind.marker).exists():
+        check_writable(output_dir.resolve().parent)
+        if output_dir.resolve().parent.stat().st_dev != output_dir.stat().st_dev:
+            found = f"{str(output_dir)!r} with a {kind.what} that cannot be moved to another file system"
+            raise ConfigError(f"output_dir: found {found}, allowed: a folder in it, or a new one")
+        return
+    foreign = _foreign(output_dir, kind)
+    taken = foreign if not kind.is_shared else []
+    taken += [name for name in kind.entries if (output_dir / name).exists()]
+    if taken:
+        found = f"{str(output_dir)!r} with {_listed(taken)} but no {kind.marker}"
+        raise ConfigError(f"output_dir: found {found}, allowed: a new or empty folder, or one of a {kind.what}")
+
+
+def _foreign(output_dir: Path, kind: Kind) -> list[str]:
+    """Return what is not of the kind; hidden entries do not count, nor what a file system has of its own."""
+    names = sorted(path.name for path in output_dir.iterdir())
+    return [name for name in names if not name.startswith(".") and name not in (*kind.entries, "lost+found")]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_NAMES])
+    return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"
 
 
 def cut_rounds(output_dir: Path, rounds_done: int) -> list[dict[str, Any]]:
@@ -91,7 +149,7 @@ def cut_rounds(output_dir: Path, rounds_done: int) -> list[dict[str, Any]]:
     kept = lines[: len(records)]
     if len(kept) != rounds_done:
         warnings.warn(f"{path}: found {len(kept)} lines of {rounds_done} rounds done, the rest is lost", stacklevel=2)
-    _replace(path, "".join(kept))
+    write_text(path, "".join(kept))
     return records
 
 
@@ -100,18 +158,26 @@ def _unwritable(output_dir: Path) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    _replace(path, json.dumps(content, indent=2) + "\n")
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def machine() -> dict[str, Any]:
     """Return on what the last bits of a number depend besides the config, here: versions, processors."""
+    import torch  # here, so that a command that only looks at folders does not pay for it
+
     return package_versions() | {
         "CPU instructions": torch.backends.cpu.get_cpu_capability(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

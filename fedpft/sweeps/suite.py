@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpft.config.suite import HeadConfig, SuiteConfig, published_values
-from fedpft.config.trials import Trial, trials_at
+from fedpft.config.trials import STATE_FOLDER, TRIALS_FOLDER, Trial, trials_at
+from fedpft.storage.lock import held
+from fedpft.storage.output import Kind, claim_output_dir
 
 if TYPE_CHECKING:  # torch and Ray are loaded when there is something to run
     from fedpft.simulation.sweep import Watcher
+
+SUITE = Kind(what="suite", marker=TRIALS_FOLDER, others=(STATE_FOLDER,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +60,27 @@ def run_suite(suite: SuiteConfig, watcher: "Watcher") -> dict[str, str | None]:
     """Run the cells that are not finished; return why each failed (None: it did not), by name.
 
     Raises:
-        ConfigError: settings that cannot work, before any cell starts.
+        ConfigError: settings that cannot work, or a suite that is in progress there, before any cell starts.
 
     """
-    missing = missing_trials(suite_trials(suite))
-    if not missing:
-        return {}
+    folder = Path(suite.output_dir)
+    with held(folder, SUITE.what):
+        missing = missing_trials(suite_trials(suite))
+        if not missing:
+            return {}
+        if not (folder / SUITE.marker).exists():
+            claim_output_dir(folder, SUITE)
+        return _run_missing(suite, missing, watcher)
+
+
+def _run_missing(suite: SuiteConfig, missing: list[Trial], watcher: "Watcher") -> dict[str, str | None]:
     from functools import partial
 
     from fedpft.simulation.sweep import run_trials
-    from fedpft.sweeps.sweep import play_trial
+    from fedpft.sweeps.sweep import outcome, play_trial
 
     ended = run_trials(suite.sweep, missing, partial(play_trial, "fm", None), watcher)
-    return {trial.name: error for trial, error in ended}
+    return {trial.name: outcome(suite.sweep, trial, error).error for trial, error in ended}
 
 
 def table_of(suite: SuiteConfig) -> list[list[Cell]]:
@@ -87,7 +99,7 @@ def _cell_trials(suite: SuiteConfig, row: HeadConfig, column: HeadConfig) -> lis
 def _cell(suite: SuiteConfig, row: HeadConfig, column: HeadConfig, published: float | None) -> Cell:
     trials = _cell_trials(suite, row, column)
     files = [Path(trial.config.output_dir) / "result.json" for trial in trials]
-    results = [json.loads(file.read_text()) for file in files if file.exists()]
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     metric = next((column.metric or result["metric"] for result in results), None)
     values = tuple(result["metrics"]["fm"][metric] for result in results)
     return Cell(values=values, num_seeds=len(trials), metric=metric, published=published)

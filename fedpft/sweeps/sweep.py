@@ -11,29 +11,38 @@ finished. So a sweep may be killed at any moment, and extended by more seeds or 
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from fedpft.config import ConfigError
+from fedpft.config.loading import dump_structured
 from fedpft.config.sweep import SweepConfig
-from fedpft.config.trials import Trial, planned_trials
+from fedpft.config.trials import STATE_FOLDER, TRIALS_FOLDER, Trial, planned_trials
 from fedpft.federated.observer import SilentObserver
 from fedpft.report.intervals import half_interval
 from fedpft.run.pipeline import RunResult, run
-from fedpft.run.resume import find_run
-from fedpft.storage.output import ROUNDS_FILE, claim_output_dir, write_json
+from fedpft.run.resume import find_run, is_finished
+from fedpft.storage.lock import held
+from fedpft.storage.output import ROUNDS_FILE, Kind, claim_output_dir, write_json, write_text
 
 if TYPE_CHECKING:  # Ray is loaded after all trials were checked
     from fedpft.simulation.sweep import Report, Watcher
 
 SETTINGS_FILE = "sweep.yaml"
-"""A folder with this file holds a sweep."""
+"""In a sweep's folder: its resolved settings."""
+
+SWEEP = Kind(what="sweep", marker=TRIALS_FOLDER, others=(SETTINGS_FILE, "sweep.json", STATE_FOLDER))
+
+NO_RESULT = "it ended without a result"
+"""Of a trial that nobody stopped."""
+
+PATIENCE_SECONDS = 60.0
+"""With the process of a trial's last attempt, which may still be ending."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +65,19 @@ class TrialOutcome:
     error: str | None
 
 
-def run_sweep(sweep: SweepConfig, watcher: "Watcher", *, resume: bool = False) -> dict[str, Any]:
+def run_sweep(
+    sweep: SweepConfig, watcher: "Watcher", *, resume: bool = False, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Run a sweep to its end; return the content of sweep.json.
 
     Args:
         sweep: its settings.
         watcher: hears what trials do.
         resume: go on with the sweep in `output_dir`; else one that is there is moved to `NAME.1`, `NAME.2`, ...
+        say: takes a line about what was moved.
 
     Raises:
-        ConfigError: settings that cannot work, before any trial starts.
+        ConfigError: settings that cannot work, or a sweep that is in progress there, before any trial starts.
 
     """
     start = time.perf_counter()
@@ -76,31 +88,34 @@ def run_sweep(sweep: SweepConfig, watcher: "Watcher", *, resume: bool = False) -
 
     if sweep.search == "optuna":
         import_optuna()
-    if not resume:
-        claim_output_dir(folder, SETTINGS_FILE)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = OmegaConf.to_yaml(OmegaConf.structured(sweep))
-    saved = folder / SETTINGS_FILE
-    unchanged = saved.exists() and saved.read_text() == text
-    saved.write_text(text)
-    play = partial(play_trial, sweep.metric, sweep.goal)
-    ended = run_trials(sweep, trials, play, watcher, restore=resume and unchanged)
-    outcomes = [outcome(sweep, trial, error) for trial, error in ended]
-    summary = {"wall_seconds": time.perf_counter() - start, "resumed": resume, **summarise(sweep, outcomes)}
-    write_json(folder / "sweep.json", summary)
-    return summary
+    with held(folder, SWEEP.what):
+        is_there = resume and (folder / TRIALS_FOLDER).exists()
+        if not is_there:
+            claim_output_dir(folder, SWEEP, say)
+            (folder / TRIALS_FOLDER).mkdir()
+        text = dump_structured(sweep)
+        saved = folder / SETTINGS_FILE
+        unchanged = saved.exists() and saved.read_text(encoding="utf-8") == text
+        write_text(saved, text)
+        play = partial(play_trial, sweep.metric, sweep.goal)
+        ended = run_trials(sweep, trials, play, watcher, restore=is_there and unchanged)
+        outcomes = [outcome(sweep, trial, error) for trial, error in ended]
+        summary = {"wall_seconds": time.perf_counter() - start, "resumed": resume, **summarise(sweep, outcomes)}
+        write_json(folder / "sweep.json", summary)
+        return summary
 
 
 def play_trial(metric: str, goal: str | None, trial: Trial, report: "Report") -> None:
     """Run a trial to its end, or go on with it; report every evaluation round, those before its checkpoint first."""
-    found = find_run(trial.config)
-    observer = _Reporting(metric, goal, report)
-    if found is not None:
-        for record in evaluations(Path(trial.config.output_dir)):
-            observer.tell(record)
-    if not isinstance(found, RunResult):
-        run(trial.config, observer, found)
-        observer.flush()
+    folder, observer = Path(trial.config.output_dir), _Reporting(metric, goal, report)
+    with nullcontext() if is_finished(trial.config) else held(folder, patience_seconds=PATIENCE_SECONDS):
+        found = find_run(trial.config)
+        if found is not None:
+            for record in evaluations(folder):
+                observer.tell(record)
+        if not isinstance(found, RunResult):
+            run(trial.config, observer, found)
+            observer.flush()
 
 
 class _Reporting(SilentObserver):
@@ -156,12 +171,15 @@ def outcome(sweep: SweepConfig, trial: Trial, error: str | None) -> TrialOutcome
     last = next(reversed(evaluations(folder)), None)
     numbers = {} if last is None else dict(_numbers(last))
     value = numbers.get(sweep.metric)
-    finished = "finished" if (folder / "result.json").exists() else "stopped"
+    finished = (folder / "result.json").exists()
+    if not error and not finished and sweep.scheduler == "none":
+        error = NO_RESULT
+    status = "failed" if error else "finished" if finished else "stopped"
     return TrialOutcome(
         name=trial.name,
         settings=trial.settings,
         seed=trial.config.seed,
-        status="failed" if error else finished,
+        status=status,
         round=last["round"] if last else 0,
         value=value,
         score=None if last is None or value is None else _score(value, sweep.goal, last),

@@ -96,7 +96,7 @@ def copy(killed, settings, tmp_path):
 
     def make(name, *overrides):
         folder = tmp_path / "out"
-        shutil.copytree(killed[name], folder)
+        shutil.copytree(killed[name], folder, ignore=shutil.ignore_patterns(".lock*"))
         return folder, load_config(None, [*settings, f"output_dir={folder}", *overrides])
 
     return make

@@ -1,11 +1,14 @@
 """Sweeps on 2 CPUs: bits, retries, early stops, pauses, and a driver that is killed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,12 +94,14 @@ def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of
 
 
 def ranks():
-    """Return a way to play trials: report the rank of the adapter in each of 9 rounds; rank 7 is bad luck."""
+    """Return a way to play trials: report the rank of the adapter in each of 9 rounds; rank 7 is bad luck, 9 worse."""
 
     def play(trial, report):  # a local one, so that it travels by value
         rank = trial.config.lora.rank
         if rank == 7:
             raise ValueError("bad luck")
+        if rank == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
         for round_index in range(1, 10):
             report(round_index, float(rank), float(rank))
 
@@ -109,16 +114,49 @@ def rank_sweep(tmp_path, **settings):
 
 
 @pytest.mark.cluster
-def test_asha_stops_a_bad_trial_early_and_one_that_fails_spoils_no_other(local_ray, tmp_path):
-    space = {"lora.rank": {"grid": [4, 7, 1]}}
+def test_asha_stops_a_bad_trial_early_and_one_that_fails_or_dies_spoils_no_other_and_is_told(local_ray, tmp_path):
+    space = {"lora.rank": {"grid": [4, 7, 9, 1]}}
     sweep = rank_sweep(tmp_path, space=space, scheduler="asha", reduction_factor=2, max_concurrent=1, max_retries=0)
     heard = Heard()
     ended = engine.run_trials(sweep, planned_trials(sweep), ranks(), heard)
     assert {name: round_index for name, round_index, _ in heard.reported} == {"rank-4": 9, "rank-1": 1}
     errors = {trial.name: error for trial, error in ended}
     assert (errors["rank-4"], errors["rank-1"]) == (None, None)
-    assert "bad luck" in errors["rank-7"]
-    assert heard.ended == {"rank-4": False, "rank-7": True, "rank-1": False}
+    assert errors["rank-7"] == "ValueError: bad luck"
+    assert "died" in errors["rank-9"]
+    assert heard.ended == {"rank-4": False, "rank-7": True, "rank-9": True, "rank-1": False}
+
+
+class OnlyHere:
+    """A way to play trials that no other process can read."""
+
+    def __reduce__(self):
+        return exec, ("raise ImportError('no module of that name')",)
+
+
+@pytest.mark.cluster
+def test_trials_whose_process_cannot_import_are_in_the_table_with_the_reason(local_ray, tmp_path):
+    sweep, heard = rank_sweep(tmp_path, seeds=(1, 2), max_retries=0), Heard()
+    ended = engine.run_trials(sweep, planned_trials(sweep), OnlyHere(), heard)
+    reasons = {"seed-1": "ImportError: no module of that name", "seed-2": "ImportError: no module of that name"}
+    assert {trial.name: error for trial, error in ended} == reasons
+    summary = sweeps.summarise(sweep, [sweeps.outcome(sweep, *one) for one in ended])
+    assert [trial["status"] for trial in summary["trials"]] == ["failed", "failed"]
+    assert [point["status"] for point in summary["points"]] == [{"failed": 2}]
+
+
+def test_a_trial_that_tune_left_or_never_started_or_that_ended_without_a_result_has_failed(tmp_path):
+    sweep = rank_sweep(tmp_path, seeds=(1, 2, 3))
+    trials = planned_trials(sweep)
+
+    def left(trial, status):
+        nothing = {"get_pickled_error": lambda: None, "get_error": lambda: None}
+        return SimpleNamespace(config={"trial": trial.to_json()}, status=status, **nothing)
+
+    known = [left(trials[0], "TERMINATED"), left(trials[1], "PENDING")]
+    ended = engine._ended(trials, SimpleNamespace(_experiment_analysis=SimpleNamespace(trials=known)))
+    errors = [sweeps.outcome(sweep, *one).error for one in ended]
+    assert errors == ["it ended without a result", "Ray Tune left it pending", "Ray Tune did not start it"]
 
 
 @pytest.mark.cluster

@@ -15,10 +15,10 @@ from ray.exceptions import ObjectLostError
 from fedpft.config import PoolConfig
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.memory import ProcessMemory
-from fedpft.federated.pool import one_line
 from fedpft.simulation.cluster import cluster_nodes, room_for_actors
 from fedpft.simulation.pool.client_actor import ClientActor
 from fedpft.simulation.pool.waiting import Job
+from fedpft.simulation.reasons import reason
 
 ROOM_CHECK_SECONDS = 5.0
 """How often to look whether there still is room for actors that are starting."""
@@ -238,5 +238,5 @@ class Crew:
         if isinstance(error, TimeoutError) or self._failed_starts > self._config.max_retries:
             self._size = len(self.actors)  # another try would fail, too, or wait as long again
         if self._size == 0:
-            raise RuntimeError(f"pool: no actor can be started: {one_line(error)}") from error
+            raise RuntimeError(f"pool: no actor can be started: {reason(error)}") from error
         self.heal()

@@ -6,16 +6,16 @@ from dataclasses import replace
 from math import ceil
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from fedpft.config import PoolConfig
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
-from fedpft.federated.pool import one_line
 from fedpft.simulation.cluster import cluster_nodes, num_actors
 from fedpft.simulation.pool.packing import MemoryUse, gpu_share
 from fedpft.simulation.pool.ray_pool import RayClientPool
 from fedpft.simulation.pool.reservation import reserve
+from fedpft.simulation.reasons import reason
 
 
 class PackedPool(RayClientPool):
@@ -95,8 +95,9 @@ class PackedPool(RayClientPool):
         try:
             return min(ray.get(tries, timeout=self._config.start_timeout_seconds), key=lambda use: use.num_actors)
         except RayError as error:
-            reason = one_line(error.cause if isinstance(error, RayTaskError) else error)
-            warnings.warn(f"pool: goes on with {self.num_actors} actor(s), the probe failed: {reason}", stacklevel=3)
+            warnings.warn(
+                f"pool: goes on with {self.num_actors} actor(s), the probe failed: {reason(error)}", stacklevel=3
+            )
             return None
 
     def _back_off(self, starved: Sequence[int]) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError
 
 from fedpft.config import PoolConfig
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.grouping import groups
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
-from fedpft.federated.pool import one_line
 from fedpft.simulation.cluster import (
     cluster_nodes,
     connect,
@@ -30,6 +29,7 @@ from fedpft.simulation.pool.crew import Actor, Crew
 from fedpft.simulation.pool.packing import is_out_of_memory
 from fedpft.simulation.pool.reservation import reserve
 from fedpft.simulation.pool.waiting import Job, Pace, Waiting
+from fedpft.simulation.reasons import reason
 from fedpft.tracking.trackers import Tracker
 
 MAX_TASKS = 2
@@ -218,7 +218,7 @@ class RayClientPool:
             attempts=job.attempts,
             actor=actor.name,
             node=actor.node or "an unknown node",
-            reason=one_line(error.cause if isinstance(error, RayTaskError) else error),
+            reason=reason(error),
             traceback=re.sub(r"\x1b\[\d+m", "", str(error)),  # Ray's are coloured
             out_of_memory=is_out_of_memory(error),
         )

@@ -111,6 +111,8 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("name=''", "name: found '', allowed: a name"),
+        ("name=..", "name: found '..', allowed: a name"),
         ("seed=-1", "seed: found -1, allowed: an integer >= 0"),
         ("fm.path=''", "fm.path: found '', allowed: hub id, folder, package://... or scratch://model_type"),
         ("fm.max_length=4", "fm.max_length: found 4, allowed: an integer >= 8"),

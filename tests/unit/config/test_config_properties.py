@@ -28,7 +28,7 @@ VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5
 )
 VALID: dict[str, st.SearchStrategy[Any]] = {
-    "name": TEXTS,
+    "name": TEXTS.filter(lambda name: name.strip("./ ")),
     "seed": st.integers(0, 2**70),
     "output_dir": TEXTS.filter(bool),
     "fm.max_length": st.integers(8, 10**6),

@@ -1,5 +1,7 @@
 import errno
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,10 +22,54 @@ def test_runs_move_aside_in_order_and_keep_their_files(tmp_path):
     assert kept == ["run 0", "run 1", "run 2"]
 
 
-def test_a_folder_without_a_run_is_used_as_it_is(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    assert claim_output_dir(tmp_path) == tmp_path
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+@pytest.mark.parametrize("names", [["notes.txt"], ["config.yaml"], ["other_run/rounds.jsonl", "third/rounds.jsonl"]])
+def test_a_folder_that_is_no_runs_is_refused_and_not_touched(tmp_path, monkeypatch, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path, Path()):
+        with pytest.raises(
+            ConfigError, match=rf"found '.*' with {names[0].partition('/')[0]}.* allowed: a new or empty"
+        ):
+            claim_output_dir(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not tmp_path.with_name(f"{tmp_path.name}.1").exists()
+
+
+def test_only_a_runs_own_entries_move_aside_and_it_is_said(tmp_path):
+    folder, said = tmp_path / "run", []
+    for name in ("notes.txt", "other/result.json", "wandb/run", "config.yaml", ROUNDS_FILE):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    claim_output_dir(folder, say=said.append)
+    moved = ["config.yaml", ROUNDS_FILE, "wandb"]
+    assert sorted(path.name for path in (tmp_path / "run.1").iterdir()) == moved
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "other"]
+    assert said == [f"{folder}: the run that was there is now {folder}.1; not moved: notes.txt, other"]
+
+
+def test_what_a_file_system_or_a_desktop_puts_into_a_folder_does_not_count(tmp_path):
+    for name in (".DS_Store", "lost+found", ".nfs00000001"):
+        (tmp_path / name).touch()
+    check_claimable(tmp_path)
+
+
+def test_a_run_that_cannot_be_moved_is_known_before_the_run(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ROUNDS_FILE).touch()
+    real = Path.stat
+
+    def stat(path, **options):
+        found = real(path, **options)
+        return SimpleNamespace(st_dev=found.st_dev + 1, st_mode=found.st_mode) if path.name == "run" else found
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(
+        ConfigError, match="with a run that cannot be moved to another file system, allowed: a folder in"
+    ):
+        check_claimable(tmp_path / "run")
 
 
 def test_looking_whether_a_folder_is_writable_touches_nothing(tmp_path):
