@@ -44,7 +44,7 @@ FURTHER_TASKS = {
 }
 """Task -> its columns and rate; none of them was searched."""
 SEEDS = (42, 43, 44)
-CONSTRUCTIONS = {
+ALIGNMENTS = {
     "none": ("align.layers.kind=none", "align.neurons.kind=none"),
     "closed": ("align.layers.kind=closed_form", "align.layers.num_examples=800", "align.neurons.kind=none"),
 }
@@ -58,17 +58,17 @@ class Run:
     task: str
     size: int
     """Of the sub-FM: per cent of the FM's transformer parameters."""
-    construction: str
+    aligned: str
     format: str
     """`public.format`."""
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.task}_{self.size}_{self.construction}_{self.format}_seed{self.seed}"
+        return f"{self.task}_{self.size}_{self.aligned}_{self.format}_seed{self.seed}"
 
     def config(self, data_dir: Path) -> Config:
-        extra = [*CONSTRUCTIONS[self.construction], f"public.format={self.format}", "method.plug_in=distill"]
+        extra = [*ALIGNMENTS[self.aligned], f"public.format={self.format}", "method.plug_in=distill"]
         if (self.task, self.size) in RATES:
             settings, rate = [f"task={self.task}"], RATES[self.task, self.size]
         else:
@@ -95,17 +95,17 @@ def all_runs() -> Iterator[Run]:
     """Yield the runs, the most important ones first."""
     for seed in SEEDS:
         for task in ("qnli", "sst2"):
-            yield Run(task=task, size=67, construction="closed", format="task", seed=seed)
+            yield Run(task=task, size=67, aligned="closed", format="task", seed=seed)
     for task in FURTHER_TASKS:
-        yield Run(task=task, size=67, construction="closed", format="task", seed=SEEDS[0])
+        yield Run(task=task, size=67, aligned="closed", format="task", seed=SEEDS[0])
     for seed in SEEDS:
         for task in ("qnli", "sst2"):
-            yield Run(task=task, size=67, construction="none", format="task", seed=seed)
+            yield Run(task=task, size=67, aligned="none", format="task", seed=seed)
     for seed in SEEDS:
         for task in ("qnli", "sst2"):
-            yield Run(task=task, size=50, construction="closed", format="task", seed=seed)
+            yield Run(task=task, size=50, aligned="closed", format="task", seed=seed)
     for seed in SEEDS:
-        yield Run(task="qnli", size=67, construction="closed", format="text", seed=seed)
+        yield Run(task="qnli", size=67, aligned="closed", format="text", seed=seed)
 
 
 def main() -> None:
@@ -145,13 +145,13 @@ def table() -> Iterator[str]:
     full = {(cell["task"], cell["seed"]): cell["fm"] for cell in _records(METHODS_RESULTS, "*_full_iid_seed*.json")}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for run in _records(RESULTS, "*.json"):
-        groups[run["task"], run["size"], run["construction"], run["format"]].append(run)
+        groups[run["task"], run["size"], run["aligned"], run["format"]].append(run)
     titles = ("task", "size", "aligned", "public text", "proxy %", "FM, copied %", "FM, distilled %")
     differences = ("distilled minus copied", "minus proxy", "minus `full`")
     yield f"| {' | '.join([*titles, *differences, 'seeds'])} |"
     yield f"|{' --- |' * (len(titles) + len(differences) + 1)}"
-    for (task, size, construction, form), runs in groups.items():
-        columns = [task, f"{size} %", construction, form]
+    for (task, size, aligned, form), runs in groups.items():
+        columns = [task, f"{size} %", aligned, form]
         columns += [interval([run[key] for run in runs]) for key in ("sub_fm", "fm_copied", "fm")]
         columns += [interval([run["fm"] - run[key] for run in runs]) for key in ("fm_copied", "sub_fm")]
         paired = [run["fm"] - full[task, run["seed"]] for run in runs if (task, run["seed"]) in full]
