@@ -4,17 +4,18 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from fedpft.config.checks import ConfigError
+from fedpft.config.checks import ConfigError, require
 from fedpft.config.parts import KEY, part_files, take_words
 from fedpft.config.run import Config
+from fedpft.config.texts import escaped, read_assignment, read_yaml, undotted
 
 LARGEST_INTEGER = 2**63
 _ABSENT = object()
@@ -24,7 +25,7 @@ _ABSENT = object()
 class _Composed(Config):
     """A config while it is merged: interpolations may name its parts."""
 
-    parts: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict, metadata={"type": dict[str, int | str]})
 
 
 @cache
@@ -40,8 +41,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         ConfigError: unreadable file, no such part, unknown key, wrong type or a value out of range, in one line.
 
     """
-    file = [] if path is None else [read_file(path)]
-    command_line = [read_override(item) for item in overrides]
+    file = [] if path is None else [read_file(path, _Composed)]
+    command_line = [read_override(item, _Composed) for item in overrides]
     layers = [*file, *command_line]
     try:
         words: dict[str, str] = {}
@@ -54,7 +55,21 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         raise
     except Exception as error:  # OmegaConf's errors carry many lines; the user gets the first
         raise ConfigError(_one_line(error, path, layers)) from None
-    return Config(**{entry.name: getattr(composed, entry.name) for entry in fields(Config)})
+    config = Config(**{entry.name: getattr(composed, entry.name) for entry in fields(Config)})
+    _check_lists(config)
+    return config
+
+
+def _check_lists(config: Any, prefix: str = "") -> None:
+    """Raise a ConfigError for a list with an item of another type, which OmegaConf lets through."""
+    for name, hint in get_type_hints(type(config)).items():
+        value, key = getattr(config, name), prefix + name
+        if is_dataclass(value):
+            _check_lists(value, f"{key}.")
+        elif get_origin(hint) is tuple:
+            (kind, *_) = get_args(hint)
+            allowed = {str: "a list of texts", int: "a list of integers"}[kind]
+            require(all(type(item) is kind for item in value), key, list(value), allowed)
 
 
 def dump_config(config: Config) -> str:
@@ -64,7 +79,7 @@ def dump_config(config: Config) -> str:
 
 def dump_structured(settings: Any) -> str:
     """Return settings of any kind, a dataclass, as YAML in which no text is taken for anything else."""
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(settings))))
 
 
 def config_keys() -> list[str]:
@@ -82,26 +97,28 @@ def _walk(config_class: type, prefix: str = "") -> Iterator[tuple[str, type | No
             yield from _walk(section, f"{prefix}{entry.name}.")
 
 
-def read_file(path: str | Path) -> DictConfig:
-    """Return a YAML file's keys.
+def read_file(path: str | Path, kind: Any = None) -> DictConfig:
+    """Return a YAML file's keys: those of a dataclass, which may be dotted, or any.
 
     Raises:
         ConfigError: there is none, it is not YAML, or a list.
 
     """
     try:
-        layer = OmegaConf.load(path)
+        layer = read_yaml(Path(path).read_text(encoding="utf-8-sig"), kind)
     except FileNotFoundError:
         raise ConfigError(f"config file {str(path)!r}: not found") from None
     except Exception as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path}: found a list, allowed: sections and keys such as `federated: {{rounds: 4}}`")
+    if kind is not None:
+        layer = OmegaConf.create(undotted(OmegaConf.to_container(layer), kind))
     return layer
 
 
-def read_override(item: str) -> DictConfig:
-    """Return the key of a `key=value`.
+def read_override(item: str, kind: Any) -> DictConfig:
+    """Return the key of a `key=value`, one of a dataclass.
 
     Raises:
         ConfigError: it is not readable.
@@ -110,14 +127,14 @@ def read_override(item: str) -> DictConfig:
     if "=" not in item.lstrip("="):
         raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
     try:
-        return OmegaConf.from_dotlist([item])
+        return read_assignment(item, kind)
     except Exception as error:
         raise ConfigError(f"override {item!r}: not readable as YAML: {' '.join(str(error).split())}") from None
 
 
 def _read_part(file: Path) -> DictConfig:
     """Read a part; its errors name the file, because the user named only a word."""
-    part = read_file(file)
+    part = read_file(file, _Composed)
     try:
         for section, word in take_words(part).items():
             raise ConfigError(f"{section}: found {word!r}, allowed: keys; a part names no other part")

@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 
 from fedpft.config.checks import ConfigError, require
 from fedpft.config.loading import read_file
+from fedpft.config.run import Config
 from fedpft.config.sweep import SweepConfig, read_structured
+from fedpft.config.texts import SettingsOf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class HeadConfig:
     """A row or a column."""
 
     label: str
-    set: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
     """Keys of the run's config, or words for sections."""
     metric: str | None = None
     """Of a column: a name in `metrics.fm` of result.json, e.g. `mismatched/accuracy`; null: the primary metric."""
@@ -50,7 +52,7 @@ class SuiteConfig:
     title: str = ""
     base: str
     """The config file of the runs; a relative path is taken from the suite's own folder."""
-    run: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
     """Keys of the run's config, for every cell."""
     rows: list[HeadConfig] = field(default_factory=list)
     columns: list[HeadConfig] = field(default_factory=list)

@@ -19,6 +19,8 @@ from omegaconf.errors import ConfigKeyError
 
 from fedpft.config.checks import ConfigError, require
 from fedpft.config.loading import read_file, read_override
+from fedpft.config.run import Config
+from fedpft.config.texts import SettingsOf, quoted
 
 LISTS = ("grid", "choice")
 """Laws that name their values; the others name the two ends of a range, both inclusive."""
@@ -61,9 +63,9 @@ class SweepConfig:
     name: str = "sweep"
     base: str
     """The config file of the run; a relative path is taken from the sweep's own folder."""
-    run: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
     """Keys of the run's config, for every trial, on top of `base`; words for sections as on the command line."""
-    space: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config, laws=True)})
     """Key of the run's config -> its law: `{grid: [...]}` every value; drawn: `{choice: [...]}`, `{uniform: [a, b]}`,
     `{loguniform: [a, b]}`, `{randint: [a, b]}`, ends included. On the command line the whole space: `'space={...}'`."""
     seeds: tuple[int, ...] = ()
@@ -150,7 +152,7 @@ def read_structured(kind: type[Structured], path: str | Path, overrides: Sequenc
         ConfigError: see :func:`load_sweep`.
 
     """
-    layers = [read_file(path), *map(read_override, overrides)]
+    layers = [read_file(path, kind), *(read_override(item, kind) for item in overrides)]
     spaces = [layer for layer in layers if "space" in layer]
     for replaced in spaces[:-1]:  # two laws of a key do not merge
         del replaced["space"]
@@ -173,5 +175,5 @@ def as_overrides(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping) and value:
             overrides += as_overrides(value, f"{prefix}{key}.")
         else:
-            overrides.append(f"{prefix}{key}={json.dumps(value)}")
+            overrides.append(f"{prefix}{key}={quoted(value)}")
     return overrides

@@ -16,6 +16,7 @@ import numpy as np
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.config.checks import require
 from fedpft.config.sweep import LISTS, Dimension, SweepConfig, as_overrides
+from fedpft.config.texts import escaped
 from fedpft.metrics.table import METRICS
 
 TRIALS_FOLDER = "trials"
@@ -49,7 +50,7 @@ class Trial:
     def from_json(text: str) -> "Trial":
         """Return the trial of :meth:`to_json`."""
         content = json.loads(text)
-        config = load_config(None, as_overrides(content["config"]))
+        config = load_config(None, as_overrides(escaped(content["config"])))
         return Trial(name=content["name"], settings=content["settings"], config=config)
 
 
@@ -97,7 +98,8 @@ def make_trial(sweep: SweepConfig, point: Mapping[str, Any], seed: int | None, n
     folder = Path(sweep.output_dir).resolve() / TRIALS_FOLDER / name
     own = {"name": name, "output_dir": str(folder), "tracking.group": sweep.name, "tracking.job_type": "trial"}
     try:
-        config = load_config(sweep.base, [*as_overrides({**sweep.run}), *as_overrides({**point, **seeds, **own})])
+        keys = as_overrides({**point, **seeds, **escaped(own)})
+        config = load_config(sweep.base, [*as_overrides({**sweep.run}), *keys])
         if config.checkpoint.interval == 0:
             raise ConfigError("checkpoint.interval: found 0, allowed in a sweep: an integer > 0, trials go on from it")
     except ConfigError as error:

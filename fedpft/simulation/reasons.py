@@ -1,4 +1,4 @@
-"""Why something in another process failed, in one line: the last error of that process itself, not Ray's word for it."""
+"""Why something in another process failed, in one line: that process' own last error, not Ray's word for it."""
 
 import re
 

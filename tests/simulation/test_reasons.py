@@ -7,7 +7,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedpft.simulation.reasons import reason
 
-NOT_IMPORTED = """The actor died because of an error raised in its creation task, \x1b[36mray::A.__init__()\x1b[39m (pid=7)
+NOT_IMPORTED = """The actor died because of an error raised in its creation, \x1b[36mray::A.__init__()\x1b[39m (pid=7)
 RuntimeError: The actor with name A failed to import on the worker. This may be because needed libraries are missing:
 
 \x1b[36mray::A.__init__()\x1b[39m (pid=7)

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -127,19 +127,15 @@ def test_asha_stops_a_bad_trial_early_and_one_that_fails_or_dies_spoils_no_other
     assert heard.ended == {"rank-4": False, "rank-7": True, "rank-9": True, "rank-1": False}
 
 
-class OnlyHere:
-    """A way to play trials that no other process can read."""
-
-    def __reduce__(self):
-        return exec, ("raise ImportError('no module of that name')",)
-
-
 @pytest.mark.cluster
-def test_trials_whose_process_cannot_import_are_in_the_table_with_the_reason(local_ray, tmp_path):
-    sweep, heard = rank_sweep(tmp_path, seeds=(1, 2), max_retries=0), Heard()
-    ended = engine.run_trials(sweep, planned_trials(sweep), OnlyHere(), heard)
-    reasons = {"seed-1": "ImportError: no module of that name", "seed-2": "ImportError: no module of that name"}
-    assert {trial.name: error for trial, error in ended} == reasons
+def test_trials_whose_process_cannot_import_are_in_the_table_with_the_reason(local_ray, tmp_path, monkeypatch):
+    only_here = ModuleType("only_here")
+    exec("def play(trial, report): pass", only_here.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", only_here)
+    sweep = rank_sweep(tmp_path, seeds=(1, 2), max_retries=0)
+    ended = engine.run_trials(sweep, planned_trials(sweep), only_here.play, Heard())
+    reason = "ModuleNotFoundError: No module named 'only_here'"
+    assert {trial.name: error for trial, error in ended} == {"seed-1": reason, "seed-2": reason}
     summary = sweeps.summarise(sweep, [sweeps.outcome(sweep, *one) for one in ended])
     assert [trial["status"] for trial in summary["trials"]] == ["failed", "failed"]
     assert [point["status"] for point in summary["points"]] == [{"failed": 2}]

@@ -14,7 +14,7 @@ COMPARISON = Kind(what="comparison", marker=JSON_FILE, others=(PAGE_FILE,), is_s
 def write_comparison(
     comparison: Comparison, folder: Path, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Path]:
-    """Write the page and its numbers; an earlier comparison in the folder is moved to `NAME.1`, `NAME.2`, ..., which `say` is told.
+    """Write the page and its numbers; one that is there is moved to `NAME.1`, `NAME.2`, ..., which `say` is told.
 
     Returns:
         What -> where: `page`, `json`.

@@ -95,9 +95,8 @@ class PackedPool(RayClientPool):
         try:
             return min(ray.get(tries, timeout=self._config.start_timeout_seconds), key=lambda use: use.num_actors)
         except RayError as error:
-            warnings.warn(
-                f"pool: goes on with {self.num_actors} actor(s), the probe failed: {reason(error)}", stacklevel=3
-            )
+            why = reason(error)
+            warnings.warn(f"pool: goes on with {self.num_actors} actor(s), the probe failed: {why}", stacklevel=3)
             return None
 
     def _back_off(self, starved: Sequence[int]) -> None:

@@ -98,7 +98,7 @@ def test_unknown_key_names_itself_and_the_closest(override, expected):
             "'magnitude'",
             "['weight_norm', 'activation', 'greedy', 'random']",
         ),
-        ("pool.actors=true", "pool.actors", "'True'", "Union[int, str]"),
+        ("pool.actors=true", "pool.actors", "'true'", "auto, per_client or an integer > 0"),
     ],
 )
 def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
