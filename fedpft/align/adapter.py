@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ from fedpft.align.losses import hidden_state_loss
 from fedpft.align.public import PublicData
 from fedpft.config import AdapterAlignConfig, ServerConfig
 from fedpft.models.ffn import find_backbone
-from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel, adapter_parameters, get_adapter, set_adapter
 from fedpft.trainer import StepReport
 
@@ -88,11 +86,10 @@ def align_adapter(
 
     """
     train, held_out = _split(public, config.held_out_examples, seed)
-    batches = held_out.batches(len(held_out.dataset), config.batch_size, seed)  # type: ignore[arg-type]
     copied = get_adapter(fm)
-    copied_loss = _held_out_loss(fm, proxy, batches, server)
-    distil(AdapterModule(proxy, fm, lr=config.lr, num_steps=config.num_steps), train, config, server, seed, on_step)
-    report = AdapterReport(copied_loss=copied_loss, distilled_loss=_held_out_loss(fm, proxy, batches, server))
+    module = AdapterModule(proxy, fm, lr=config.lr, num_steps=config.num_steps)
+    losses = distil(module, train, config, server, seed, on_step, held_out)
+    report = AdapterReport(copied_loss=losses.measured_before, distilled_loss=losses.measured_after)
     if not report.accepted:
         set_adapter(fm, copied)
     return report
@@ -127,17 +124,3 @@ def _split(public: PublicData, num_held_out: int, seed: int) -> tuple[PublicData
     cut = min(num_held_out, size // 4)
     train, held_out = (Subset(public.dataset, part.tolist()) for part in (order[cut:], order[:cut]))
     return replace(public, dataset=train), replace(public, dataset=held_out)
-
-
-@torch.no_grad()
-def _held_out_loss(
-    fm: AdaptedModel, proxy: AdaptedModel, batches: list[Mapping[str, Tensor]], server: ServerConfig
-) -> float:
-    fabric = L.Fabric(accelerator=server.accelerator, devices=1, precision=server.precision)
-    fabric.to_device(fm)
-    fabric.to_device(proxy)
-    with restored_flags(fm, proxy), fabric.autocast():
-        fm.eval()
-        proxy.eval()
-        losses = [output_loss(proxy, fm, fabric.to_device(dict(batch))) for batch in batches]
-    return float(torch.stack(losses).mean())

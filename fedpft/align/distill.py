@@ -111,10 +111,17 @@ def distil(
     server: ServerConfig,
     seed: int,
     on_step: StepReport | None,
+    held_out: PublicData | None = None,
 ) -> AlignmentReport:
-    """Train a module for `num_steps` batches of public data, drawn by the seed; models get their flags back."""
+    """Train a module for `num_steps` batches of public data, drawn by the seed; models get their flags back.
+
+    Its loss is measured before and after, on all that is `held_out`, or on some of the public data.
+    """
     losses: list[float] = []
-    measured = public.batches(MEASURED_EXAMPLES, config.batch_size, derive_seed(seed, "measure"))
+    if held_out is None:
+        measured = public.batches(MEASURED_EXAMPLES, config.batch_size, derive_seed(seed, "measure"))
+    else:
+        measured = held_out.batches(len(held_out.dataset), config.batch_size, seed)  # type: ignore[arg-type]
 
     def record(done: int, total: int, metrics: Mapping[str, float]) -> None:
         losses.append(metrics["loss"])
