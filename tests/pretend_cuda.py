@@ -224,10 +224,6 @@ class _Attributes(TorchFunctionMode):
             self._gpu.tag(result)
         return result
 
-    def pickle(self, func: Any, args: Any, kwargs: Any) -> Any:
-        self._gpu.pickled += self._gpu.holds(args[0])
-        return func(*args, **kwargs)
-
     def backward(self, func: Any, args: Any, kwargs: Any) -> Any:
         with self:  # hooks run inside
             return torch.autograd.backward(args[0], grad_tensors=kwargs.pop("gradient", None), **kwargs)
@@ -246,7 +242,6 @@ _HANDLERS = {
     Tensor.grad.__set__: _Attributes.set_grad,
     Tensor.__deepcopy__: _Attributes.deepcopy,
     Tensor.new_tensor: _Attributes.new_tensor,
-    Tensor.__reduce_ex__: _Attributes.pickle,
     Tensor.backward: _Attributes.backward,
 }
 
@@ -289,7 +284,14 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
             for (device, dtype), (tensors, places) in group(lists).items()
         }
 
+    reduce = Tensor._reduce_ex_internal
+
+    def reduce_counted(tensor: Tensor, protocol: int) -> Any:  # past all modes
+        gpu.pickled += gpu.holds(tensor)
+        return reduce(tensor, protocol)
+
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(Tensor, "_reduce_ex_internal", reduce_counted))
         stack.enter_context(mock.patch.object(clip_grad, "_group_tensors_by_device_and_dtype", grouped))
         stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu)))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))

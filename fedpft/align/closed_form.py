@@ -23,7 +23,7 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from fedpft.align.losses import hidden_state_loss
+from fedpft.align.losses import at_tokens, hidden_state_loss, real_tokens
 from fedpft.align.public import AlignmentReport, PublicData
 from fedpft.align.regression import NormalEquations, ridge_fit
 from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
@@ -83,6 +83,8 @@ class _Walk:
     """One batch on its way through both models."""
 
     calls: LayerCalls
+    rows: Tensor
+    """Where its real tokens are, see `real_tokens`."""
     fm_hidden: Tensor
     sub_hidden: Tensor
     held_out: bool
@@ -109,7 +111,7 @@ def _refit(
         sub_fm.eval()
         on_device = (fabric.to_device(dict(batch)) for batch in batches)
         walks = [
-            _Walk(calls, calls.hidden, calls.hidden, held_out=index % HELD_OUT_PART == 0)
+            _Walk(calls, real_tokens(calls.real), calls.hidden, calls.hidden, held_out=index % HELD_OUT_PART == 0)
             for index, calls in enumerate(record_calls(fm, on_device))
         ]
         before, after = [], []
@@ -137,17 +139,18 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
     }
     losses, kept = [], []
     for walk in walks:
-        real = walk.calls.real
+        rows = walk.rows
         with trace_ffn(fm_ffn) as target:
             walk.fm_hidden = walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden)
         with trace_ffn(ffn) as found:
             hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
         if walk.held_out:
-            losses.append(hidden_state_loss(walk.fm_hidden.float(), hidden.float(), real))
+            losses.append(_loss(walk.fm_hidden, hidden, rows))
         residual = found.total - found.output
-        wanted = target.total[real].float()
+        wanted = at_tokens(target.total, rows).float()
         weights = None if ffn.closing_norm is None else 1 / wanted.var(dim=1, correction=0)
-        equations[walk.held_out].add(found.activations[real].float(), wanted - residual[real].float(), weights)
+        features = at_tokens(found.activations, rows).float()
+        equations[walk.held_out].add(features, wanted - at_tokens(residual, rows).float(), weights)
         kept.append((residual, found.activations))
     _solve(ffn, equations[False], equations[True], free.to(device))
     for walk, (residual, activations) in zip(walks, kept, strict=True):
@@ -190,9 +193,9 @@ def _fit_norm(norm: nn.Module, walks: Sequence[_Walk]) -> None:
     for walk in walks:
         if walk.held_out:
             continue
-        real = walk.calls.real
-        x = nn.functional.layer_norm(walk.sub_hidden[real].double(), weight.shape, eps=norm.eps)  # type: ignore[arg-type]
-        y = walk.fm_hidden[real].double()
+        inputs = at_tokens(walk.sub_hidden, walk.rows).double()
+        x = nn.functional.layer_norm(inputs, weight.shape, eps=norm.eps)  # type: ignore[arg-type]
+        y = at_tokens(walk.fm_hidden, walk.rows).double()
         sums += torch.stack([x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)])
         count += len(x)
     x_mean, y_mean, xx, xy = sums / count
@@ -201,10 +204,10 @@ def _fit_norm(norm: nn.Module, walks: Sequence[_Walk]) -> None:
     bias.copy_(y_mean - slope * x_mean)
 
 
+def _loss(fm_hidden: Tensor, sub_hidden: Tensor, rows: Tensor) -> Tensor:
+    return hidden_state_loss(at_tokens(fm_hidden, rows).float(), at_tokens(sub_hidden, rows).float())
+
+
 def _held_out_loss(walks: Sequence[_Walk]) -> float:
-    losses = [
-        hidden_state_loss(walk.fm_hidden.float(), walk.sub_hidden.float(), walk.calls.real)
-        for walk in walks
-        if walk.held_out
-    ]
+    losses = [_loss(walk.fm_hidden, walk.sub_hidden, walk.rows) for walk in walks if walk.held_out]
     return float(torch.stack(losses).mean())

@@ -88,8 +88,11 @@ class Distillation(L.LightningModule, ABC):
             find_backbone(self.teacher)(**inputs)
         with layer_outputs(student_layers) as outputs:
             find_backbone(self.student)(**inputs)
-        rows = real_tokens(batch.get("attention_mask"))
-        return [(at_tokens(targets[i], rows).float(), at_tokens(outputs[i], rows).float()) for i in range(len(outputs))]
+        pairs = [(targets[i], outputs[i]) for i in range(len(outputs))]
+        if (mask := batch.get("attention_mask")) is not None:
+            rows = real_tokens(mask)
+            pairs = [(at_tokens(target, rows), at_tokens(found, rows)) for target, found in pairs]
+        return [(target.float(), found.float()) for target, found in pairs]
 
     def configure_optimizers(self) -> dict:  # type: ignore[override]
         """AdamW, decay on matrices only; linear warm-up and decay over optimiser steps."""

@@ -14,19 +14,20 @@ def hidden_state_loss(teacher: Tensor, student: Tensor, attention_mask: Tensor |
         attention_mask: (B, T), 1 for real tokens; None when every position counts.
 
     """
-    rows = real_tokens(attention_mask)
-    teacher, student = at_tokens(teacher, rows), at_tokens(student, rows)
+    if attention_mask is not None:
+        rows = real_tokens(attention_mask)
+        teacher, student = at_tokens(teacher, rows), at_tokens(student, rows)
     return (teacher - student).square().mean() / teacher.square().mean()
 
 
-def real_tokens(attention_mask: Tensor | None) -> Tensor | None:
-    """Return the places of the real tokens in a flattened (B, T) mask, ascending; None: all are real."""
-    return None if attention_mask is None else attention_mask.flatten().nonzero().squeeze(1)
+def real_tokens(attention_mask: Tensor) -> Tensor:
+    """Return the places of the real tokens in a flattened (B, T) mask, ascending."""
+    return attention_mask.flatten().nonzero().squeeze(1)
 
 
-def at_tokens(hidden: Tensor, rows: Tensor | None) -> Tensor:
-    """Return the chosen tokens' states, (tokens, H) of (B, T, H); all as they are if `rows` is None."""
-    return hidden if rows is None else hidden.flatten(0, -2).index_select(0, rows)
+def at_tokens(hidden: Tensor, rows: Tensor) -> Tensor:
+    """Return the chosen tokens' states, (tokens, H) of (B, T, H)."""
+    return hidden.flatten(0, -2).index_select(0, rows)
 
 
 def weight_product(up: Tensor, down: Tensor) -> Tensor:

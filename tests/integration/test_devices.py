@@ -21,11 +21,20 @@ from tests.tiny import tiny_batch, tiny_causal_run, tiny_fm, tiny_package, tiny_
 pytestmark = pytest.mark.filterwarnings("ignore")
 AUTO = ["pool.accelerator=auto", "server.accelerator=auto", "federated.rounds=2", "align.neurons.interval=1"]
 MIXED = ["server.precision=bf16-mixed", "pool.precision=bf16-mixed"]
+
+
+def five_layers(folder):
+    """Return the settings of a run whose FM has layers to lose and to distil."""
+    settings = tiny_text_run(folder)
+    tiny_fm("bert", num_hidden_layers=5).save_pretrained(folder / "fm")
+    return settings
+
+
 RUNS = {
     "bert": (tiny_text_run, ["align.layers.kind=closed_form+distill", "method.scorer=greedy"]),
     "vit": (tiny_vision_run, ["method.scorer=activation"]),  # pre-trained
     "llama": (tiny_causal_run, [*MIXED, "align.layers.kind=closed_form", "align.neurons.kind=closed_form"]),
-    "fedot": (tiny_text_run, ["method.name=fedot", "method.adapter_layers=1"]),
+    "fedot": (five_layers, ["method={name: fedot, adapter_layers: 1, kept_layers: 4}"]),
     "full": (tiny_text_run, ["method.name=full"]),
 }
 
