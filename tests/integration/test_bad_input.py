@@ -9,13 +9,18 @@ import sys
 import datasets
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 from fedpft.cli import main as cli
 from fedpft.config import ConfigError, load_config
+from fedpft.federated.client import LocalClient
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.loading import load_sub_fm
+from fedpft.run import inputs
 from fedpft.run.pipeline import run
 from fedpft.run.resume import go_on
+from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 
 SHORT = ["federated.rounds=1", "align.layers.num_steps=1"]
@@ -185,6 +190,53 @@ def test_on_the_command_line_it_is_one_line_and_an_exit_code(tmp_path, settings,
     assert done.returncode == code, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(expected)
+
+
+def test_a_run_in_which_a_client_never_got_through_ends_with_exit_code_1_unless_that_is_allowed(tmp_path, monkeypatch):
+    fit = LocalClient.fit
+
+    def fails(client, plan, client_id):
+        if client_id == 2:
+            raise ValueError("broken here")
+        return fit(client, plan, client_id)
+
+    monkeypatch.setattr(LocalClient, "fit", fails)
+    (tmp_path / "base.yaml").write_text("")
+    settings = [*tiny_text_run(tmp_path), *SHORT, "federated.sampling=full", "align.neurons.kind=none"]
+    for allowed, code in (("false", 1), ("true", 0)):
+        done = CliRunner().invoke(
+            cli.app, ["run", str(tmp_path / "base.yaml"), *settings, f"federated.allow_dropped={allowed}"]
+        )
+        assert done.exit_code == code, done.output
+        assert "never trained: 1 of the clients that were drawn, 2;" in done.output
+        assert json.loads((tmp_path / "out/result.json").read_text())["never_trained"] == [2]
+    again = CliRunner().invoke(cli.app, ["resume", str(tmp_path / "out"), "federated.allow_dropped=false"])
+    assert again.exit_code == 1, "also when it only gives its result"
+
+
+def test_good_images_are_decoded_once_and_broken_ones_named_before_an_actor_starts(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    for split in ("train", "validation"):
+        for name in ("cat", "dog"):
+            (tmp_path / f"task/{split}/{name}").mkdir(parents=True)
+            for number in range(3):
+                Image.effect_noise((8, 8), 50).save(tmp_path / f"task/{split}/{name}/{number}.png")
+    task = f"task={{name: custom, path: {tmp_path / 'task'}, image_column: image, label_column: label}}"
+    looked, look = [], inputs.look_at_pixels
+    monkeypatch.setattr(inputs, "look_at_pixels", lambda *arguments: looked.append(1) or look(*arguments))
+    config = load_config(None, [*tiny_vision_run(tmp_path), task, f"cache.dir={tmp_path / 'cache'}"])
+    inputs.load_data(config, SilentProgress())
+    inputs.load_data(config, SilentProgress())
+    assert len(looked) == 2, "each split once"
+    broken = tmp_path / "task/train/dog/1.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    monkeypatch.setattr("fedpft.run.pipeline.make_pool", lambda *_: pytest.fail("an actor was started"))
+    with pytest.raises(ConfigError, match=r"found 'a broken image .* in train/dog/1\.png, row 4 of column image'"):
+        run(config)
+    dropped = load_config(None, [*tiny_vision_run(tmp_path), task, "task.on_bad_example=drop"])
+    with pytest.warns(UserWarning, match=r"dropped 1 of 6 training examples"):
+        data = inputs.load_data(dropped, SilentProgress())
+    assert len(data.train) == 5
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EROFS, 1), (errno.ECONNREFUSED, None)])

@@ -307,9 +307,9 @@ def test_a_text_without_a_token_gets_one_and_is_counted(tokenizer):
 
 
 def test_images_of_different_shapes_need_a_processor_that_makes_them_one():
-    shapes = [Image.new("RGB", size) for size in ((4, 4), (4, 4), (8, 4))]
-    dataset = datasets.Dataset.from_dict({"image": shapes, "label": [0, 1, 0]})
-    square = dataset.select(range(2))
+    shapes = [Image.new("RGB", size) for size in ((4, 4), (4, 4), (4, 4), (8, 4))]
+    dataset = datasets.Dataset.from_dict({"image": shapes, "label": [0, 1, 0, 1]})
+    square = dataset.select(range(3))
     edge = ViTImageProcessorPil(size={"shortest_edge": 6})
     build_data(TaskData(square, square, "image", ("a", "b")), square, edge, config())
     with pytest.raises(ConfigError, match=r"^fm\.path: found 'an image processor that makes \(3, 6, .*\) of .* pixels"):

@@ -187,6 +187,13 @@ def test_result_shows_the_accuracy_on_the_clients_labels():
     assert "accuracy, mean client 75.0 % 10th perc. 52.0 %, worst 50.0 %" in rows
 
 
+def test_result_ends_with_the_clients_that_never_trained():
+    console = make_console(terminal=False)
+    print_result(console, RESULT | {"never_trained": [3, 7]}, {"result": Path("result.json")})
+    last = written(console).splitlines()[-1]
+    assert last == "never trained: 2 of the clients that were drawn, 3, 7; rounds.jsonl has their failures"
+
+
 def test_result_shows_accuracies_gains_and_paths():
     console = make_console(terminal=False)
     print_result(console, RESULT, {"result": Path("outputs/demo/result.json"), "wandb": "https://wandb.test/run"})

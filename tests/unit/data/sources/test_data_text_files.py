@@ -41,7 +41,7 @@ LIKE_OTHERS = [
 
 def load(folder, **files):
     for name, content in files.items():
-        (folder / name.replace("__", ".")).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return load_local(str(folder), "train", KEY)
 
 
@@ -90,10 +90,8 @@ def test_the_kind_of_a_column_does_not_depend_on_how_many_rows_are_read_at_once(
 
 
 def test_a_json_file_may_hold_columns(tmp_path):
-    assert load(tmp_path, train__json='{"text": ["a", "b"],\n "n": [1, 2]}').to_dict() == {
-        "text": ["a", "b"],
-        "n": [1, 2],
-    }
+    columns = {"text": ["a", "b"], "n": [1, 2]}
+    assert load(tmp_path, **{"train.json": json.dumps(columns, indent=1)}).to_dict() == columns
 
 
 @pytest.mark.parametrize(

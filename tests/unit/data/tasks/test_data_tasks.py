@@ -381,7 +381,7 @@ def test_names_of_classes_are_words_whatever_stands_around_them(tmp_path, conten
 def test_a_list_of_classes_that_is_none_is_an_error(tmp_path, content):
     path = folder(tmp_path, {"words": ["a", "b"], "y": ["pos", "neg"]})
     (Path(path) / "classes.txt").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"task\.path: found '.*classes\.txt.*', allowed: a class name a line"):
+    with pytest.raises(ConfigError, match=r"task\.path: found .*classes\.txt.*, allowed: a class name a line"):
         load_task(custom(path), seed=0)
 
 
