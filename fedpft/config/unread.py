@@ -20,12 +20,12 @@ UNREAD = {
     ),
     "full": (*_COMPRESSION, *_LAYER_DROP, "method.plug_in", "align.*", "evaluation.fidelity_examples"),
 }
-"""`method.name` -> keys (patterns) that do nothing then."""
+"""`method.name` -> keys (patterns) that do nothing then; what a method of others reads is not known."""
 
 
 def is_read(key: str, method: str) -> bool:
     """Whether a method reads a setting, by its dotted key."""
-    return not any(fnmatch(key, pattern) for pattern in UNREAD[method])
+    return not any(fnmatch(key, pattern) for pattern in UNREAD.get(method, ()))
 
 
 def unread_settings(config: "Config", method: str) -> list[str]:
