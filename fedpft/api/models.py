@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedpft.align.public import AlignmentReport, PublicData
+from fedpft.api.quiet import quiet_libraries
 from fedpft.api.result import Result
 from fedpft.config import LayerAlignConfig, LoraConfig, ServerConfig
 from fedpft.construct.compress import compress as compress_ffns
@@ -32,6 +33,7 @@ CHUNK_LENGTH = 128
 """Tokens of a chunk, where the model takes so many."""
 
 
+@quiet_libraries()
 def compress(
     model: PreTrainedModel,
     ratio: float = 0.25,
@@ -73,6 +75,7 @@ def compress(
     return sub_fm
 
 
+@quiet_libraries()
 def align(
     fm: PreTrainedModel,
     sub_fm: PreTrainedModel,
@@ -131,6 +134,7 @@ def align(
     return AlignmentReport(first_loss=reports[0].first_loss, last_loss=reports[-1].last_loss)
 
 
+@quiet_libraries()
 def plug_in(fm: PreTrainedModel, adapter: str | Path | Result) -> AdaptedModel:
     """Put a tuned adapter into an FM and return it, in eval mode.
 
@@ -145,6 +149,7 @@ def plug_in(fm: PreTrainedModel, adapter: str | Path | Result) -> AdaptedModel:
     return load_adapter(fm, adapter.path / "adapter" if isinstance(adapter, Result) else Path(adapter))
 
 
+@quiet_libraries()
 def fidelity(
     fm: PreTrainedModel | AdaptedModel,
     sub_fm: PreTrainedModel | AdaptedModel,

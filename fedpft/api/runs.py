@@ -1,16 +1,16 @@
 """A run from Python: the config, perhaps data and a method of one's own, and a result."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 from rich.console import Console
 
 from fedpft.api.data import own_data
+from fedpft.api.quiet import quiet_libraries
 from fedpft.api.result import Result
 from fedpft.config import Config, doubtful_settings, load_config, resolved
 from fedpft.data.sources.memory import GivenData
@@ -61,11 +61,12 @@ def run(
         config = replace(config, method=replace(config.method, name=name))
     given: GivenData | None = None
     if data is not None:
-        config, given = own_data(config, data)
+        with quiet_libraries():
+            config, given = own_data(config, data)
     config = resolved(config)
     for line in doubtful_settings(config) if progress is True else ():
         warnings.warn(line, stacklevel=2)
-    with unmasked(), _quiet_bars(), _watching(progress) as observer:
+    with unmasked(), quiet_libraries(), _watching(progress) as observer:
         launch(config, observer, resume=resume, given=given)
     return Result(config.output_dir)
 
@@ -77,15 +78,3 @@ def _watching(progress: bool | RunObserver) -> AbstractContextManager[RunObserve
         return nullcontext(SilentObserver())
     console = Console()
     return NotebookScreen() if console.is_jupyter else Screen(console)
-
-
-@contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """Hide the bars of `datasets`, one for every small step, for as long as a run takes."""
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
