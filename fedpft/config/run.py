@@ -16,6 +16,9 @@ from fedpft.config.method import (
 )
 from fedpft.config.unread import unread_settings
 
+CONFIG_VERSION = 1
+"""Raised when a key changes its name or meaning; CHANGELOG.md then says what to change in a file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -121,6 +124,8 @@ class CacheConfig:
 class Config:
     """A whole run."""
 
+    config_version: int = CONFIG_VERSION
+    """Of the keys and their meaning; a file without it is taken for the newest."""
     name: str = "fedpft"
     seed: int = 42
     output_dir: str = "outputs/${name}"
@@ -139,6 +144,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        version, said = self.config_version, "the file is of another version of fedpft; CHANGELOG.md says what changed"
+        require(version == CONFIG_VERSION, "config_version", version, f"{CONFIG_VERSION}: {said}")
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         require(bool(self.name.strip("./ ")), "name", self.name, "a name, of the default output_dir too")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")

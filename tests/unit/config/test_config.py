@@ -78,7 +78,10 @@ def test_keys_are_listed_with_their_sections():
         ("federated.round=3", "federated.round: unknown key; did you mean federated.rounds?"),
         ("federatd.rounds=3", "federatd: unknown key; did you mean federated?"),
         ("align.neuron.interval=3", "align.neuron: unknown key; did you mean align.neurons?"),
-        ("zzz=3", "zzz: unknown key; allowed: name, seed, output_dir, fm, task, public, method, lora, align"),
+        (
+            "zzz=3",
+            "zzz: unknown key; allowed: config_version, name, seed, output_dir, fm, task, public",
+        ),
     ],
 )
 def test_unknown_key_names_itself_and_the_closest(override, expected):
