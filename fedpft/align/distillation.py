@@ -91,7 +91,7 @@ class Distillation(L.LightningModule, ABC):
         rows = real_tokens(batch.get("attention_mask"))
         return [(at_tokens(targets[i], rows).float(), at_tokens(outputs[i], rows).float()) for i in range(len(outputs))]
 
-    def configure_optimizers(self) -> dict:  # type: ignore[override]
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """AdamW, decay on matrices only; linear warm-up and decay over optimiser steps."""
         parameters = self.trained_parameters()
         groups = [

@@ -6,6 +6,7 @@ What cannot work raises :class:`ConfigError` with the key, what was found and wh
 from fedpft.config.checks import ConfigError
 from fedpft.config.compare import changed_settings
 from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfig
+from fedpft.config.doubtful import doubtful_settings
 from fedpft.config.federated import FederatedConfig, PartitionConfig, PoolConfig
 from fedpft.config.loading import config_keys, dump_config, load_config, resolved
 from fedpft.config.method import (
@@ -24,7 +25,6 @@ from fedpft.config.run import (
     EvaluationConfig,
     ServerConfig,
     TrackingConfig,
-    doubtful_settings,
 )
 from fedpft.metrics.table import TaskKind
 

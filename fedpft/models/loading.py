@@ -275,7 +275,7 @@ def load_sub_fm(
     with torch.device("meta"):
         model_class: Any = type(auto.from_config(AutoConfig.from_pretrained(folder)))
 
-    class WithSizes(model_class):
+    class WithSizes(model_class):  # type: ignore[misc]
         def __init__(self, config: PretrainedConfig) -> None:
             super().__init__(config)
             resize_ffns(self, sizes)
