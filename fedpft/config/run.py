@@ -148,9 +148,10 @@ class Config:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         require(bool(self.name.strip("./ ")), "name", self.name, "a name, of the default output_dir too")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        devices = self.server.devices
         for key, align in self.distillations().items():
-            allowed = f"a multiple of server.devices = {self.server.devices}, which share every batch"
-            require(align.batch_size % self.server.devices == 0, f"{key}.batch_size", align.batch_size, allowed)
+            allowed = f"a divisor of {key}.batch_size = {align.batch_size}, as all share every batch"
+            require(align.batch_size % devices == 0, "server.devices", devices, allowed)
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
