@@ -11,6 +11,7 @@ import pandas as pd
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedpft.api.quiet import quiet_libraries
 from fedpft.config import Config
 from fedpft.report.scores import score_rows
 from fedpft.report.wording import duration
@@ -83,7 +84,8 @@ class Result:
             ConfigError: the FM cannot be loaded again.
 
         """
-        return tuned_fm(self.path, self.config, self.summary)
+        with quiet_libraries():
+            return tuned_fm(self.path, self.config, self.summary)
 
     def sub_fm(self) -> "AdaptedModel":
         """Return the sub-FM with the adapter in it, in eval mode: what a client could run.
@@ -92,7 +94,8 @@ class Result:
             ConfigError: a run without sub-FM (`method.name: full`).
 
         """
-        return tuned_sub_fm(self.path)
+        with quiet_libraries():
+            return tuned_sub_fm(self.path)
 
     def __repr__(self) -> str:
         """Say what it is in one line."""
