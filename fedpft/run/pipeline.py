@@ -84,10 +84,12 @@ def run(
     """
     output_dir = Path(config.output_dir).resolve()
     with held(output_dir):
-        return _run(config, output_dir, observer or SilentObserver(), saved)
+        return _run(config, output_dir, observer or SilentObserver(), saved, given)
 
 
-def _run(config: Config, output_dir: Path, observer: RunObserver, saved: RunCheckpoint | None) -> RunResult:
+def _run(
+    config: Config, output_dir: Path, observer: RunObserver, saved: RunCheckpoint | None, given: GivenData | None
+) -> RunResult:
     start = time.perf_counter() - (saved.seconds if saved else 0.0)
     (check_writable if saved else check_claimable)(output_dir)
     check_tracking(config.tracking)
