@@ -1,13 +1,16 @@
 # make run    the quickstart: everything from an empty machine to a tuned foundation model
 # make test   the test suite; make cluster-test: several nodes, a Ray with dashboard and jobs, long runs; many minutes
-# Both create .venv from constraints.txt when it is missing or older than the project's requirements.
+# make draw-test  the property tests with examples that are drawn anew; make coverage: which lines the tests reach
+# All create .venv from constraints.txt when it is missing or older than the project's requirements.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run digits test cluster-test lint install clean
+PYTEST_OPTIONS ?=
+
+.PHONY: run digits test cluster-test draw-test coverage lint install clean
 run: $(INSTALLED)
 	@$(BIN)/fedpft run experiments/configs/quickstart.yaml
 
@@ -15,11 +18,19 @@ digits: $(INSTALLED)
 	@$(BIN)/fedpft run experiments/configs/digits_vit.yaml
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 tests/integration tests/simulation
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_OPTIONS) tests/unit
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 $(PYTEST_OPTIONS) tests/integration tests/simulation
 
 cluster-test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m cluster --durations 0
+
+draw-test: $(INSTALLED)
+	@$(BIN)/python -m pytest --hypothesis-profile anew -m "hypothesis and not cluster" tests/unit
+
+coverage: $(INSTALLED)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov --cov-report= tests/unit
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-append --cov-report=term:skip-covered \
+		tests/integration tests/simulation
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -16,6 +16,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
@@ -24,11 +25,18 @@ from transformers.utils import logging as transformers_logging
 from fedpft.models.loading import resize_ffns
 from fedpft.trainer import hush_lightning
 
+settings.register_profile("fixed", derandomize=True, database=None)
+settings.register_profile("anew", derandomize=False, print_blob=True)
+settings.load_profile("fixed")
+"""Property tests try the same examples every time; `make draw-test` draws others."""
+
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 hush_lightning()
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+OUTSIDE = ("the authors' numbers are not at", "the authors' statistics are not", "no data at", "no real data at")
+"""Reasons of skips that no installation can take away: data that are not part of the repository."""
 VIT_NAMES = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -122,8 +130,23 @@ def local_ray() -> Iterator[Any]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --golden."""
+    """Add --golden and --no-skips."""
+    parser.addoption("--no-skips", action="store_true", help="fail where a test is skipped that a full install runs")
     parser.addoption("--golden", action="store_true", help="print the differences to the numbers of the authors' code")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With --no-skips: fail for tests that were skipped although nothing but an installation is missing."""
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if not session.config.getoption("--no-skips") or reporter is None:
+        return
+    reasons = {str(report.longrepr[2]) for report in reporter.getreports("skipped")}
+    avoidable = sorted(reason for reason in reasons if not any(known in reason for known in OUTSIDE))
+    if avoidable:
+        reporter.section("skipped, which --no-skips does not allow")
+        for reason in avoidable:
+            reporter.write_line(reason)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

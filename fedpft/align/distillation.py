@@ -94,7 +94,7 @@ class Distillation(L.LightningModule, ABC):
             pairs = [(at_tokens(target, rows), at_tokens(found, rows)) for target, found in pairs]
         return [(target.float(), found.float()) for target, found in pairs]
 
-    def configure_optimizers(self) -> dict:  # type: ignore[override]
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """AdamW, decay on matrices only; linear warm-up and decay over optimiser steps."""
         parameters = self.trained_parameters()
         groups = [

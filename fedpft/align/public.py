@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 class PublicData:
     """Unlabelled public examples and how to make a batch of them."""
 
-    dataset: Dataset
+    dataset: Dataset[Any]
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
     identity: Callable[[], Mapping[str, Any]] | None = None
     """Returns all that the batches depend on, as JSON; None: unknown, so that nothing made from them can be cached."""

@@ -47,7 +47,7 @@ class ShareOfBatches(Sampler[list[int]]):
             yield batch[rank::size]
 
 
-def fit_together(trainer: L.Trainer, module: L.LightningModule, loader: DataLoader) -> None:
+def fit_together(trainer: L.Trainer, module: L.LightningModule, loader: DataLoader[Any]) -> None:
     """Fit in as many processes as the trainer has devices, in this one if that is one; none is left afterwards.
 
     Several get the module through shared memory, once for all; each then has it on its device.

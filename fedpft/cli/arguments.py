@@ -1,7 +1,9 @@
 """Words of the command line that several commands take."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,3 +19,11 @@ Overrides = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir, if there is one.")
 ]
+Format = Annotated[
+    Literal["text", "json"], typer.Option("--format", help="Of what is printed; json: all numbers, progress to stderr.")
+]
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print a command's numbers for other programs, arrays as lists."""
+    print(json.dumps(content, indent=2, default=lambda array: array.tolist()))

@@ -13,10 +13,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedpft.cli.arguments import ConfigPath, Overrides, Resume
+from fedpft.cli.arguments import ConfigPath, Format, Overrides, Resume, print_json
 from fedpft.cli.console import say_on, take_any_text
 from fedpft.cli.dashboard import dashboard_app
 from fedpft.cli.jobs import jobs_app
+from fedpft.cli.start import start_app
 from fedpft.cli.sweeps import sweep_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, unmasked
@@ -24,10 +25,10 @@ from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, unmask
 app = typer.Typer(
     help="Federated Proxy Fine-Tuning of foundation models.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
 )
 
+app.add_typer(start_app)
 app.add_typer(jobs_app)
 app.add_typer(sweep_app)
 app.add_typer(dashboard_app)
@@ -60,37 +61,54 @@ KeyPrefixes = Annotated[list[str] | None, typer.Argument(metavar="[KEY_PREFIX]..
 
 
 @app.command()
-def run(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, resume: Resume = False) -> None:
+def run(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    address: Address = None,
+    resume: Resume = False,
+    form: Format = "text",
+) -> None:
     """Run an experiment: construct, align, tune federatedly, plug in, evaluate."""
-    _run(_load(config_path, overrides, address), resume=resume)
+    _run(_load(config_path, overrides, address), resume=resume, form=form)
 
 
 @app.command()
-def resume(run_dir: RunDir, overrides: Overrides = None, address: Address = None) -> None:
+def resume(run_dir: RunDir, overrides: Overrides = None, address: Address = None, form: Format = "text") -> None:
     """Go on with a run that was stopped; only settings without influence on its numbers may change."""
     if not (run_dir / "config.yaml").exists():
         raise ConfigError(f"RUN_DIR: found {str(run_dir)!r}, allowed: the output_dir of a run (it has a config.yaml)")
-    _run(replace(_load(run_dir / "config.yaml", overrides, address), output_dir=str(run_dir)), resume=True)
+    config = _load(run_dir / "config.yaml", overrides, address)
+    _run(replace(config, output_dir=str(run_dir)), resume=True, form=form)
 
 
 @app.command()
-def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, form: Format = "text") -> None:
     """Show what a run would do, without training: config, partition, parameters, bytes, actors."""
     config = _load(config_path, overrides, address)
     from fedpft.report.screen import print_plan
     from fedpft.run.planning import plan as make_plan
 
-    print_plan(Console(), make_plan(config))
+    planned = make_plan(config)
+    if form == "json":
+        print_json(planned)
+    else:
+        print_plan(Console(), planned)
 
 
 @app.command()
-def verify(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, rounds: Rounds = 3) -> None:
+def verify(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    address: Address = None,
+    rounds: Rounds = 3,
+    form: Format = "text",
+) -> None:
     """Prove that runs, actors, Ray and resuming make no difference on this machine; exit code 1 if one does."""
     config = _load(config_path, overrides, address)
     from fedpft.report.screen import Screen
     from fedpft.report.verification import print_checks
 
-    console = Console()
+    console = Console(stderr=form == "json")
     with Screen(console) as screen:
         screen.stage("load libraries")
         from fedpft.run.verify import likely_causes
@@ -98,7 +116,11 @@ def verify(config_path: ConfigPath, overrides: Overrides = None, address: Addres
 
         checks = verify_config(config, rounds, screen.stage)
     differences = {check.name: str(check.difference) if check.difference else None for check in checks}
-    print_checks(console, differences, likely_causes(config, checks))
+    causes = likely_causes(config, checks)
+    if form == "json":
+        print_json({"differences": differences, "causes": causes})
+    else:
+        print_checks(console, differences, causes)
     raise typer.Exit(int(any(check.difference for check in checks)))
 
 
@@ -122,6 +144,7 @@ def compare(
     baseline: Baseline = None,
     out: CompareDir = Path("outputs/compare"),
     allow_different: AllowDifferent = None,
+    form: Format = "text",
 ) -> None:
     """Compare finished runs: tables, one HTML page and JSON; runs that differ in the seed alone are one group."""
     from fedpft.report.compare.comparison import compare as compare_runs
@@ -129,18 +152,25 @@ def compare(
     from fedpft.report.compare.screen import print_comparison
 
     comparison = compare_runs(folders, baseline, allow_different or ())
-    console = Console()
-    print_comparison(console, comparison, write_comparison(comparison, out, say_on(console)))
+    console = Console(stderr=form == "json")
+    written = write_comparison(comparison, out, say_on(console))
+    if form == "json":
+        print_json(comparison.as_json())
+    else:
+        print_comparison(console, comparison, written)
 
 
 @cache_app.command("list")
-def list_cache(folder: CacheDir = None) -> None:
+def list_cache(folder: CacheDir = None, form: Format = "text") -> None:
     """Show the sub-FMs in the cache, the last used first."""
     from fedpft.construct.store import Store, cache_dir
     from fedpft.report.cache import print_entries
 
     store = Store(cache_dir(folder))
-    print_entries(Console(), store.folder, store.entries())
+    if form == "json":
+        print_json({"folder": str(store.folder), "entries": [vars(entry) for entry in store.entries()]})
+    else:
+        print_entries(Console(), store.folder, store.entries())
 
 
 @cache_app.command("clear")
@@ -182,10 +212,10 @@ def main() -> None:
         sys.exit(stop.exit_code)
 
 
-def _run(config: Config, *, resume: bool) -> None:
+def _run(config: Config, *, resume: bool, form: str) -> None:
     from fedpft.report.screen import Screen, print_result
 
-    console = Console()
+    console = Console(stderr=form == "json")
     for line in doubtful_settings(config):
         console.print(f"note: {line}", style="yellow", soft_wrap=True)
     try:
@@ -198,7 +228,10 @@ def _run(config: Config, *, resume: bool) -> None:
         if any(Path(config.output_dir, "checkpoints").glob("round-*/state.json")):
             stop.add_note(f"; go on with: fedpft resume {shlex.quote(config.output_dir)}")
         raise
-    print_result(console, finished.result, finished.locations)
+    if form == "json":
+        print_json({**finished.result, "locations": {name: str(place) for name, place in finished.locations.items()}})
+    else:
+        print_result(console, finished.result, finished.locations)
     if finished.result.get("never_trained") and not config.federated.allow_dropped:
         console.print("exit code 1, as federated.allow_dropped is false", highlight=False)
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from fedpft.cli.arguments import Format, print_json
 from fedpft.cli.console import say_on
 from fedpft.config.suite import load_suite
 from fedpft.config.sweep import load_sweep
@@ -27,24 +28,32 @@ SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="YAML file, e.g
 SuiteOverrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the suite; of its runs: run.KEY=VALUE.")
 ]
-SuiteFormat = Annotated[Literal["text", "markdown", "latex"], typer.Option("--format", help="Of the table.")]
+SuiteFormat = Annotated[Literal["text", "markdown", "latex", "json"], typer.Option("--format", help="Of the table.")]
 SuiteDryRun = Annotated[bool, typer.Option("--dry-run", help="List the missing cells' runs, print what there is.")]
 
 
 @sweep_app.command()
 def sweep(
-    sweep_path: SweepPath, overrides: SweepOverrides = None, resume: ResumeSweep = False, dry_run: DryRun = False
+    sweep_path: SweepPath,
+    overrides: SweepOverrides = None,
+    resume: ResumeSweep = False,
+    dry_run: DryRun = False,
+    form: Format = "text",
 ) -> None:
     """Run an experiment at many points of a search space, with several seeds; exit code 1 if a trial failed."""
     settings = load_sweep(sweep_path, overrides or [])
     trials = planned_trials(settings)
     from fedpft.report.sweep import SweepScreen, print_sweep, print_trials
 
-    console = Console()
+    console = Console(stderr=form == "json")
     chosen = settings.search == "optuna"
     total = settings.num_samples * max(1, len(settings.seeds)) if chosen else len(trials)
     if dry_run:
-        print_trials(console, [] if chosen else [trial.name for trial in trials], total, settings.output_dir)
+        names = [] if chosen else [trial.name for trial in trials]
+        if form == "json":
+            print_json({"trials": names, "total": total, "output_dir": settings.output_dir})
+        else:
+            print_trials(console, names, total, settings.output_dir)
         return
     from fedpft.sweeps.sweep import run_sweep
 
@@ -55,6 +64,9 @@ def sweep(
         again = ["fedpft", "sweep", str(sweep_path), *(overrides or []), "--resume"]
         stop.add_note(f"; go on with: {shlex.join(again)}")
         raise
+    if form == "json":
+        print_json(summary)
+        raise typer.Exit(int(any(trial["error"] for trial in summary["trials"])))
     print_sweep(console, summary)
     say_on(console)(f"sweep    {settings.output_dir}/sweep.json")
     if any(trial["status"] == "finished" for trial in summary["trials"]):
@@ -70,7 +82,7 @@ def suite(
     """Run the cells of a table that are not finished, and print it; exit code 1 if a cell failed."""
     settings = load_suite(suite_path, overrides or [])
     trials = suite_trials(settings)
-    from fedpft.report.suite import suite_table
+    from fedpft.report.suite import suite_numbers, suite_table
     from fedpft.report.sweep import SweepScreen, print_trials
 
     errors: dict[str, str | None] = {}
@@ -85,5 +97,9 @@ def suite(
             if error:
                 say_on(progress)(f"{name} failed: {error}")
     rows, columns = ([head.label for head in heads] for heads in (settings.rows, settings.columns))
-    print(suite_table(settings.title, rows, columns, table_of(settings), form))
+    cells = table_of(settings)
+    if form == "json":
+        print_json({"title": settings.title, "rows": rows, "columns": columns, "cells": suite_numbers(cells)})
+    else:
+        print(suite_table(settings.title, rows, columns, cells, form))
     raise typer.Exit(int(any(errors.values())))

@@ -6,8 +6,9 @@ What cannot work raises :class:`ConfigError` with the key, what was found and wh
 from fedpft.config.checks import ConfigError
 from fedpft.config.compare import changed_settings
 from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfig
+from fedpft.config.doubtful import doubtful_settings
 from fedpft.config.federated import FederatedConfig, PartitionConfig, PoolConfig
-from fedpft.config.loading import config_keys, dump_config, load_config
+from fedpft.config.loading import config_keys, dump_config, load_config, resolved
 from fedpft.config.method import (
     AdapterAlignConfig,
     AlignConfig,
@@ -24,7 +25,6 @@ from fedpft.config.run import (
     EvaluationConfig,
     ServerConfig,
     TrackingConfig,
-    doubtful_settings,
 )
 from fedpft.metrics.table import TaskKind
 
@@ -56,4 +56,5 @@ __all__ = [
     "dump_config",
     "load_config",
     "reported_name",
+    "resolved",
 ]

@@ -10,8 +10,8 @@ from fedpft.config.flat import flat_settings
 from fedpft.config.run import Config
 
 HARMLESS = (
-    "name", "output_dir", "pool.kind", "pool.actors", "pool.address", "pool.cpus_per_actor", "pool.gpus_per_actor",
-    "pool.memory_per_actor_gigabytes",
+    "config_version", "name", "output_dir", "pool.kind", "pool.actors", "pool.address", "pool.cpus_per_actor",
+    "pool.gpus_per_actor", "pool.memory_per_actor_gigabytes",
     "pool.max_retries", "pool.client_timeout_seconds", "pool.start_timeout_seconds", "pool.max_actor_memory_gigabytes",
     "federated.allow_dropped", "server.num_gpus", "cache.*", "checkpoint.*", "tracking.*",
 )  # fmt: skip

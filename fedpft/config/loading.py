@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -16,6 +16,8 @@ from fedpft.config.checks import ConfigError, require
 from fedpft.config.parts import KEY, part_files, take_words
 from fedpft.config.run import Config
 from fedpft.config.texts import escaped, read_assignment, read_yaml, undotted
+
+Settings = TypeVar("Settings")
 
 LARGEST_INTEGER = 2**63
 _ABSENT = object()
@@ -70,6 +72,30 @@ def _check_lists(config: Any, prefix: str = "") -> None:
             (kind, *_) = get_args(hint)
             allowed = {str: "a list of texts", int: "a list of integers"}[kind]
             require(all(type(item) is kind for item in value), key, list(value), allowed)
+
+
+def resolved(config: Settings) -> Settings:
+    """Return settings that were made in Python as a file would have given them: types checked, `${name}` filled in.
+
+    Args:
+        config: a dataclass with `name` and `output_dir`; `${name}` in the latter is its name, all other text is text.
+
+    Raises:
+        ConfigError: a value of another type, or one that cannot work.
+
+    """
+    kind: Any = type(config)
+    settings = escaped(asdict(config))  # type: ignore[call-overload]
+    settings["output_dir"] = settings["output_dir"].replace("\\${name}", "${name}")
+    try:
+        checked: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
+    except ConfigError:
+        raise
+    except Exception as error:  # see load_config
+        key = getattr(error, "full_key", None) or kind.__name__
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
+    _check_lists(checked)
+    return checked
 
 
 def dump_config(config: Config) -> str:

@@ -1,18 +1,23 @@
 """Settings of the method: compression, adapter, alignments."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fedpft.config.checks import require, require_non_negative, require_positive
+
+METHOD_NAMES = ("fedpft", "fedot", "full")
+"""The methods that come with this package; all that a `Literal` would say, were it not for those of others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """How the FM becomes the proxy that clients tune."""
 
-    name: Literal["fedpft", "fedot", "full"] = "fedpft"
+    name: str = "fedpft"
     """`fedpft`: a sub-FM of compressed FFNs (its ablations are settings of `align`); `fedot`: offsite tuning, a proxy
-    of fewer layers; `full`: FedPETuning, clients tune the FM itself."""
+    of fewer layers; `full`: FedPETuning, clients tune the FM itself; or `module:Class`, an own one with the protocol
+    `fedpft.methods.base.Method`, whose sub-FMs are never cached."""
     retained_ratio: float = 0.25
     """`fedpft`: neurons kept in every compressed FFN, a fraction in (0, 1]."""
     uncompressed_layers: tuple[int, ...] = ()
@@ -30,11 +35,18 @@ class MethodConfig:
     label-free steps on public data towards the tuned proxy's outputs (`align.adapter`). `full` has nothing to carry."""
 
     def __post_init__(self) -> None:
+        known = self.name in METHOD_NAMES or self.is_own
+        require(known, "method.name", self.name, f"{', '.join(METHOD_NAMES)}, or module:Class for a method of your own")
         require(0 < self.retained_ratio <= 1, "method.retained_ratio", self.retained_ratio, "a fraction in (0, 1]")
         require_positive("method", self, "adapter_layers")
         fewest = 2 * self.adapter_layers
         enough = self.kept_layers is None or self.kept_layers >= fewest
         require(enough, "method.kept_layers", self.kept_layers, f"null or an integer >= 2 * adapter_layers = {fewest}")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether `name` is that of a class which is none of this package's methods."""
+        return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +156,7 @@ _ABLATIONS = {(False, False): "fedpft_n", (True, False): "fedpft_b", (False, Tru
 
 
 def reported_name(method: MethodConfig, align: AlignConfig) -> str:
-    """Return what results call the method: `method.name`, or an ablation of FedPFT, which is a setting of `align`."""
+    """Return what results call the method: an ablation of FedPFT is a setting of `align`; of an own one, its class."""
     if method.name != "fedpft":
-        return method.name
+        return method.name.rpartition(":")[2]
     return _ABLATIONS[align.layers.kind != "none", align.neurons.kind != "none"]

@@ -14,7 +14,9 @@ from fedpft.config.method import (
     MethodConfig,
     NeuronAlignConfig,
 )
-from fedpft.config.unread import unread_settings
+
+CONFIG_VERSION = 1
+"""Raised when a key changes its name or meaning; CHANGELOG.md then says what to change in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,8 @@ class CacheConfig:
 class Config:
     """A whole run."""
 
+    config_version: int = CONFIG_VERSION
+    """Of the keys and their meaning; a file without it is taken for the newest."""
     name: str = "fedpft"
     seed: int = 42
     output_dir: str = "outputs/${name}"
@@ -139,12 +143,15 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        version, said = self.config_version, "the file is of another version of fedpft; CHANGELOG.md says what changed"
+        require(version == CONFIG_VERSION, "config_version", version, f"{CONFIG_VERSION}: {said}")
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         require(bool(self.name.strip("./ ")), "name", self.name, "a name, of the default output_dir too")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        devices = self.server.devices
         for key, align in self.distillations().items():
-            allowed = f"a multiple of server.devices = {self.server.devices}, which share every batch"
-            require(align.batch_size % self.server.devices == 0, f"{key}.batch_size", align.batch_size, allowed)
+            allowed = f"a divisor of {key}.batch_size = {align.batch_size}, as all share every batch"
+            require(align.batch_size % devices == 0, "server.devices", devices, allowed)
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
@@ -158,56 +165,3 @@ class Config:
         """Return the alignments that descend, by their sections."""
         kinds = {"layers": self.align.layers.kind, "neurons": self.align.neurons.kind, "adapter": self.method.plug_in}
         return {f"align.{name}": getattr(self.align, name) for name, kind in kinds.items() if "distill" in kind}
-
-
-def doubtful_settings(config: Config) -> list[str]:
-    """Return one line for each setting that changes nothing in this run, or hardly what its author wants."""
-    federated, neurons, lines = config.federated, config.align.neurons, []
-    method = config.method
-    if method.name == "fedpft" and neurons.kind != "none" and neurons.interval >= federated.rounds:
-        lines.append(
-            f"align.neurons.interval = {neurons.interval} has no effect with federated.rounds = {federated.rounds}: "
-            "the sub-FM is re-aligned after every round that is a multiple of it, except the last"
-        )
-    if federated.sampling == "full" and federated.clients_per_round != federated.num_clients:
-        lines.append("federated.clients_per_round has no effect with federated.sampling = full")
-    if isinstance(config.pool.actors, int) and config.pool.actors > federated.clients_per_round:
-        lines.append(f"pool.actors = {config.pool.actors}: only {federated.clients_per_round} can be busy in a round")
-    together = config.pool.clients_per_batch
-    if isinstance(together, int) and together > max(1, federated.cohort_size):
-        lines.append(f"pool.clients_per_batch = {together}: a round has only {federated.cohort_size} clients")
-    if federated.sampling == "md" and federated.aggregation == "weighted":
-        lines.append(
-            "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"
-        )
-    if federated.sampling == "full" and federated.over_selection > 1:
-        lines.append("federated.over_selection has no effect with federated.sampling = full")
-    if federated.speed_sigma and federated.deadline is None and federated.over_selection == 1:
-        lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
-    if config.pool.kind == "sequential":
-        defaults = PoolConfig()
-        names = (
-            *("actors", "memory_per_actor_gigabytes", "client_timeout_seconds", "start_timeout_seconds"),
-            "max_actor_memory_gigabytes",
-        )
-        changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
-        lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]
-    if config.server.devices > 1 and not config.distillations():
-        lines.append(
-            "server.devices has no effect without a distillation (align.layers.kind, "
-            "align.neurons.kind, method.plug_in)"
-        )
-    if method.name != "full" and method.plug_in == "copy" and config.align.adapter != AdapterAlignConfig():
-        lines.append("align.adapter has no effect with method.plug_in = copy")
-    if unread := unread_settings(config, method.name):
-        lines.append(f"no effect with method.name = {method.name}: {', '.join(unread)}")
-    if (
-        method.name == "fedot"
-        and method.kept_layers == 2 * method.adapter_layers
-        and config.align.layers.kind != "none"
-    ):
-        lines.append(
-            f"align.layers.kind = {config.align.layers.kind} has no effect with method.kept_layers = "
-            "2 * method.adapter_layers: there is no emulator to align"
-        )
-    return lines

@@ -2,12 +2,9 @@
 
 from dataclasses import asdict
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING
 
 from fedpft.config.flat import flat_settings
-
-if TYPE_CHECKING:  # which asks here
-    from fedpft.config.run import Config
+from fedpft.config.run import Config
 
 _COMPRESSION = ("method.retained_ratio", "method.uncompressed_layers", "method.scorer")
 _LAYER_DROP = ("method.adapter_layers", "method.kept_layers")
@@ -20,15 +17,15 @@ UNREAD = {
     ),
     "full": (*_COMPRESSION, *_LAYER_DROP, "method.plug_in", "align.*", "evaluation.fidelity_examples"),
 }
-"""`method.name` -> keys (patterns) that do nothing then."""
+"""`method.name` -> keys (patterns) that do nothing then; what a method of others reads is not known."""
 
 
 def is_read(key: str, method: str) -> bool:
     """Whether a method reads a setting, by its dotted key."""
-    return not any(fnmatch(key, pattern) for pattern in UNREAD[method])
+    return not any(fnmatch(key, pattern) for pattern in UNREAD.get(method, ()))
 
 
-def unread_settings(config: "Config", method: str) -> list[str]:
+def unread_settings(config: Config, method: str) -> list[str]:
     """Return the keys that are not at their default and that the method does not read."""
-    defaults, found = flat_settings(asdict(type(config)())), flat_settings(asdict(config))
+    defaults, found = flat_settings(asdict(Config())), flat_settings(asdict(config))
     return [key for key, value in found.items() if value != defaults.get(key) and not is_read(key, method)]

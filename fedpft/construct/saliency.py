@@ -170,6 +170,19 @@ def find_scorer(scorer: Scorer | str) -> Scorer:
     return by_name[scorer]
 
 
+def named_scorer(name: str, seed: int, batches: Callable[[], Iterable[Mapping[str, Tensor]]]) -> Scorer:
+    """Return one of the four scorers by its name; `batches` are made for those alone that read them.
+
+    Raises:
+        ValueError: an unknown name.
+
+    """
+    if name == "random":
+        return random_scorer(seed)
+    readers = {"activation": activation_scorer, "greedy": greedy_scorer}
+    return readers[name](batches()) if name in readers else find_scorer(name)
+
+
 def most_salient(scores: Tensor, num_retained: int) -> Tensor:
     """Return the indices of the largest scores in ascending order; of equal scores the lower index wins."""
     return torch.sort(scores, descending=True, stable=True).indices[:num_retained].sort().values

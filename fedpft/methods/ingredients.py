@@ -41,7 +41,9 @@ SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {
 
 
 def can_be_cached(public: PublicData, config: Config) -> bool:
-    """Whether everything that the sub-FM depends on is known."""
+    """Whether everything that the sub-FM depends on is known; the code of an own method is not."""
+    if config.method.is_own:
+        return False
     return public.identity is not None or not _reads_public_data(config)
 
 

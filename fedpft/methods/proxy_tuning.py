@@ -4,7 +4,7 @@ The ablations are settings of it: `align.layers.kind` and `align.neurons.kind` `
 layer-level) and FedPFT_B (no neuron-level).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,9 @@ from fedpft.align.selection import average_percentage_of_zeros, least_used
 from fedpft.config import Config, ConfigError
 from fedpft.construct.cache import BuiltSubFM
 from fedpft.construct.compress import NeuronMap, compress, resolve_layers, restore_sub_fm, sub_fm_tensors
-from fedpft.construct.saliency import Scorer, activation_scorer, greedy_scorer, random_scorer, weight_norm
+from fedpft.construct.saliency import Scorer, named_scorer
 from fedpft.methods.base import Proxy, ProxyChange
 from fedpft.methods.construction import built, construct_once, require_finite, warn_if_useless
-from fedpft.methods.ingredients import DATA_FREE_SCORERS
 from fedpft.methods.plugin import check_same_layout, plug_in
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
@@ -163,12 +162,13 @@ class ProxyTuning:
         return built(sub_fm_tensors(sub_fm, neuron_map), reports)
 
     def _scorer(self) -> Scorer:
-        kind, seed = self._config.method.scorer, derive_seed(self._config.server_seed, "saliency")
-        if kind in DATA_FREE_SCORERS:
-            return random_scorer(seed) if kind == "random" else weight_norm
-        public = self._public.batches(NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE, seed)
-        batches = (self._fabric.to_device(dict(batch)) for batch in public)
-        return greedy_scorer(batches) if kind == "greedy" else activation_scorer(batches)
+        seed = derive_seed(self._config.server_seed, "saliency")
+
+        def batches() -> Iterator[Mapping[str, Tensor]]:
+            public = self._public.batches(NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE, seed)
+            return (self._fabric.to_device(dict(batch)) for batch in public)
+
+        return named_scorer(self._config.method.scorer, seed, batches)
 
     def _ffn_weights(self) -> dict[str, np.ndarray]:
         ffns = find_ffns(self._sub_fm)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +65,8 @@ def fit_head(
     """
     name, layer = output_layer(model)
     tensors = [f"{name}.{inner}" for inner, _ in layer.named_parameters()]
-    before = [str(stored.id2label[index]) for index in sorted(stored.id2label or {})]
+    names: dict[Any, str] = dict(stored.id2label or {})
+    before = [str(names[index]) for index in sorted(names)]
     if f"{name}.weight" in drawn:
         other = f"fm.path: the stored head has other labels ({_listed(before)}), {name} is drawn anew"
         return [], [other] if drawn[f"{name}.weight"] else []
@@ -96,7 +98,7 @@ def _order(before: Sequence[str], names: Sequence[str]) -> list[int] | None:
 
 def _draw_again(model: PreTrainedModel, layer: nn.Module) -> None:
     for item in (layer, *layer.parameters()):
-        item._is_hf_initialized = False  # type: ignore[union-attr]  # transformers' mark of what was in the files
+        item._is_hf_initialized = False  # type: ignore[attr-defined]  # transformers' mark of what was in the files
     model._init_weights(layer)
 
 

@@ -247,22 +247,35 @@ def record_ffn_sizes(model: PreTrainedModel) -> None:
         setattr(model.config, FFN_SIZES_FIELD, sizes)
 
 
-def load_sub_fm(folder: str | Path, *, modality: Modality, kind: TaskKind = "classification") -> PreTrainedModel:
+def load_sub_fm(
+    folder: str | Path, *, modality: Modality | None = None, kind: TaskKind | None = None
+) -> PreTrainedModel:
     """Open a saved sub-FM, uniform or not, in eval mode.
 
     Args:
         folder: written by `save_pretrained` after :func:`record_ffn_sizes`.
-        modality, kind: which head it has.
+        modality, kind: which head it has; None: the one that its files name.
+
+    Raises:
+        ConfigError: the folder holds no model.
 
     """
-    auto = auto_model(modality, kind)
-    sizes = json.loads((Path(folder) / "config.json").read_text()).get(FFN_SIZES_FIELD)
+    try:
+        stored = json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"sub_fm: found {str(folder)!r} ({error}), allowed: the folder of a sub-FM") from None
+    named = next(iter(stored.get("architectures") or ()), "")
+    auto = auto_model(
+        modality or ("image" if "ForImageClassification" in named else "text"),
+        kind or ("causal_lm" if named.endswith(("ForCausalLM", "LMHeadModel")) else "classification"),
+    )
+    sizes = stored.get(FFN_SIZES_FIELD)
     if sizes is None:
         return auto.from_pretrained(folder).eval()
     with torch.device("meta"):
         model_class: Any = type(auto.from_config(AutoConfig.from_pretrained(folder)))
 
-    class WithSizes(model_class):
+    class WithSizes(model_class):  # type: ignore[misc]
         def __init__(self, config: PretrainedConfig) -> None:
             super().__init__(config)
             resize_ffns(self, sizes)

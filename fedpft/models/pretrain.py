@@ -32,7 +32,7 @@ class PretrainModule(L.LightningModule):
         """Return a batch's loss."""
         return self.model(**batch).loss
 
-    def configure_optimizers(self) -> dict:  # type: ignore[override]
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """AdamW with cosine decay to zero."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.num_steps)

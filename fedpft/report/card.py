@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from fedpft.config import Config
 from fedpft.data.corpora.public import CORPORA
-from fedpft.data.tasks.loading import TASKS
+from fedpft.data.tasks.table import TASKS
 from fedpft.report.compute import compute_rows
 from fedpft.report.scores import MODELS, metric_change, shown_models
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from fedpft.metrics.table import metric_row
 from fedpft.report.intervals import half_interval
@@ -53,6 +53,12 @@ def suite_table(
         "text": _text, "markdown": _markdown, "latex": _latex,
     }  # fmt: skip
     return writers[form](title, head, body)
+
+
+def suite_numbers(cells: Sequence[Sequence[ShownCell]]) -> list[list[dict[str, Any]]]:
+    """Return what is in the cells, row by row, as JSON; `published` is in %, `values` are not."""
+    names = ("metric", "values", "num_seeds", "published")
+    return [[{name: getattr(cell, name) for name in names} for cell in row] for row in cells]
 
 
 def _text(title: str, head: list[str], body: list[list[str]]) -> str:

@@ -89,6 +89,22 @@ class SweepScreen:
         return table
 
 
+class SilentWatcher:
+    """Shows nothing."""
+
+    def trial_started(self, name: str) -> None:
+        """Ignore."""
+
+    def trial_reported(self, name: str, round_index: int, value: float) -> None:
+        """Ignore."""
+
+    def trial_retried(self, name: str, reason: str) -> None:
+        """Ignore."""
+
+    def trial_ended(self, name: str, *, failed: bool) -> None:
+        """Ignore."""
+
+
 def print_trials(console: Console, names: Sequence[str], total: int, folder: str) -> None:
     """Print what a sweep would run: the trials that are known, and how many there will be."""
     for name in names:

@@ -4,25 +4,22 @@ OUT/  config.json, model.safetensors, tokenizer or image processor, README.md: t
       or the untuned FM, and in OUT/adapter/ what PEFT puts on it
 """
 
-import json
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedpft.config import Config, ConfigError, load_config
+from fedpft.config import ConfigError
 from fedpft.models.limits import fit_inputs
-from fedpft.models.loading import auto_model, load_processor
+from fedpft.models.loading import auto_model
 from fedpft.models.lora import load_adapter, merge_adapter, save_adapter
 from fedpft.report.card import model_card
 from fedpft.run.examples import EXAMPLES_FILE, answers, difference, load_examples
-from fedpft.run.inputs import load_untuned_fm
-from fedpft.run.same_fm import check_same_fm
+from fedpft.run.finished import finished_run, untuned_fm
 from fedpft.trainer import Progress, SilentProgress
 
 DEFAULT_NAME = "export"
@@ -51,17 +48,12 @@ def export(run_dir: Path, out: Path | None = None, *, merge: bool = False, progr
 
     """
     progress = progress or SilentProgress()
-    config, result = _finished_run(run_dir)
+    config, result = finished_run(run_dir)
     kind, modality = result["kind"], result["modality"]
     target, auto = (out or run_dir / DEFAULT_NAME).resolve(), auto_model(modality, kind)
     with _staging_folder(target) as folder:
         progress.stage("load FM")
-        saved_fm = run_dir / "fm" if config.fm.pretrain.num_epochs else None
-        own_files = saved_fm if kind == "causal_lm" else None  # with the tokenizer that the run made
-        processor = load_processor(replace(config.fm, path=str(own_files)) if own_files else config.fm, modality)
-        pad_token_id = getattr(processor, "pad_token_id", None)
-        fm = load_untuned_fm(config, kind, modality, result["label_names"], pad_token_id, saved_fm)
-        check_same_fm(fm, result, result.get("versions", {}), str(saved_fm or config.fm.path))
+        fm, processor = untuned_fm(run_dir, config, result)
         if modality == "text":
             fit_inputs(fm.config, processor)
         new = Path(folder, target.name)
@@ -131,30 +123,6 @@ def _require_close(found: Tensor, expected: Tensor, tolerance: float, what: str,
             f"export: found {what} to answer {len(expected)} stored examples otherwise than {other} (logits differ by "
             f"{apart:.1e} of the largest), allowed: up to {tolerance:.0e}; nothing is left of it"
         )
-
-
-def _finished_run(run_dir: Path) -> tuple[Config, Mapping[str, Any]]:
-    """Return config and result of a run.
-
-    Raises:
-        ConfigError: there is none, or it has not ended.
-
-    """
-    if not (run_dir / "config.yaml").exists():
-        raise ConfigError(f"RUN_DIR: found {str(run_dir)!r}, allowed: the output_dir of a run (it has a config.yaml)")
-    missing = [name for name in ("result.json", "adapter") if not (run_dir / name).exists()]
-    if missing:
-        found = f"{str(run_dir)!r} without {' and '.join(missing)}"
-        raise ConfigError(f"RUN_DIR: found {found}, allowed: a finished run (go on with: fedpft resume RUN_DIR)")
-    try:
-        result = json.loads((run_dir / "result.json").read_text())
-        unknown = [key for key in ("kind", "modality", "label_names") if key not in result]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"RUN_DIR: found a result.json that is not JSON ({error}), allowed: a whole one") from None
-    if unknown:
-        found = f"a result.json without {' and '.join(unknown)}"
-        raise ConfigError(f"RUN_DIR: found {found}, allowed: one that this version of fedpft wrote")
-    return load_config(run_dir / "config.yaml"), result
 
 
 def _staging_folder(target: Path) -> tempfile.TemporaryDirectory[str]:

@@ -23,6 +23,7 @@ from fedpft.data.datamodule import FederatedData, build_data
 from fedpft.data.digest import dataset_digest
 from fedpft.data.sources.columns import TEXT
 from fedpft.data.sources.images import Look, are_embedded, look_at_headers, look_at_pixels
+from fedpft.data.sources.memory import GivenData
 from fedpft.data.tasks.instructions import without_prompts
 from fedpft.data.tasks.loading import load_task
 from fedpft.models import loading
@@ -49,10 +50,11 @@ def load_fm_and_data(
     return load_fm(config, data, progress, saved_fm), data
 
 
-def load_data(config: Config, progress: Progress) -> FederatedData:
+def load_data(config: Config, progress: Progress, given: GivenData | None = None) -> FederatedData:
     """Load task, public corpus and processor, and prepare the data for the FM.
 
-    A `scratch://` language model gets a tokenizer made from the public corpus.
+    A `scratch://` language model gets a tokenizer made from the public corpus. Data that the caller has in memory are
+    `given`.
 
     Raises:
         ConfigError: what cannot be loaded, or does not fit together or the FM.
@@ -60,9 +62,9 @@ def load_data(config: Config, progress: Progress) -> FederatedData:
     """
     progress.stage("load data")
     look = image_check(config, progress)
-    task = load_task(config.task, config.seed, look)
+    task = load_task(config.task, config.seed, look, given)
     fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
-    corpus = load_corpus(config.public, config.server_seed, look)
+    corpus = load_corpus(config.public, config.server_seed, look, given)
     if loading.is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:
         texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
         processor = train_tokenizer(texts, fm.vocab_size)

@@ -20,6 +20,7 @@ import torch
 
 from fedpft.config import Config, dump_config
 from fedpft.data.histogram import partition_table
+from fedpft.data.sources.memory import GivenData
 from fedpft.federated.dropped import never_through
 from fedpft.federated.observer import RunObserver, SilentObserver
 from fedpft.federated.package import local_settings
@@ -62,13 +63,19 @@ class RunResult:
     """What -> where it was written."""
 
 
-def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoint | None = None) -> RunResult:
+def run(
+    config: Config,
+    observer: RunObserver | None = None,
+    saved: RunCheckpoint | None = None,
+    given: GivenData | None = None,
+) -> RunResult:
     """Run an experiment and write everything to `config.output_dir`.
 
     Args:
         config: the run's.
         observer: hears what happens.
         saved: the checkpoint in `config.output_dir` from which to go on (see `fedpft.run.resume`); None: a new run.
+        given: data that the caller has in memory, where `task.path` or `public.path` say so.
 
     Raises:
         ConfigError: settings or data that cannot work, or a run that is in progress in `config.output_dir`; raised
@@ -77,10 +84,12 @@ def run(config: Config, observer: RunObserver | None = None, saved: RunCheckpoin
     """
     output_dir = Path(config.output_dir).resolve()
     with held(output_dir):
-        return _run(config, output_dir, observer or SilentObserver(), saved)
+        return _run(config, output_dir, observer or SilentObserver(), saved, given)
 
 
-def _run(config: Config, output_dir: Path, observer: RunObserver, saved: RunCheckpoint | None) -> RunResult:
+def _run(
+    config: Config, output_dir: Path, observer: RunObserver, saved: RunCheckpoint | None, given: GivenData | None
+) -> RunResult:
     start = time.perf_counter() - (saved.seconds if saved else 0.0)
     (check_writable if saved else check_claimable)(output_dir)
     check_tracking(config.tracking)
@@ -88,7 +97,7 @@ def _run(config: Config, output_dir: Path, observer: RunObserver, saved: RunChec
     set_arithmetic(config)
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
-    data = load_data(config, observer)
+    data = load_data(config, observer, given)
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config, observer.note)
     try:

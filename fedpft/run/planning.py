@@ -11,7 +11,7 @@ from fedpft.config.gpus import server_claim
 from fedpft.data.histogram import label_groups, label_histograms
 from fedpft.federated.pool import SequentialPool
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
-from fedpft.methods import METHODS
+from fedpft.methods import find_method
 from fedpft.models.costs import costs
 from fedpft.models.lora import get_adapter
 from fedpft.models.origin import origin_of
@@ -32,7 +32,7 @@ def plan(config: Config) -> dict[str, Any]:
     untrained = replace(untrained, cache=replace(config.cache, enabled=False))
     untrained = replace(untrained, fm=replace(config.fm, pretrain=replace(config.fm.pretrain, num_epochs=0)))
     fm, data = load_fm_and_data(untrained, SilentProgress())
-    method = METHODS[config.method.name](fm, public_data(data), untrained, SilentProgress())
+    method = find_method(config.method.name)(fm, public_data(data), untrained, SilentProgress())
     proxy = method.build_proxy()
     batch = typical_batch(data, config.federated.batch_size)
     step = step_costs(proxy.model, batch, any_length=False)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedModel
 from fedpft.align.public import PublicData
 from fedpft.config import Config, ConfigError
 from fedpft.data.tasks.loading import TaskData
-from fedpft.methods import METHODS
+from fedpft.methods import find_method
 from fedpft.models.loading import architecture
 from fedpft.models.lora import attach_lora, save_adapter
 from fedpft.trainer import SilentProgress
@@ -27,7 +27,7 @@ def rehearse(config: Config, task: TaskData) -> None:
 
     """
     fm = architecture(config.fm, task.modality, len(task.label_names), task.kind)
-    METHODS[config.method.name](fm, _NOBODY_READS, config, SilentProgress())  # which checks what it is given
+    find_method(config.method.name)(fm, _NOBODY_READS, config, SilentProgress())  # which checks what it is given
     check_can_be_saved(fm, config.fm.path)
     with tempfile.TemporaryDirectory(prefix="fedpft-") as folder:
         save_adapter(attach_lora(fm, config.lora, seed=0), Path(folder), empty=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpft.config import Config, ConfigError, changed_settings, load_config
+from fedpft.data.sources.memory import GivenData
 from fedpft.federated.observer import RunObserver
 from fedpft.run.pipeline import RunResult, run, run_environment
 from fedpft.storage.checkpoint import FOLDER, RunCheckpoint, load_newest
@@ -16,7 +17,10 @@ from fedpft.storage.lock import held
 
 
 def go_on(
-    config: Config, observer: RunObserver | None = None, say: Callable[[str], None] = lambda line: None
+    config: Config,
+    observer: RunObserver | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    given: GivenData | None = None,
 ) -> RunResult:
     """Go on with the run in `config.output_dir`, or begin it; a finished one only gives its result.
 
@@ -24,6 +28,7 @@ def go_on(
         config: the run's, perhaps with other settings of those that its numbers do not depend on.
         observer: hears what happens.
         say: takes a line about what was found.
+        given: data that the caller has in memory; others than before are other settings, by their digest.
 
     Raises:
         ConfigError: see :func:`find_run` and `fedpft.run.pipeline.run`.
@@ -36,7 +41,7 @@ def go_on(
             return found
         after = f"going on after round {found.rounds_done}" if found else "no checkpoint, starting from the beginning"
         say(f"{config.output_dir}: {after}")
-        return run(config, observer, found)
+        return run(config, observer, found, given)
 
 
 def is_finished(config: Config) -> bool:

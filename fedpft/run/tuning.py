@@ -21,7 +21,7 @@ from fedpft.federated.package import client_package
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.spending import run_spent
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
-from fedpft.methods import METHODS
+from fedpft.methods import find_method
 from fedpft.methods.carry_over import CarryOver
 from fedpft.metrics.table import METRICS
 from fedpft.models.costs import costs
@@ -71,7 +71,7 @@ def tune(
     record = saved.extra.get("fm", {}) if saved else {}
     record = {**fm_record(fm), **record}  # before it gets an adapter
     public = public_data(data)
-    method = METHODS[config.method.name](fm, public, config, observer)
+    method = find_method(config.method.name)(fm, public, config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 
     carry_over = CarryOver(method, proxy, public, config, observer)

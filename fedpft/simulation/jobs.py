@@ -18,7 +18,6 @@ from pathlib import Path
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-import fedpft
 from fedpft.config import Config, ConfigError, dump_config
 
 STOP_SECONDS = 120
@@ -95,7 +94,7 @@ class Jobs:
                 submission_id=f"{re.sub(r'[^A-Za-z0-9_-]+', '-', config.name)}-{secrets.token_hex(4)}",
                 runtime_env={
                     "working_dir": folder,
-                    "py_modules": [str(Path(fedpft.__file__).parent)],
+                    "py_modules": [str(Path(__file__).parents[1])],
                     "excludes": ["__pycache__"],
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
                 },

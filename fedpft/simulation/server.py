@@ -82,7 +82,7 @@ def serve_elsewhere(serve: Serve[Result], config: Config, observer: RunObserver,
             ray.shutdown()
 
 
-def _follow(task: ray.ObjectRef, events: Queue, config: Config, observer: RunObserver, num_gpus: float) -> None:
+def _follow(task: "ray.ObjectRef[Any]", events: Queue, config: Config, observer: RunObserver, num_gpus: float) -> None:
     """Tell the observer what happens until the task ends."""
     start, has_started, has_said = time.monotonic(), False, False
     hear = {"warning": partial(warnings.warn, stacklevel=3)}
@@ -101,7 +101,7 @@ def _follow(task: ray.ObjectRef, events: Queue, config: Config, observer: RunObs
             has_said = True
 
 
-def _result(task: ray.ObjectRef, config: Config) -> Any:
+def _result(task: "ray.ObjectRef[Any]", config: Config) -> Any:
     """Return what the run gave, or raise what a run here would have raised."""
     go_on = f"go on with: fedpft resume {config.output_dir}"
     try:

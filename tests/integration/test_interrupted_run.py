@@ -13,8 +13,8 @@ import pytest
 from fedpft.storage.checkpoint import load_newest
 from tests.tiny import tiny_text_run
 
-MAX_SECONDS = 60
-"""A loaded machine starts and stops Ray slowly; alone it takes 2 seconds."""
+MAX_SECONDS = 300
+"""After so long it hangs; alone it takes 2 seconds."""
 
 
 def start(folder, *overrides):
@@ -50,13 +50,11 @@ def test_an_interrupted_run_can_go_on_and_leaves_no_process(tmp_path, pool, numb
         wait_for_rounds(tmp_path, process, 3)
         started = psutil.Process(process.pid).children(recursive=True)
         assert bool(started) == (pool == "ray")
-        begin = time.monotonic()
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # what a terminal does
         else:
             process.send_signal(number)
         _, errors = process.communicate(timeout=MAX_SECONDS)
-        assert time.monotonic() - begin < MAX_SECONDS
     finally:
         process.kill()
     assert process.returncode == code

@@ -19,6 +19,7 @@ from fedpft.federated.messages import ClientUpdate
 from fedpft.federated.observer import SilentObserver
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
 from fedpft.run import launch
+from tests.simulation.conftest import held_places
 from tests.tiny import tiny_text_run
 
 server = pytest.importorskip("fedpft.simulation.server", reason="Ray is not installed", exc_type=ImportError)
@@ -152,18 +153,30 @@ class TestInAProcess:
         with pytest.raises(ConfigError, match=r"^server.num_gpus: found 2, allowed: at most 1, .* largest node$"):
             server.serve_elsewhere(raises(ValueError), found, SilentObserver(), 2)
 
-    def test_a_process_that_finds_no_room_is_given_up_and_leaves_no_claim(self, monkeypatch):
-        import ray
+    @pytest.fixture
+    def others(self, local_ray):
+        """Claim every place of the cluster until the test is over, however it ends."""
         from ray.util.placement_group import placement_group, remove_placement_group
 
+        claimed = placement_group([{"CPU": 1}, {"CPU": 1}])
+        try:
+            local_ray.get(claimed.ready(), timeout=60)
+            yield
+        finally:
+            remove_placement_group(claimed)
+
+    @pytest.mark.usefixtures("others")
+    def test_who_holds_the_places_of_the_shared_cluster_can_be_said(self, local_ray):
+        assert "{0: {'CPU': 1.0}, 1: {'CPU': 1.0}}" in held_places(local_ray)
+
+    @pytest.mark.usefixtures("others")
+    def test_a_process_that_finds_no_room_is_given_up_and_leaves_no_claim(self, monkeypatch):
         monkeypatch.setattr(server, "PATIENCE_SECONDS", 0.2)
-        others = placement_group([{"CPU": 1}, {"CPU": 1}])
-        ray.get(others.ready())
         observer = Observer()
         found = replace(HERE, pool=replace(HERE.pool, start_timeout_seconds=1.0))
-        with pytest.raises(ConfigError, match=r"^server.num_gpus: found 0, allowed: what a node has free; waited 1 s"):
+        said = r"^server.num_gpus: found 0, allowed: what a node has free; waited \d+ s"
+        with pytest.raises(ConfigError, match=said):
             server.serve_elsewhere(raises(ValueError), found, observer, 0)
-        remove_placement_group(others)
         assert observer.heard == ["server  waits for a process with 1 CPU + 0 GPU on one node"]
 
 
@@ -188,7 +201,7 @@ def test_a_server_that_shares_gpus_with_others_claims_its_own_in_a_process_of_ra
     monkeypatch, asked, own, pool, claimed
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: own)
-    monkeypatch.setattr(launch, "run", lambda config, observer: None)
+    monkeypatch.setattr(launch, "run", lambda config, observer, **_: None)
     monkeypatch.setattr(server, "serve_elsewhere", lambda serve, config, observer, num_gpus: num_gpus)
     config = replace(HERE, server=ServerConfig(num_gpus=asked), pool=PoolConfig(**pool))
     assert launch.launch(config, SilentObserver()) == claimed

@@ -16,6 +16,7 @@ from fedpft.data.sources.errors import fail, find_row
 from fedpft.data.sources.files import FORMATS, IMAGE_FOLDER, Files, find_hub, find_local, is_local
 from fedpft.data.sources.images import Look, as_images, look_at_headers
 from fedpft.data.sources.labels import label_codes
+from fedpft.data.sources.memory import GivenData, is_in_memory, not_given
 from fedpft.data.sources.rows import load_hub, read_images, read_whole
 from fedpft.seeding import numpy_rng
 
@@ -73,18 +74,25 @@ CORPORA: dict[str, CorpusRow] = {
 GATED_HINT = " (the terms of this one must be accepted on its hub page, then: hf auth login, or HF_TOKEN)"
 
 
-def load_corpus(config: PublicConfig, seed: int, look: Look = look_at_headers) -> Corpus:
+def load_corpus(
+    config: PublicConfig, seed: int, look: Look = look_at_headers, given: GivenData | None = None
+) -> Corpus:
     """Open public data: texts, or rows with `image` (and `label` in 0..C-1 when the images have labels).
 
     What takes at most `MAX_WHOLE_BYTES` on disk is read whole and returned with every row, whatever `max_examples`
     says: text is counted in chunks, after chunking. Of more than that, text is read when blocks are taken, and
     `max_examples` images are drawn here, by `seed`. `look` says how closely images in files are looked at.
+    With `path: memory://...` the rows are those `given`.
 
     Raises:
         ConfigError: unknown name, unreadable source, missing column, nulls, no rows; no `max_examples` although the
             corpus is too large to be read whole.
 
     """
+    if is_in_memory(config.path):
+        if given is None or given.public is None:
+            not_given(config.path, "public.path")
+        return _whole(given.public, config, CorpusRow(), look)
     parts = [_load_one(part, seed, look) for part in _parts(config)]
     if len(parts) == 1:
         return parts[0]

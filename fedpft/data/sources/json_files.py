@@ -83,7 +83,7 @@ def _rows_of_document(document: object) -> Iterator[dict[str, Any]]:
         _object(document, "")
 
 
-def _columns(document: dict[str, Any]) -> dict[str, list]:
+def _columns(document: dict[str, Any]) -> dict[str, list[Any]]:
     """Return the object if it holds columns, else nothing."""
     values = list(document.values())
     are_columns = all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Protocol
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 import datasets
 import fsspec
@@ -151,7 +151,7 @@ def read_images(chosen: Sequence[str], folder: Files) -> datasets.Dataset:
     root = Path(folder.folder)
     names = [class_name(Path(path), root) for path in folder.paths]
     classes = sorted({name for name in names if name is not None})
-    columns: dict[str, list] = {IMAGE: [_encoded(Path(path), root) for path in chosen]}
+    columns: dict[str, list[Any]] = {IMAGE: [_encoded(Path(path), root) for path in chosen]}
     features = datasets.Features({IMAGE: datasets.Image()})
     if None not in names:
         columns[LABEL] = [class_name(Path(path), root) for path in chosen]

@@ -7,6 +7,7 @@ The first `prompt_length` tokens are no targets. Text without prompts is learned
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import datasets
 import numpy as np
@@ -87,7 +88,7 @@ def as_instructions(
     return _replace(_replace(dataset, PROMPT, prompts), RESPONSE, responses)
 
 
-def _replace(dataset: datasets.Dataset, column: str, values: list | np.ndarray) -> datasets.Dataset:
+def _replace(dataset: datasets.Dataset, column: str, values: list[Any] | np.ndarray) -> datasets.Dataset:
     return dataset.remove_columns([name for name in dataset.column_names if name == column]).add_column(column, values)
 
 
@@ -152,7 +153,7 @@ def tokenise_instructions(
     if chat and not tokenizer.chat_template:
         fail("task.chat_template", True, "false, because the FM's tokenizer has no chat template")
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, list]:
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         pairs = list(zip(batch[PROMPT], batch[RESPONSE], strict=True))
         begin, end = prefix, [tokenizer.eos_token_id]
         if chat:

@@ -23,6 +23,7 @@ from fedpft.data.sources.errors import fail, find_row, one_line
 from fedpft.data.sources.files import IMAGE_FOLDER, has_split, is_local
 from fedpft.data.sources.images import Look, as_images, look_at_headers
 from fedpft.data.sources.labels import label_codes, label_numbers
+from fedpft.data.sources.memory import GivenData, is_in_memory, not_given
 from fedpft.data.sources.rows import load_hub, load_local
 from fedpft.data.sources.subsets import hold_out, subset
 from fedpft.data.tasks.instructions import check_keys, read_instructions
@@ -60,13 +61,14 @@ class TaskData:
     """The data's own column -> what it is called here, of those that have another name here."""
 
 
-def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers) -> TaskData:
+def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers, given: GivenData | None = None) -> TaskData:
     """Read a task: the table row, changed by what the config says.
 
     Args:
         config: the `task` section.
         seed: draws the subsets, if any.
         look: how closely images in files are looked at.
+        given: the rows where `path` is `memory://...`.
 
     Raises:
         ConfigError: unknown name, unreadable source, missing columns, nulls, bad labels, an empty split, or a metric
@@ -76,7 +78,7 @@ def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers) -> Ta
     row = TaskRow() if config.name == "custom" else find_row(config.name, TASKS, "task.name")
     kind = config.kind or row.kind
     check_keys(config, kind)
-    splits, names = _read(config, row)
+    splits, names = _read(config, row, given)
     for split, dataset in splits.items():
         if len(dataset) == 0:
             fail("task.path", f"0 {split} examples", "at least 1")
@@ -157,7 +159,9 @@ def _metrics(config: TaskConfig, row: TaskRow, kind: TaskKind, num_classes: int)
     return chosen
 
 
-def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset], tuple[str, ...] | None]:
+def _read(
+    config: TaskConfig, row: TaskRow, given: GivenData | None
+) -> tuple[dict[str, datasets.Dataset], tuple[str, ...] | None]:
     """Return `train`, `evaluation` and further evaluation sets by name, and the class names if a file has them."""
     if row.loader is not None and config.path is None:
         if config.eval_ratio is not None:
@@ -166,6 +170,14 @@ def _read(config: TaskConfig, row: TaskRow) -> tuple[dict[str, datasets.Dataset]
         return {"train": train, "evaluation": evaluation}, names
     path, key = config.path or row.path, "task.path"
     held_out = _eval_ratio(config, row) > 0
+    if is_in_memory(path):
+        if given is None or not given.splits:
+            not_given(path, key)
+        splits = {"train": config.train_split or "train"}
+        if not held_out:
+            splits["evaluation"] = config.eval_split or "validation"
+        splits |= {name: split for name, split in row.other_eval_splits.items() if split in given.splits}
+        return {name: given.split(split) for name, split in splits.items()}, None
     if is_local(path):  # folders follow one convention, whatever the hub calls its splits
         splits = {"train": config.train_split or "train"}
         if not held_out:

@@ -156,7 +156,7 @@ class RayClientPool:
         known = 0 <= client_id < self._partition.num_clients  # one that does not exist fails where it is trained
         return len(self._partition.shard(client_id)) if known else 0
 
-    def _start_clients(self, waiting: Waiting, reference: ray.ObjectRef) -> None:
+    def _start_clients(self, waiting: Waiting, reference: "ray.ObjectRef[Any]") -> None:
         newest = max(actor.number for actor in self._crew.actors)
         for num_tasks in range(MAX_TASKS):  # nobody gets a second task before everybody has a first
             for actor in self._crew.actors:

@@ -125,6 +125,13 @@ def test_numbers_beyond_the_ends_are_one_line_and_others_come_back(key, number):
     assert load_text(dump_config(config)) == config
 
 
+@pytest.mark.parametrize("number", [10**400, 2**62, 3])
+def test_more_devices_than_share_a_batch_are_refused_by_the_key_that_was_set(number):
+    line = refusal(lambda: load_config(overrides=[f"server.devices={number}"]))
+    assert line is not None
+    assert line.startswith("server.devices: found ")
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.sampled_from(["", "name", "federated.lr", "fm.config"]), st.text(max_size=20))
 def test_any_text_as_an_override_is_taken_or_is_one_line(key, text):

@@ -1,0 +1,59 @@
+"""Settings that change nothing in a run, or hardly what their author wants."""
+
+from fedpft.config.federated import PoolConfig
+from fedpft.config.method import AdapterAlignConfig
+from fedpft.config.run import Config
+from fedpft.config.unread import unread_settings
+
+
+def doubtful_settings(config: Config) -> list[str]:
+    """Return one line for each setting that changes nothing in this run, or hardly what its author wants."""
+    federated, neurons, lines = config.federated, config.align.neurons, []
+    method = config.method
+    if method.name == "fedpft" and neurons.kind != "none" and neurons.interval >= federated.rounds:
+        lines.append(
+            f"align.neurons.interval = {neurons.interval} has no effect with federated.rounds = {federated.rounds}: "
+            "the sub-FM is re-aligned after every round that is a multiple of it, except the last"
+        )
+    if federated.sampling == "full" and federated.clients_per_round != federated.num_clients:
+        lines.append("federated.clients_per_round has no effect with federated.sampling = full")
+    if isinstance(config.pool.actors, int) and config.pool.actors > federated.clients_per_round:
+        lines.append(f"pool.actors = {config.pool.actors}: only {federated.clients_per_round} can be busy in a round")
+    together = config.pool.clients_per_batch
+    if isinstance(together, int) and together > max(1, federated.cohort_size):
+        lines.append(f"pool.clients_per_batch = {together}: a round has only {federated.cohort_size} clients")
+    if federated.sampling == "md" and federated.aggregation == "weighted":
+        lines.append(
+            "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"
+        )
+    if federated.sampling == "full" and federated.over_selection > 1:
+        lines.append("federated.over_selection has no effect with federated.sampling = full")
+    if federated.speed_sigma and federated.deadline is None and federated.over_selection == 1:
+        lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
+    if config.pool.kind == "sequential":
+        defaults = PoolConfig()
+        names = (
+            *("actors", "memory_per_actor_gigabytes", "client_timeout_seconds", "start_timeout_seconds"),
+            "max_actor_memory_gigabytes",
+        )
+        changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
+        lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]
+    if config.server.devices > 1 and not config.distillations():
+        lines.append(
+            "server.devices has no effect without a distillation (align.layers.kind, "
+            "align.neurons.kind, method.plug_in)"
+        )
+    if method.name != "full" and method.plug_in == "copy" and config.align.adapter != AdapterAlignConfig():
+        lines.append("align.adapter has no effect with method.plug_in = copy")
+    if unread := unread_settings(config, method.name):
+        lines.append(f"no effect with method.name = {method.name}: {', '.join(unread)}")
+    if (
+        method.name == "fedot"
+        and method.kept_layers == 2 * method.adapter_layers
+        and config.align.layers.kind != "none"
+    ):
+        lines.append(
+            f"align.layers.kind = {config.align.layers.kind} has no effect with method.kept_layers = "
+            "2 * method.adapter_layers: there is no emulator to align"
+        )
+    return lines
