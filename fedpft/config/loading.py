@@ -139,7 +139,8 @@ def read_file(path: str | Path, kind: Any = None) -> DictConfig:
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path}: found a list, allowed: sections and keys such as `federated: {{rounds: 4}}`")
     if kind is not None:
-        layer = OmegaConf.create(undotted(OmegaConf.to_container(layer), kind))
+        plain: Any = OmegaConf.to_container(layer)
+        layer = OmegaConf.create(undotted(plain, kind))
     return layer
 
 

@@ -130,7 +130,7 @@ def _at(hint: Any, key: str) -> Any:
             found = _at(hint.kind, key)
             return dict[str, list[found]] if found is not None else None  # type: ignore[valid-type]
         return _at(hint.kind, key)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         found = _fields(hint).get(first)
     elif get_origin(hint) is dict:
         found = get_args(hint)[1]

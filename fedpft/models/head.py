@@ -65,8 +65,8 @@ def fit_head(
     """
     name, layer = output_layer(model)
     tensors = [f"{name}.{inner}" for inner, _ in layer.named_parameters()]
-    names: dict[Any, str] = dict(stored.id2label or {})
-    before = [str(names[index]) for index in sorted(names)]
+    stored_names: dict[Any, str] = dict(stored.id2label or {})
+    before = [str(stored_names[index]) for index in sorted(stored_names)]
     if f"{name}.weight" in drawn:
         other = f"fm.path: the stored head has other labels ({_listed(before)}), {name} is drawn anew"
         return [], [other] if drawn[f"{name}.weight"] else []

@@ -18,7 +18,7 @@ def reason(error: BaseException | str) -> str:
     """
     if isinstance(error, str):
         return _last_error(error) or "no reason is known"
-    if isinstance(error, RayTaskError) and error.cause is not None:
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     text = _COLOUR.sub("", str(error))
     if isinstance(error, RayError) or _NOT_IMPORTED in text:
