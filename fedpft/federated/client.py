@@ -121,6 +121,7 @@ class LocalClient:
         settings, module = self._settings, self._module
         turns = [self._turn(plan.round_index, client_id) for client_id in client_ids]
         if len(turns) > self._adapter.num_clients:
+            self._adapter.face([0])  # the shapes of one client's adapter
             self._adapter = FlatAdapter(module.proxy, len(turns))
         self._adapter.write(plan.adapter)
         module.train()

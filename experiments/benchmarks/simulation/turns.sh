@@ -2,7 +2,8 @@
 # Our program in turns with the peers', by their own run_all.sh: one round each, so that ratios hold on a noisy machine.
 #   [PYTHON=python] [REPS=1] [WORKLOADS="minilm overhead"] [GROUPS_="raw2,fedpft raw2,rayagg,fabric"] bash turns.sh PEERS
 # Flower joins as "raw2,fedpft,flower" with FL=<python of an environment with flwr[simulation]>.
-# PEERS, which may be read-only, is linked into a folder of ours; a mode of naive.py that is called fedpft is our program.
+# fedpft-16 and fedpft-auto are our program with so many clients in one forward pass.
+# PEERS, which may be read-only, is linked into a folder of ours; a mode of naive.py that begins with fedpft is ours.
 # Everything runs at one niceness: Ray's workers would have 15.
 set -eu
 peers=$(realpath "$1")
@@ -13,7 +14,8 @@ trap 'rm -rf "$work"' EXIT
 ln -s "$peers"/* "$work"
 cat > "$work/python" <<SHIM
 #!/usr/bin/env bash
-if [ "\$1 \$2 \$3" = "naive.py --mode fedpft" ]; then
+if [[ "\$1 \$2 \$3" = "naive.py --mode fedpft"* ]]; then
+  together=\${3#fedpft}; export TOGETHER=\${together#-}; TOGETHER=\${TOGETHER:-1}
   shift 3
   export PYTHONPATH="$root"
   exec "$PYTHON" -m experiments.benchmarks.simulation.ours "$peers" "\$@"
