@@ -57,7 +57,7 @@ class Module(L.LightningDataModule):
 
 def load(data: Any, config: Config | None = None) -> tuple[Config, TaskData]:
     config, given = own_data(config or Config(), data)
-    return config, load_task(config.task, config.seed, given)
+    return config, load_task(config.task, config.seed, given=given)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_named_task_keeps_its_columns_and_metrics() -> None:
 
 def test_public_texts_are_the_corpus() -> None:
     config, given = own_data(Config(), {"train": ROWS, "validation": ROWS, "public": TEXTS})
-    assert load_corpus(config.public, 0, given)["text"][:] == TEXTS
+    assert load_corpus(config.public, 0, given=given)["text"][:] == TEXTS
     assert config.public.path is not None
     assert config.public.path.startswith("memory://")
 
