@@ -39,7 +39,7 @@ def skeleton_of(model: nn.Module) -> nn.Module:
     All its other tensors, such as positions, are on the CPU: whoever gets the skeleton may have no GPU.
     """
     memo: dict[int, Tensor] = {
-        id(tensor): tensor.to("cpu", copy=True)
+        id(tensor): tensor if tensor.is_meta else tensor.to("cpu", copy=True)
         for module in model.modules()
         for tensor in (*module.buffers(recurse=False), *vars(module).values())
         if isinstance(tensor, Tensor)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import PIL
 import torch
@@ -34,9 +33,6 @@ from fedpft.models.tokenizer import train_tokenizer
 from fedpft.run.rehearsal import check_can_be_saved, rehearse
 from fedpft.seeding import derive_seed, numpy_rng
 from fedpft.trainer import Progress
-
-PROBLEM_TYPES: Mapping[TaskKind, Any] = {"classification": "single_label_classification", "regression": "regression"}
-"""What transformers calls them; by this a model with a head for a task chooses its loss."""
 
 TOKENIZER_TOKENS = 10_000_000
 """Of a corpus in files, about as much makes a tokenizer: its merges settle long before."""

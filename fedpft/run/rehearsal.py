@@ -1,19 +1,24 @@
 """What a run does at its end, done at its start: a mistake costs a line, not the rounds."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedModel
 
 from fedpft.align.public import PublicData
-from fedpft.config import Config, ConfigError
+from fedpft.config import Config, ConfigError, TaskKind
 from fedpft.data.tasks.loading import TaskData
 from fedpft.methods import find_method
 from fedpft.models.loading import architecture
 from fedpft.models.lora import attach_lora, save_adapter
 from fedpft.trainer import SilentProgress
+
+PROBLEM_TYPES: Mapping[TaskKind, Any] = {"classification": "single_label_classification", "regression": "regression"}
+"""What transformers calls them; by this a model with a head for a task chooses its loss."""
 
 _NOBODY_READS = PublicData(dataset=Dataset.from_dict({}), collate=lambda rows: {})
 
@@ -28,6 +33,8 @@ def rehearse(config: Config, task: TaskData) -> None:
     """
     fm = architecture(config.fm, task.modality, len(task.label_names), task.kind)
     find_method(config.method.name)(fm, _NOBODY_READS, config, SilentProgress())  # which checks what it is given
+    if task.kind in PROBLEM_TYPES:
+        fm.config.problem_type = PROBLEM_TYPES[task.kind]  # the FM may have been one of another kind
     check_can_be_saved(fm, config.fm.path)
     with tempfile.TemporaryDirectory(prefix="fedpft-") as folder:
         save_adapter(attach_lora(fm, config.lora, seed=0), Path(folder), empty=True)

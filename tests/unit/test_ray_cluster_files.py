@@ -146,7 +146,7 @@ def test_the_job_s_entrypoint_is_a_command_that_fedpft_takes_and_its_config_is_i
     assert program == "fedpft"
     arguments = [argument.replace("/home/ray/fedpft", str(ROOT)) for argument in arguments]
     seen = []
-    monkeypatch.setattr(cli, "_run", lambda config, resume: seen.append((config, resume)))
+    monkeypatch.setattr(cli, "_run", lambda config, resume, form: seen.append((config, resume)))
     assert CliRunner().invoke(cli.app, arguments).exit_code == 0
     ((config, resume),) = seen
     assert resume, "each retry has a new cluster and goes on"

@@ -53,9 +53,18 @@ LEAVES_THE_SUB_FM = {
     "task.eval_ratio": 0.5,
     "task.kind": "regression",
     "task.metrics": ["macro_f1"],
+    "task.on_bad_example": "drop",
+    "federated.allow_dropped": True,
+    "pool.clients_per_batch": 2,
     "method.name": "fedpft",
     "method.adapter_layers": 1,
     "method.kept_layers": 7,
+    "method.plug_in": "distill",
+    "align.adapter.num_steps": 7,
+    "align.adapter.lr": 1e-3,
+    "align.adapter.batch_size": 2,
+    "align.adapter.held_out_examples": 7,
+    "align.adapter.max_grad_norm": 2.0,
     "lora.rank": 3,
     "lora.lora_alpha": 5,
     "lora.dropout": 0.0,
@@ -130,7 +139,13 @@ NOT_HERE = {
     *("task.name", "task.text_columns", "task.image_column", "task.label_column"),  # read through the public data's
     *("task.train_split", "task.eval_split"),
     *("task.prompt_column", "task.response_column", "task.prompt_template", "task.chat_template"),  # language models'
-    *("public.name", "public.text_column", "public.image_column"),  # content alone counts, see the digests' tests
+    "config_version",  # of the file
+    *(
+        "public.name",
+        "public.text_column",
+        "public.image_column",
+        "public.format",
+    ),  # content alone counts, see the digests' tests
     "server.accelerator",  # the device that it means counts, see below
 }
 
