@@ -30,7 +30,7 @@ from fedpft.models.limits import check_texts_fit, fit_inputs
 from fedpft.models.origin import origin_of, remember_origin
 from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
 from fedpft.models.tokenizer import train_tokenizer
-from fedpft.run.rehearsal import check_can_be_saved, rehearse
+from fedpft.run.rehearsal import PROBLEM_TYPES, check_can_be_saved, rehearse
 from fedpft.seeding import derive_seed, numpy_rng
 from fedpft.trainer import Progress
 
