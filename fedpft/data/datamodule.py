@@ -6,20 +6,19 @@
 Images stay encoded, text stays unpadded; the collator does the rest batch by batch.
 """
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from fedpft.config import Config, FederatedConfig, TaskKind
 from fedpft.data.collate import CausalCollator, Collator, ImageCollator, TextCollator, rows
 from fedpft.data.corpora.chunks import chunk_corpus, special_tokens
 from fedpft.data.corpora.corpus import Corpus
+from fedpft.data.image_sizes import require_one_size
 from fedpft.data.partition import Partition, make_partition
 from fedpft.data.sources.columns import (
     IMAGE,
@@ -32,16 +31,15 @@ from fedpft.data.sources.columns import (
     type_name,
 )
 from fedpft.data.sources.errors import fail
-from fedpft.data.sources.images import image_sizes
 from fedpft.data.sources.labels import plain_integers
 from fedpft.data.sources.subsets import subset
 from fedpft.data.tasks.instructions import tokenise_instructions
 from fedpft.data.tasks.loading import Modality, TaskData
+from fedpft.data.tasks.tokens import tokenise
 from fedpft.seeding import numpy_rng
 
 __all__ = ["Collator", "FederatedData", "ImageCollator", "TextCollator", "build_data", "partition_task", "rows"]
 
-TOKENISE_BATCH = 1000
 CAUSAL_COLUMNS = ("input_ids", PROMPT_LENGTH)
 
 
@@ -114,7 +112,7 @@ def build_data(
     else:
         splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
         assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
-        _require_one_size([*splits, corpus], processor)
+        require_one_size([*splits, corpus], processor)
         limit, public = config.public.max_examples, corpus
         if limit is not None and limit < len(corpus):
             public = subset(corpus, numpy_rng(config.server_seed, "public").permutation(len(corpus))[:limit])
@@ -189,86 +187,13 @@ def _owners(task: TaskData, column: str, key: str) -> np.ndarray:
     """
     name = task.renamed.get(column, column)
     if name == column and column in task.renamed.values() and column not in task.renamed:
-        fail(
-            key,
-            column,
-            "a column that is not read as another, as its name here is that of the data's own input or label",
-        )
+        fail(key, column, f"another column: what is called {column} from here on is the task's input or label")
     require_column(task.train, name, key)
     values = task.train.data.column(name)
     if not are_strings(values) and not pa.types.is_integer(values.type) and not pa.types.is_boolean(values.type):
         fail(key, f"column {column} of type {type_name(task.train, name)}", "strings or integers")
     numbers = plain_integers(task.train, name) if are_strings(values) else None
     return np.asarray(task.train[name][:]) if numbers is None else numbers
-
-
-def tokenise(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, split: str = "training"
-) -> datasets.Dataset:
-    """Return `input_ids` (, `token_type_ids`) of at most `max_length` tokens, unpadded, and `label`.
-
-    A text of which the tokenizer leaves nothing gets one token, and a warning counts such texts: no model takes less.
-    """
-    lone = next(token for token in _lone_tokens(tokenizer) if token is not None)
-    num_empty = 0
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        nonlocal num_empty
-        encoded = dict(
-            tokenizer(
-                batch[TEXT],
-                batch.get(TEXT_PAIR),
-                truncation=True,
-                max_length=max_length,
-                return_attention_mask=False,
-            )
-        )
-        empty = [row for row, ids in enumerate(encoded["input_ids"]) if not ids]
-        num_empty += len(empty)
-        for row in empty:
-            encoded["input_ids"][row] = [lone]
-            if "token_type_ids" in encoded:
-                encoded["token_type_ids"][row] = [0]
-        return encoded
-
-    tokenised = dataset.map(
-        encode,
-        batched=True,
-        batch_size=TOKENISE_BATCH,
-        keep_in_memory=True,
-        remove_columns=[name for name in dataset.column_names if name != LABEL],
-    )
-    if num_empty:
-        token = tokenizer.convert_ids_to_tokens(lone)
-        warnings.warn(f"{num_empty} of {len(dataset)} {split} texts have no token: each gets {token}", stacklevel=2)
-    return tokenised
-
-
-def _lone_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int | None]:
-    """Return what may stand for an empty text, the best first: what begins texts, ends them, or is unknown."""
-    names = ("bos_token_id", "cls_token_id", "eos_token_id", "unk_token_id", "pad_token_id")
-    return [getattr(tokenizer, name, None) for name in names]
-
-
-def _require_one_size(splits: Sequence[datasets.Dataset], processor: BaseImageProcessor) -> None:
-    """Raise a ConfigError if the processor makes of images of different shapes tensors that are no batch.
-
-    Tried are the flattest, the tallest, the smallest and the largest, if the processor is not known to mind no shape.
-    """
-    tall, wide = (_processed_shape(processor, *size) for size in ((32, 64), (64, 32)))
-    if tall == wide:
-        return
-    sizes = {size for split in splits for size in image_sizes(split, IMAGE)}
-    extremes = [order(sizes, key=key) for order in (min, max) for key in (lambda s: s[0] / s[1], lambda s: s[0] * s[1])]
-    made = {_processed_shape(processor, *size): size for size in extremes}
-    if len(made) > 1:
-        shown = [f"{shape} of {width} x {height} pixels" for shape, (width, height) in made.items()]
-        found = f"an image processor that makes {shown[0]}, but {shown[1]}"
-        fail("fm.path", found, "one that gives one size: size with height and width, or do_center_crop")
-
-
-def _processed_shape(processor: BaseImageProcessor, width: int, height: int) -> tuple[int, ...]:
-    return tuple(processor([Image.new("RGB", (width, height))], return_tensors="pt")["pixel_values"].shape[1:])
 
 
 def _require_same_modality(task: TaskData, corpus: datasets.Dataset, processor: object) -> None:

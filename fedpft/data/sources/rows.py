@@ -6,6 +6,7 @@ corpus too large for that is drawn from its files, block by block: `fedpft.data.
 """
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -118,9 +119,17 @@ def load_hub(
 
     """
     try:
-        return datasets.load_dataset(path, config_name, split=split, revision=revision, keep_in_memory=keep_in_memory)
+        dataset = datasets.load_dataset(
+            path, config_name, split=split, revision=revision, keep_in_memory=keep_in_memory
+        )
     except Exception as error:  # the hub client raises errors of four libraries; the user can act on all alike
         raise hub_error(path, config_name, split, key, hint, error) from error
+    if dataset.info.builder_name == "csv":
+        message = (
+            f"{key}: {path} is csv on the hub, with guessed types; in a local copy values stay as written"
+        )
+        warnings.warn(message, stacklevel=2)
+    return dataset
 
 
 def read_whole(files: Files, key: str) -> datasets.Dataset:

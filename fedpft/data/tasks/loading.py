@@ -141,7 +141,7 @@ def _read_labelled(
     else:
         labels, label_names = label_codes(every, label_column, names, "task.label_column", where)
     inputs = {IMAGE: image_column} if image_column else dict(zip((TEXT, TEXT_PAIR), text_columns, strict=False))
-    renamed = [rename_inputs(split, inputs, label_column, LABEL) for split in every]
+    renamed = [rename_inputs(split, inputs, label_column, LABEL, TEXT, TEXT_PAIR, IMAGE) for split in every]
     ready = {name: split.add_column(LABEL, codes) for name, split, codes in zip(splits, renamed, labels, strict=True)}
     modality: Modality = "image" if image_column else "text"
     columns = {LABEL: label_column} | inputs

@@ -15,8 +15,9 @@ from fedpft.config import Config, ConfigError, FederatedConfig, FMConfig, Partit
 from fedpft.data.collate import ImageCollator, TextCollator, rows, text_lengths
 from fedpft.data.corpora.chunks import chunk_corpus, special_tokens
 from fedpft.data.corpora.public import CORPORA, load_corpus, python_reference
-from fedpft.data.datamodule import build_data, partition_task, tokenise
+from fedpft.data.datamodule import build_data, partition_task
 from fedpft.data.tasks.loading import TaskData, load_task
+from fedpft.data.tasks.tokens import tokenise
 from tests.tiny import TEXT_FAMILIES, tiny_causal_tokenizer, tiny_fm, tiny_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]

@@ -360,6 +360,11 @@ def test_a_text_column_may_be_called_label(tmp_path):
     assert pair.train[0] == {"text": "x", "text_pair": "a film", "label": 1}
 
 
+def test_a_column_that_only_bears_an_inputs_name_is_none(tmp_path):
+    path = folder(tmp_path, {"words": ["a"], "text": ["b"], "text_pair": ["c"], "image": ["d"], "y": ["p"]})
+    assert load_task(custom(path), seed=0).train[0] == {"text": "a", "label": 0}
+
+
 def test_a_pair_is_two_columns(tmp_path):
     with pytest.raises(ConfigError, match=r"task\.text_columns: found \['words', 'words'\], allowed: two different"):
         custom(str(tmp_path), text_columns=("words", "words"))
