@@ -15,7 +15,6 @@ from fedpft.models.loading import architecture
 from fedpft.models.lora import attach_lora, save_adapter
 from fedpft.trainer import SilentProgress
 
-
 _NOBODY_READS = PublicData(dataset=Dataset.from_dict({}), collate=lambda rows: {})
 
 
