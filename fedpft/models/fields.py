@@ -17,7 +17,6 @@ NEUTRAL_FIELDS: Mapping[str, Any] = {
     "output_attentions": False,
     "output_hidden_states": False,
     "return_dict": True,
-    "torchscript": False,
     "chunk_size_feed_forward": 0,
 }
 """Fields that change what a model returns, or in how many pieces it computes, but no number; models run with these

@@ -65,8 +65,7 @@ def fit_head(
     """
     name, layer = output_layer(model)
     tensors = [f"{name}.{inner}" for inner, _ in layer.named_parameters()]
-    stored_names: dict[Any, str] = dict(stored.id2label or {})
-    before = [str(stored_names[index]) for index in sorted(stored_names)]
+    before = [str(label) for _, label in sorted((stored.id2label or {}).items(), key=lambda item: int(item[0]))]
     if f"{name}.weight" in drawn:
         other = f"fm.path: the stored head has other labels ({_listed(before)}), {name} is drawn anew"
         return [], [other] if drawn[f"{name}.weight"] else []
@@ -98,7 +97,7 @@ def _order(before: Sequence[str], names: Sequence[str]) -> list[int] | None:
 
 def _draw_again(model: PreTrainedModel, layer: nn.Module) -> None:
     for item in (layer, *layer.parameters()):
-        item._is_hf_initialized = False  # type: ignore[attr-defined]  # transformers' mark of what was in the files
+        vars(item)["_is_hf_initialized"] = False  # transformers' mark of what was in the files
     model._init_weights(layer)
 
 

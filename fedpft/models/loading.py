@@ -1,9 +1,7 @@
 """Models and their tokenizers / image processors: from the hub, a folder, a Python package, or from scratch."""
 
-import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,16 +19,22 @@ from transformers import (
 )
 
 from fedpft.config import ConfigError, FMConfig, TaskKind
-from fedpft.models.checks import check_decoder, check_no_adapter, check_weights
+from fedpft.models.checks import check_decoder, check_weights
 from fedpft.models.ffn import ffn_location, find_ffns, known_family
 from fedpft.models.fields import check_direction, check_fields, neutralise
 from fedpft.models.head import fit_head
 from fedpft.models.origin import Origin, remember_origin
+from fedpft.models.sources import (
+    SCRATCH,
+    check_revision,
+    from_pretrained,
+    is_from_scratch,
+    loaded_commit,
+    one_line,
+)
 from fedpft.seeding import derive_seed, isolated_torch_rng
 
 Modality = Literal["text", "image"]
-SCRATCH = "scratch://"
-PACKAGE = "package://"
 FFN_SIZES_FIELD = "ffn_sizes"
 """Field of a non-uniform sub-FM's config.json: neurons of each layer."""
 
@@ -39,35 +43,6 @@ _CLASSIFIERS: Mapping[Modality, Any] = {
     "image": AutoModelForImageClassification,
 }
 """Modality -> what opens a model with the head of its task."""
-
-
-def resolve_path(path: str) -> str:
-    """Turn `package://module/sub/folder` into that installed package's folder; return any other path as it is.
-
-    Raises:
-        ConfigError: the package is not installed or lacks the folder.
-
-    """
-    if not path.startswith(PACKAGE):
-        return path
-    module, _, folder = path.removeprefix(PACKAGE).partition("/")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # of a name with dots: no parent; of a name that is none
-        spec = None
-    if spec is None or spec.origin is None:
-        raise ConfigError(
-            f"fm.path: found {path!r}, but no package {module!r} is installed (pip install fedpft[quickstart]?)"
-        )
-    resolved = Path(spec.origin).parent / folder
-    if not resolved.is_dir():
-        raise ConfigError(f"fm.path: found {path!r}, but {module!r} has no folder {folder!r}")
-    return str(resolved)
-
-
-def is_from_scratch(config: FMConfig) -> bool:
-    """Whether the FM is an architecture without weights and files of its own."""
-    return config.path.startswith(SCRATCH)
 
 
 def load_processor(config: FMConfig, modality: Modality) -> Any:
@@ -80,7 +55,7 @@ def load_processor(config: FMConfig, modality: Modality) -> Any:
     if is_from_scratch(config):
         return _scratch_processor(config, modality)
     auto = AutoTokenizer if modality == "text" else AutoImageProcessor
-    processor = _from_pretrained(auto, config)
+    processor = from_pretrained(auto, config)
     if modality == "image":
         return processor
     if len(processor) <= len(processor.all_special_tokens):  # what transformers makes of a folder without its files
@@ -122,7 +97,7 @@ def architecture(
     """
     fm_config = load_fm_config(config, num_labels, kind)
     fm_config.architectures = []
-    with isolated_torch_rng(0), torch.device("meta"), _one_line(_unbuildable(config)):
+    with isolated_torch_rng(0), torch.device("meta"), one_line(_unbuildable(config)):
         return auto_model(modality, kind).from_config(fm_config, dtype=torch.float32).eval()
 
 
@@ -132,12 +107,12 @@ def _configs(config: FMConfig, num_labels: int, kind: TaskKind) -> tuple[Pretrai
     if is_from_scratch(config):
         fm_config = _scratch_config(config, num_labels, kind)
         return fm_config, fm_config, neutralise(fm_config)
-    stored = _from_pretrained(AutoConfig, config)
+    stored = from_pretrained(AutoConfig, config)
     known_family(stored.model_type, repr(config.path))
     if kind == "causal_lm":
         check_decoder(stored.model_type, config.path)
     check_fields(stored, config.config)
-    fm_config = _from_pretrained(AutoConfig, config, **_head_fields(num_labels, kind), **config.config)
+    fm_config = from_pretrained(AutoConfig, config, **_head_fields(num_labels, kind), **config.config)
     check_direction(fm_config, config.path)
     return stored, fm_config, neutralise(fm_config)
 
@@ -175,11 +150,11 @@ def load_fm(
     fm_config.architectures = []  # the class is the task's; DeiT's files name one with a teacher, which takes no labels
     with isolated_torch_rng(derive_seed(seed, "fm")):
         if is_from_scratch(config):
-            with _one_line(_unbuildable(config)):
+            with one_line(_unbuildable(config)):
                 fm = auto.from_config(fm_config, dtype=torch.float32)
             random = ["*"]
         else:
-            fm, report = _from_pretrained(
+            fm, report = from_pretrained(
                 auto,
                 config,
                 config=fm_config,
@@ -203,7 +178,7 @@ def load_fm(
     origin = Origin(
         random_weights=tuple(sorted(random)),
         new_modules=("pooler",) if any(name.startswith(pooler) for name in random) else (),
-        revision=getattr(stored, "_commit_hash", None),
+        revision=loaded_commit(config),
         notes=tuple(notes),
     )
     remember_origin(fm, origin)
@@ -214,14 +189,6 @@ def _shares_embeddings(fm: PreTrainedModel) -> bool:
     """Whether a language model's output embeddings are its input's; true of a model that has none."""
     output = fm.get_output_embeddings()
     return output is None or output.weight is fm.get_input_embeddings().weight
-
-
-def check_revision(config: FMConfig) -> None:
-    """Raise a ConfigError for a revision of an FM that is not the hub's."""
-    if config.revision is not None and ("://" in config.path or Path(config.path).expanduser().is_dir()):
-        raise ConfigError(
-            f"fm.revision: found {config.revision!r}, allowed: null, because fm.path = {config.path!r} is no hub id"
-        )
 
 
 def auto_model(modality: Modality, kind: TaskKind) -> Any:
@@ -292,28 +259,8 @@ def resize_ffns(model: PreTrainedModel, sizes: Sequence[int]) -> None:
         ffn.keep_neurons(torch.arange(size))
 
 
-def _from_pretrained(auto: Any, fm: FMConfig, **kwargs: Any) -> Any:
-    with _one_line(f"fm.path: found {fm.path!r}, allowed: a hub id, a folder or package://..."):
-        path = resolve_path(fm.path)
-        if fm.revision is not None:
-            kwargs["revision"] = fm.revision
-        check_no_adapter(path, fm.revision)
-        return auto.from_pretrained(path, **kwargs)
-
-
 def _unbuildable(config: FMConfig) -> str:
     return f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"
-
-
-@contextmanager
-def _one_line(message: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:  # transformers, its hub client, safetensors, pickle and json each have their own
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{message}; {type(error).__name__}: {reason}") from error
 
 
 def _scratch_config(config: FMConfig, num_labels: int, kind: TaskKind = "classification") -> PretrainedConfig:
@@ -322,7 +269,7 @@ def _scratch_config(config: FMConfig, num_labels: int, kind: TaskKind = "classif
     if kind == "causal_lm":
         check_decoder(model_type, config.path)
     check_fields(AutoConfig.for_model(model_type), config.config)
-    with _one_line(f"fm.config: found {config.config}, allowed: fields that a {model_type} config can have"):
+    with one_line(f"fm.config: found {config.config}, allowed: fields that a {model_type} config can have"):
         return AutoConfig.for_model(model_type, **_head_fields(num_labels, kind), **config.config)
 
 

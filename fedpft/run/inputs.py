@@ -29,6 +29,7 @@ from fedpft.models import loading
 from fedpft.models.limits import check_texts_fit, fit_inputs
 from fedpft.models.origin import origin_of, remember_origin
 from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
+from fedpft.models.sources import is_from_scratch
 from fedpft.models.tokenizer import train_tokenizer
 from fedpft.run.rehearsal import PROBLEM_TYPES, check_can_be_saved, rehearse
 from fedpft.seeding import derive_seed, numpy_rng
@@ -61,7 +62,7 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
     task = load_task(config.task, config.seed, look, given)
     fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
     corpus = load_corpus(config.public, config.server_seed, look, given)
-    if loading.is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:
+    if is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:
         texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
         processor = train_tokenizer(texts, fm.vocab_size)
     else:
@@ -138,7 +139,7 @@ def load_untuned_fm(
 ) -> PreTrainedModel:
     """Load the FM without the data, but for the names of its labels; see :func:`load_fm`."""
     source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
-    seed = config.server_seed if loading.is_from_scratch(source) else config.seed  # else only a new head draws
+    seed = config.server_seed if is_from_scratch(source) else config.seed  # else only a new head draws
     fm = loading.load_fm(
         source, modality=modality, kind=kind, num_labels=len(label_names), seed=seed, pad_token_id=pad_token_id,
         label_names=label_names,

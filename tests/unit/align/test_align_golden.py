@@ -11,8 +11,8 @@ from fedpft.config import LoraConfig
 from fedpft.construct.compress import compress
 from fedpft.models.activations import InactivityCounter
 from fedpft.models.ffn import find_backbone, find_ffns
-from fedpft.models.loading import resolve_path
 from fedpft.models.lora import adapter_parameters, attach_lora
+from fedpft.models.sources import resolve_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode")
 LOSSES = ["bert_r32_ret03", "bert_r32_retnone", "vit_r32_ret03", "vit_r32_retnone"]

@@ -8,7 +8,7 @@ from fedpft.construct.compress import compress
 from fedpft.construct.saliency import weight_norm
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_ffns
-from fedpft.models.loading import resolve_path
+from fedpft.models.sources import resolve_path
 
 CASES = ["bert_r32_ret03", "bert_r32_retnone", "bert_r64_ret03", "vit_r32_ret03", "vit_r32_retnone"]
 

