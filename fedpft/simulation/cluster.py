@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import ray
 import torch
 from ray._private.worker import get_dashboard_url
 from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
 
 from fedpft.config import ConfigError, PoolConfig
 from fedpft.interrupt import kept_handlers
@@ -55,18 +57,36 @@ def connect(address: str | None) -> bool:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # a connection that comes and goes is Ray's business; what goes wrong with an actor reaches us as an exception
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not os.environ.get("FEDPFT_VERBOSE"):
+        ray._private.worker.print_to_stdstream = _print_nothing
+    job = JobConfig()
+    job._py_driver_sys_path = _FoldersAsHere()
     try:
         with kept_handlers():  # Ray's own would end the process without closing what it knows nothing of
             if address is None:
-                ray.init(address="local", include_dashboard=False, **quiet)
+                ray.init(address="local", include_dashboard=False, job_config=job, **quiet)
             else:
-                ray.init(address=address, **quiet)
+                ray.init(address=address, job_config=job, **quiet)
     except (ConnectionError, AuthenticationError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(
             f"pool.address: found {address!r}, allowed: the address of a running Ray cluster; {first}"
         ) from None
     return True
+
+
+class _FoldersAsHere(list[str]):
+    """Folders from which workers import before all others: of those that Ray adds, only what this process imports from.
+
+    Ray adds the working folder, in which a `datasets.py` of the user's would stand in for the library.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        super().extend(folder for folder in folders if folder in sys.path)
+
+
+def _print_nothing(*_: Any, **__: Any) -> None:
+    """Stand in for what prints tracebacks of workers, with each actor that does not start."""
 
 
 def cluster_nodes() -> list[Node]:

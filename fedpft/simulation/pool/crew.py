@@ -15,6 +15,7 @@ from ray.exceptions import ObjectLostError
 from fedpft.config import PoolConfig
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.memory import ProcessMemory
+from fedpft.interrupt import RunStoppedError
 from fedpft.simulation.cluster import cluster_nodes, room_for_actors
 from fedpft.simulation.pool.client_actor import ClientActor
 from fedpft.simulation.pool.waiting import Job
@@ -170,7 +171,7 @@ class Crew:
             the proxy instead (one that failed in that is replaced already), or if nothing happened for a while.
 
         Raises:
-            RuntimeError: not one actor can be started.
+            RunStoppedError: not one actor can be started.
 
         """
         busy = {actor.tasks[0].reference: actor for actor in self.actors if actor.tasks}
@@ -238,5 +239,5 @@ class Crew:
         if isinstance(error, TimeoutError) or self._failed_starts > self._config.max_retries:
             self._size = len(self.actors)  # another try would fail, too, or wait as long again
         if self._size == 0:
-            raise RuntimeError(f"pool: no actor can be started: {reason(error)}") from error
+            raise RunStoppedError(f"pool: no actor can be started: {reason(error)}") from error
         self.heal()
