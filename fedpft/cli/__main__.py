@@ -9,6 +9,6 @@ HERE = str(Path.cwd())
 if sys.path[:1] == [HERE] and not Path(fedpft.__file__).is_relative_to(HERE):
     del sys.path[0]  # as for the script: a user's `datasets.py` here is not the library
 
-from fedpft.cli.main import main
+from fedpft.cli.main import main  # noqa: E402  # after that
 
 main()

@@ -125,9 +125,7 @@ def load_hub(
     except Exception as error:  # the hub client raises errors of four libraries; the user can act on all alike
         raise hub_error(path, config_name, split, key, hint, error) from error
     if dataset.info.builder_name == "csv":
-        message = (
-            f"{key}: {path} is csv on the hub, with guessed types; in a local copy values stay as written"
-        )
+        message = f"{key}: {path} is csv on the hub, with guessed types; in a local copy values stay as written"
         warnings.warn(message, stacklevel=2)
     return dataset
 

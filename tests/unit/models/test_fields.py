@@ -129,9 +129,7 @@ def test_an_adapter_beside_the_fm_is_refused_before_anything_is_read(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     save_adapter(attach_lora(fm, LoraConfig(), seed=0), tmp_path)
     for load in (lambda c: load_fm_config(c, 2), lambda c: load_processor(c, "text")):
-        with pytest.raises(
-            ConfigError, match=r"^fm\.path: found .* with adapter_config\.json: an adapter .*alone"
-        ):
+        with pytest.raises(ConfigError, match=r"^fm\.path: found .* with adapter_config\.json: an adapter .*alone"):
             load(FMConfig(path=str(tmp_path)))
 
 
