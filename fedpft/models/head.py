@@ -84,6 +84,16 @@ def fit_head(
     return tensors, [f"fm.path: the stored head has other labels ({_listed(before)}), {name} is drawn anew"]
 
 
+def untie(model: PreTrainedModel) -> list[str]:
+    """Make a language model's config say, in place, whether its output embeddings are its input's; a line if not."""
+    output = model.get_output_embeddings()
+    shared = output is None or output.weight is model.get_input_embeddings().weight
+    if shared or not model.config.tie_word_embeddings:
+        return []
+    model.config.tie_word_embeddings = False
+    return ["fm.config.tie_word_embeddings: true, but the stored embeddings differ: they stay apart"]
+
+
 def _order(before: Sequence[str], names: Sequence[str]) -> list[int] | None:
     """Return the stored output of each of the task's labels; None: their names differ."""
     for change in (str, lambda name: name.strip().casefold()):

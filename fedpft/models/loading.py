@@ -22,7 +22,7 @@ from fedpft.config import ConfigError, FMConfig, TaskKind
 from fedpft.models.checks import check_decoder, check_weights
 from fedpft.models.ffn import ffn_location, find_ffns, known_family
 from fedpft.models.fields import check_direction, check_fields, neutralise
-from fedpft.models.head import fit_head
+from fedpft.models.head import fit_head, untie
 from fedpft.models.origin import Origin, remember_origin
 from fedpft.models.sources import (
     SCRATCH,
@@ -169,11 +169,9 @@ def load_fm(
                 random, notes = random + redrawn, notes + said
     if pad_token_id is not None:
         fm.config.pad_token_id = pad_token_id
-    if getattr(fm.config, "tie_word_embeddings", False) and not _shares_embeddings(fm):
-        fm.config.tie_word_embeddings = False
-        notes = [*notes, "fm.config.tie_word_embeddings: true, but the stored embeddings differ: they stay apart"]
+    notes += untie(fm)
     if random:
-        notes = [*notes, f"fm.path: drawn at random: {'all weights' if random == ['*'] else ', '.join(random)}"]
+        notes.append(f"fm.path: drawn at random: {'all weights' if random == ['*'] else ', '.join(random)}")
     pooler = f"{fm.base_model_prefix}.pooler."
     origin = Origin(
         random_weights=tuple(sorted(random)),
@@ -183,12 +181,6 @@ def load_fm(
     )
     remember_origin(fm, origin)
     return fm.float().eval()
-
-
-def _shares_embeddings(fm: PreTrainedModel) -> bool:
-    """Whether a language model's output embeddings are its input's; true of a model that has none."""
-    output = fm.get_output_embeddings()
-    return output is None or output.weight is fm.get_input_embeddings().weight
 
 
 def auto_model(modality: Modality, kind: TaskKind) -> Any:

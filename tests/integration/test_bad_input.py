@@ -21,7 +21,7 @@ from fedpft.run import inputs
 from fedpft.run.pipeline import run
 from fedpft.run.resume import go_on
 from fedpft.trainer import SilentProgress
-from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
+from tests.tiny import tiny_fm, tiny_text_run, tiny_tokenizer, tiny_vision_run
 
 SHORT = ["federated.rounds=1", "align.layers.num_steps=1"]
 
@@ -39,7 +39,24 @@ def vision_fm(folder):
     tiny_fm("vit").save_pretrained(folder / "fm")
 
 
+def without_pad(folder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder / "fm")
+
+
 REFUSED = {
+    "LoRA on what is no linear layer": (
+        "lora.target_modules=[query,LayerNorm]",
+        "lora.target_modules: found 'LayerNorm', which matches a LayerNorm, allowed: linear layers outside FFNs and h",
+    ),
+    "layers that the FM does not have": ("method.uncompressed_layers=[3]", "method.uncompressed_layers: found 3, all"),
+    "an adapter beside the FM": (
+        lambda folder: (folder / "fm/adapter_config.json").write_text("{}"),
+        "fm.path: found ",
+    ),
+    "a tokenizer that cannot pad": (without_pad, "fm.path: found "),
+    "an architecture that cannot be built": ("fm.config.num_attention_heads=3", "fm.config: found "),
     "fewer examples than clients": (labelled(0, 1, 0), "federated.num_clients: found 4, allowed: at most 3 examples"),
     "a negative label": (labelled(0, 1, -1, 0, 1), "task.label_column: found 'label -1 in column label', allowed: 0.."),
     "an id as a label": (labelled(0, 1, 10**12, 0, 1), "task.label_column: found 'label 1000000000000 in column"),
@@ -173,6 +190,18 @@ def test_what_is_saved_bears_the_tasks_labels(tmp_path):
     sub_fm = load_sub_fm(tmp_path / "out/sub_fm", modality="text")
     assert sub_fm.config.id2label == {0: "calm", 1: "angry"}
     assert sub_fm.config.label2id == {"calm": 0, "angry": 1}
+
+
+def test_results_that_could_not_be_saved_are_refused_before_an_actor_starts(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("no\nsuch file")
+
+    monkeypatch.setattr("fedpft.run.pipeline.make_pool", lambda *_: pytest.fail("an actor was started"))
+    monkeypatch.setattr("transformers.PretrainedConfig.save_pretrained", fails)
+    with pytest.raises(
+        ConfigError, match=r"^fm\.path / fm\.config: found .*be saved and opened again \(ValueError: no su"
+    ):
+        run(load_config(None, tiny_text_run(tmp_path)))
 
 
 COMMANDS = {

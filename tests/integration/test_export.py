@@ -12,7 +12,13 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    PreTrainedModel,
+)
 
 from fedpft.cli import main as cli
 from fedpft.config import load_config
@@ -21,7 +27,7 @@ from fedpft.run.export import export
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.pipeline import run
 from fedpft.trainer import SilentProgress
-from tests.tiny import tiny_text_run, tiny_vision_run
+from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 
 SHORT = ["federated.rounds=1", "evaluation.fidelity_examples=0", "align.layers.kind=none"]
 VARIANTS = {"text": tiny_text_run, "image": tiny_vision_run}
@@ -186,3 +192,46 @@ def test_an_fm_that_is_gone_is_one_line(fails, copy_of_run):
     fm = re.search(r"path: (.*/fm)\n", config)[1]
     (copy_of_run / "config.yaml").write_text(config.replace(fm, f"{fm}/gone"))
     assert "fm.path: found" in fails(copy_of_run)
+
+
+def test_another_fm_behind_the_same_path_is_refused(fails, copy_of_run, tmp_path):
+    config = (copy_of_run / "config.yaml").read_text()
+    fm = re.search(r"path: (.*/fm)\n", config)[1]
+    shutil.copytree(fm, tmp_path / "fm")
+    tiny_fm("bert", seed=1).save_pretrained(tmp_path / "fm")
+    (copy_of_run / "config.yaml").write_text(config.replace(fm, str(tmp_path / "fm")))
+    found = fails(copy_of_run)
+    assert re.search(
+        r"fm\.path: found .* with digest \w{12}, the run began with \w{12}, allowed: the FM of the r", found
+    )
+    assert not (copy_of_run / "export").exists()
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_export_that_is_another_model_is_refused_and_leaves_nothing(fails, copy_of_run, monkeypatch, merge):
+    def spoil(model, folder, **_):
+        with torch.no_grad():
+            next(p for name, p in model.named_parameters() if "query" in name).mul_(1.01)
+        PreTrainedModel.save_pretrained(model, folder)
+
+    monkeypatch.setattr(BertForSequenceClassification, "save_pretrained", spoil, raising=False)
+    before = files(copy_of_run)
+    found = fails(copy_of_run, *["--merge"] * merge)
+    assert (
+        "export: found what was written to answer 4 stored examples otherwise than the FM with the run's ada" in found
+    )
+    assert files(copy_of_run) == before
+
+
+def test_an_fm_that_answers_otherwise_than_in_the_run_is_refused(fails, copy_of_run):
+    path = copy_of_run / "examples.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"logits": tensors["logits"] * 1.1}, path)
+    assert "export: found the FM with the run's adapter to answer 4 stored examples otherwise than" in fails(
+        copy_of_run
+    )
+    path.write_bytes(b"broken")
+    assert "RUN_DIR: found a damaged examples.safetensors" in fails(copy_of_run)
+    path.unlink()
+    with pytest.warns(UserWarning, match=r"no examples\.safetensors: the export is not compared with the run"):
+        export(copy_of_run)

@@ -5,15 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.federated.observer import SilentObserver
 from fedpft.run.pipeline import run
 from fedpft.run.resume import go_on
 from fedpft.storage.checkpoint import load_newest
-from tests.tiny import tiny_text_run, tiny_vision_run
+from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 
 ROUNDS = ["federated.rounds=5", "method.uncompressed_layers=[0]", "evaluation.interval=2"]
 ROUNDS += ["method.plug_in=distill", "align.adapter.num_steps=3", "align.adapter.batch_size=4"]
@@ -191,6 +193,37 @@ def test_other_settings_are_refused_with_all_keys_and_nothing_is_touched(copy):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_another_fm_behind_the_same_path_is_refused_and_nothing_is_touched(copy, settings, tmp_path):
+    folder, config = copy("before an alignment")
+    path = Path(config.fm.path)
+    shutil.copytree(path, tmp_path / "kept")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    tiny_fm("bert", seed=1).save_pretrained(path)
+    try:
+        with pytest.raises(
+            ConfigError, match=r"^fm\.path: found .*fm' with digest \w+, the run began with \w+, allowed"
+        ):
+            go_on(config)
+    finally:
+        shutil.copytree(tmp_path / "kept", path, dirs_exist_ok=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_last_step_fails_is_finished_when_it_goes_on(settings, straight, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("cannot be saved")
+
+    config = load_config(None, [*settings, f"output_dir={tmp_path / 'out'}", "checkpoint.interval=100"])
+    monkeypatch.setattr("fedpft.run.pipeline.save_adapter", fails)
+    with pytest.raises(ValueError, match="cannot be saved"):
+        run(config)
+    assert not (tmp_path / "out/result.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("fedpft.federated.driver.Driver.run_round", None)
+    go_on(config)
+    assert outcome(tmp_path / "out") == straight
+
+
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.cluster
 def test_where_the_clients_run_may_change(copy, straight):
@@ -231,6 +264,15 @@ def test_an_fm_of_the_runs_own_comes_back_bit_for_bit_without_another_pre_traini
     with pytest.raises(Stop):
         run(configs[1], StopBefore(2))
     monkeypatch.setattr("fedpft.run.inputs.pretrain_backbone", None)
+    weights = tmp_path / "b/fm/model.safetensors"
+    kept, tensors = weights.read_bytes(), load_file(weights)
+    name = next(name for name in tensors if "mlp" in name or "intermediate" in name)
+    save_file(tensors | {name: tensors[name] + 1}, weights, metadata={"format": "pt"})
+    with pytest.raises(
+        ConfigError, match=r"^fm\.path: found .*b/fm' with digest \w+, the run began with \w+, allowed: "
+    ):
+        go_on(configs[1])
+    weights.write_bytes(kept)
     go_on(configs[1])
     assert outcome(tmp_path / "b") == outcome(tmp_path / "a")
     assert (tmp_path / "b/fm/model.safetensors").read_bytes() == (tmp_path / "a/fm/model.safetensors").read_bytes()

@@ -7,21 +7,23 @@ from peft import PeftModel
 
 from fedpft.config import ConfigError, LoraConfig
 from fedpft.construct.compress import compress
+from fedpft.models.checks import DECODERS
 from fedpft.models.ffn import find_ffns
+from fedpft.models.head import head_modules
 from fedpft.models.lora import (
     LORA_TARGETS,
     adapter_layout,
     adapter_parameters,
     attach_lora,
     get_adapter,
-    head_modules,
+    merge_adapter,
     num_base_parameters,
     save_adapter,
     set_adapter,
     split_adapter,
     without_adapter,
 )
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, tiny_batch, tiny_fm, tiny_lm
 
 RANK_2 = LoraConfig(rank=2)
 HEADS = {
@@ -199,3 +201,49 @@ def test_a_target_that_is_in_none_of_the_layers_is_an_error():
     attach_lora(tiny_fm("bert"), config, seed=0)
     with pytest.raises(ConfigError, match=r"^lora\.target_modules: found 'pooler.dense', which matches no module in a"):
         attach_lora(tiny_fm("bert"), config, seed=0, layers=(0, 2))
+
+
+REFUSED = {
+    "LayerNorm": "a LayerNorm",
+    "dropout": "a Dropout",
+    "attention.self": "a BertSelfAttention",
+    "embeddings": "a BertEmbeddings",
+    "word_embeddings": "a Embedding",
+    "bert": "a BertModel",
+    "": "a BertForSequenceClassification",
+    "classifier": "a part of the head",
+    "intermediate.dense": "an FFN",
+}
+
+
+@pytest.mark.parametrize(("target", "kind"), REFUSED.items())
+def test_only_linear_layers_outside_ffns_and_head_have_lora(target, kind):
+    with pytest.raises(ConfigError) as error:
+        attach_lora(tiny_fm("bert"), LoraConfig(target_modules=("query", target)), seed=0)
+    allowed = "linear layers outside FFNs and head, as query, key, value, attention.output.dense"
+    assert str(error.value) == f"lora.target_modules: found {target!r}, which matches {kind}, allowed: {allowed}"
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_heads_and_embeddings_have_no_lora(model_type):
+    fm = tiny_fm(model_type)
+    names = {id(module): name for name, module in fm.named_modules()}
+    for target in (*HEADS[model_type], names[id(fm.get_input_embeddings())]):
+        with pytest.raises(ConfigError, match=r"^lora\.target_modules: found .*, which matches a "):
+            attach_lora(fm, LoraConfig(target_modules=(target,)), seed=0)
+
+
+@pytest.mark.parametrize("model_type", sorted(set(DECODERS) & set(FAMILIES)))
+def test_weights_that_two_modules_share_have_no_lora(model_type):
+    for module in ("get_input_embeddings", "get_output_embeddings"):
+        fm = tiny_lm(model_type, tie_word_embeddings=True)
+        (target,) = (name for name, other in fm.named_modules() if other is getattr(fm, module)())
+        with pytest.raises(ConfigError, match="which matches weights that another module shares, allowed: linear"):
+            attach_lora(fm, LoraConfig(target_modules=(target,)), seed=0)
+    head = next(name for name, other in fm.named_modules() if other is fm.get_output_embeddings())
+    apart = attach_lora(
+        tiny_lm(model_type, tie_word_embeddings=False), LoraConfig(rank=2, target_modules=(head,)), seed=0
+    ).eval()
+    set_adapter(apart, get_adapter(apart) + 0.1)
+    expected = outputs(apart, model_type)
+    assert torch.allclose(outputs(merge_adapter(apart), model_type), expected, atol=1e-4)
