@@ -19,6 +19,7 @@ SUMMARY = (
     ("FedOT, 50 %", ("fedot_50",)),
 )
 """Row of the summary -> methods of the benchmark, of which the one with the highest mean is shown."""
+ABLATIONS = ("fedpft_67_n", "fedpft_67_b", "fedpft_67_d")
 TASKS = {"sst2": "SST-2", "qnli": "QNLI", "cifar10": "CIFAR-10"}
 PEERS = {
     "fedpft": "**fedpft**",
