@@ -34,8 +34,12 @@ def methods() -> str:
             label = NAMES[family] + ", emulator at 67 %" * emulator
             at, style = 100 * size + SHIFTS[family], "s" if emulator else "o"
             axis.errorbar(at, fmean(scores), yerr=half, fmt=style, color=COLOURS[family], capsize=3, label=label)
-        axis.axhline(100 * fmean(cell["untuned_fm"] for cell in of_task), color="#999999", linestyle=":", label="untuned FM")
-        axis.set(title=title, xlabel="parameters, % of the FM's", ylabel="accuracy of the plugged-in FM, %", xlim=(42, 108))
+        axis.axhline(
+            100 * fmean(cell["untuned_fm"] for cell in of_task), color="#999999", linestyle=":", label="untuned FM"
+        )
+        axis.set(
+            title=title, xlabel="parameters, % of the FM's", ylabel="accuracy of the plugged-in FM, %", xlim=(42, 108)
+        )
         labelled = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one entry for each name
         figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=2, frameon=False, fontsize=7)
         panels.append(_saved(figure, f"methods-{task}", f"Accuracy on {title} against the size of what clients tune"))
@@ -58,7 +62,9 @@ def alignment() -> str:
     axis.set(xscale="log", xlim=(0.8, 600), ylim=(0.38, 1.35))
     axis.set(xlabel="CPU seconds of scorer and alignment", ylabel="hidden error, last layer")
     axis.legend(title="method.scorer", frameon=False, fontsize=8, title_fontsize=8)
-    return _side_by_side([_saved(figure, "alignment", "Hidden error of the sub-FM against CPU seconds, for three scorers")])
+    return _side_by_side(
+        [_saved(figure, "alignment", "Hidden error of the sub-FM against CPU seconds, for three scorers")]
+    )
 
 
 def simulation() -> str:

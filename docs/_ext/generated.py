@@ -1,6 +1,6 @@
 """What the book does not say by hand: a line `{{ NAME }}` of a page becomes the text that `GENERATORS[NAME]` returns.
 
-    sphinx's source-read -> expand(page) -> Markdown, from which Sphinx makes sections, tables and links as from any other
+    sphinx's source-read -> expand(page) -> Markdown, from which Sphinx makes sections, tables and links
 
 So the page of settings is what the dataclasses say, the page of commands what the command line says, and the pages of
 results what the records under experiments/results say, whenever the book is built.
@@ -25,6 +25,7 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "results: summary": results.summary,
     "results: methods": results.methods,
     "results: alignment": results.alignment,
+    "results: plug-in": results.plug_in,
     "results: simulation": results.simulation,
     "results: quickstart": results.quickstart,
     "figure: methods": figures.methods,

@@ -1,4 +1,4 @@
-"""The repository's other texts as pages of the book: links between them and the book's own pages lead from page to page.
+"""The repository's other texts as pages of the book; links between texts lead from page to page.
 
 On disk, and where a repository is browsed, the links of all texts are relative paths of files. In the book
 

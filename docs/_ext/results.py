@@ -55,6 +55,11 @@ def alignment() -> str:
     return _printed("experiments.benchmarks.alignment.table")
 
 
+def plug_in() -> str:
+    """Return the benchmark's own table."""
+    return "\n".join(importlib.import_module("experiments.benchmarks.plug_in.run").table())
+
+
 def simulation() -> str:
     """Return a round's wall time over that of plain PyTorch in the same turn: median and quartiles."""
     lines = ["| program | training counts (MiniLM) | overhead counts (tiny ViT) |", "| --- | --- | --- |"]

@@ -1,4 +1,4 @@
-"""The pages of settings: keys, types, defaults and meanings, from the dataclasses and the strings below their fields."""
+"""The page of settings: keys, types, defaults, meanings, from the dataclasses and the strings below their fields."""
 
 import ast
 import inspect
@@ -7,6 +7,7 @@ import textwrap
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedpft.config.run import Config
@@ -29,7 +30,9 @@ def sweep_settings() -> str:
 def suite_settings() -> str:
     """Return every key of a suite's file."""
     parts = {"": SuiteConfig, "rows[]` and `columns[]": HeadConfig, "paper": PaperConfig}
-    return "\n\n".join(_table(kind, "") if not key else f"Below `{key}`:\n\n{_table(kind, '')}" for key, kind in parts.items())
+    return "\n\n".join(
+        _table(kind, "") if not key else f"Below `{key}`:\n\n{_table(kind, '')}" for key, kind in parts.items()
+    )
 
 
 def sections(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -40,6 +43,7 @@ def sections(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from sections(entry.default_factory, f"{prefix}.{entry.name}".lstrip("."))
 
 
+@cache
 def meanings(kind: Any) -> dict[str, str]:
     """Return the strings below a dataclass's fields, each in one line."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
