@@ -1,5 +1,6 @@
 # make run    the quickstart: everything from an empty machine to a tuned foundation model
 # make test   the test suite; make cluster-test: several nodes, a Ray with dashboard and jobs, long runs; many minutes
+# make docs   the book, docs/_build/html/index.html
 # make draw-test  the property tests with examples that are drawn anew; make coverage: which lines the tests reach
 # All create .venv from constraints.txt when it is missing or older than the project's requirements.
 
@@ -10,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 
 PYTEST_OPTIONS ?=
 
-.PHONY: run digits test cluster-test draw-test coverage lint install clean
+.PHONY: run digits test cluster-test draw-test coverage docs lint install clean
 run: $(INSTALLED)
 	@$(BIN)/fedpft run experiments/configs/quickstart.yaml
 
@@ -32,6 +33,14 @@ coverage: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-append --cov-report=term:skip-covered \
 		tests/integration tests/simulation
 
+docs: $(VENV)/.docs
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+$(VENV)/.docs: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -48,4 +57,4 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,7 +14,9 @@ class PretrainConfig:
     num_epochs: int = 0
     """Epochs over the public data; 0 leaves the FM at its random initialisation."""
     lr: float = 1e-3
+    """Learning rate of AdamW."""
     batch_size: int = 64
+    """Examples of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class TaskConfig:
     text_columns: tuple[str, ...] = ()
     """One column, or two for sentence pairs; empty: those of the table row."""
     image_column: str | None = None
+    """Column of images; null: that of the table row."""
     label_column: str | None = None
     """Of `causal_lm`, if given, a category for partitions by labels; models do not see it."""
     prompt_column: str | None = None
@@ -65,7 +68,9 @@ class TaskConfig:
     chat_template: bool = False
     """`causal_lm`: put prompt (user) and response (assistant) into the tokenizer's own chat template."""
     train_split: str | None = None
+    """null: `train`, or that of the table row."""
     eval_split: str | None = None
+    """null: `validation`, or that of the table row."""
     eval_ratio: float | None = None
     """Hold out this fraction of the training data to evaluate on, the same rows for every seed; null: the evaluation
     split, or 0.1 of a data set of the table that has none."""
@@ -78,6 +83,7 @@ class TaskConfig:
     max_train_examples: int | None = None
     """Use a random subset of the training data; None: all."""
     max_eval_examples: int | None = None
+    """Use a random subset of the evaluation set; null: all."""
 
     def __post_init__(self) -> None:
         for name in ("max_train_examples", "max_eval_examples"):
@@ -112,7 +118,9 @@ class PublicConfig:
     path: str | None = None
     """Hub id, folder or file instead of the row's own; for several names as many, joined by `+`."""
     text_column: str | None = None
+    """Column of texts; null: that of the table row."""
     image_column: str | None = None
+    """Column of images; null: that of the table row."""
     chunk_length: int = 128
     """Text: tokens per chunk, special tokens included."""
     format: Literal["text", "task"] = "text"

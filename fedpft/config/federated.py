@@ -18,6 +18,7 @@ class PartitionConfig:
     """How the training data is dealt out to the clients."""
 
     kind: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
+    """`iid`: at random; `dirichlet`: labels in drawn proportions; `shards`: few labels each; `natural`: by a column."""
     dirichlet_alpha: float = 1.0
     """Concentration of the clients' label laws."""
     concentration: Literal["total", "per_label"] = "total"
@@ -41,15 +42,21 @@ class FederatedConfig:
     """Clients, rounds and local training; local defaults are the authors'."""
 
     num_clients: int = 100
+    """All owners of data."""
     rounds: int = 100
+    """Communication rounds."""
     clients_per_round: int = 10
+    """Drawn for each round (with `sampling: full` all are)."""
     sampling: Literal["uniform", "md", "full"] = "uniform"
     """`uniform` without replacement; `md` by data volume with replacement; `full`: everyone."""
     aggregation: Literal["weighted", "uniform"] = "weighted"
     """Weights of the mean: examples of each client, or equal."""
     local_epochs: int = 1
+    """Passes of a client over its data in a round."""
     batch_size: int = 4
+    """Examples of a local step."""
     lr: float = 8e-4
+    """Learning rate of local AdamW in round 1."""
     head_lr_ratio: float = 1.0
     """Learning rate of the task head over `lr`; above 1 helps a new head on an FM whose pooled features are small."""
     lr_schedule: Literal["constant", "exponential", "inverse", "linear"] = "linear"
@@ -57,7 +64,9 @@ class FederatedConfig:
     lr_decay: float = 0.95
     """Factor per round of the `exponential` schedule."""
     weight_decay: float = 0.01
+    """Of local AdamW."""
     max_grad_norm: float = 1.0
+    """Local gradients of a larger norm are scaled down to it."""
     min_clients: int = 1
     """Good updates that a round needs to count; with fewer, the adapter stays as it was."""
     allow_dropped: bool = False
@@ -115,6 +124,7 @@ class PoolConfig:
     """`auto`: as many as fit into what is free, memory included; `per_client`: one for each sampled client; or a
     number, which is the most where `gpus_per_actor` is `auto`."""
     cpus_per_actor: float = 1.0
+    """Ray's claim of cores for each actor; a fraction puts several on a core."""
     gpus_per_actor: Union[int, float, str] = 0.0  # noqa: UP007
     """Ray's claim for each actor, a fraction where actors share a GPU; `auto`: as many actors on each GPU as its free
     memory holds, by a try with the longest examples."""

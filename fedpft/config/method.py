@@ -54,8 +54,11 @@ class LoraConfig:
     """The adapter's low-rank part; defaults are the authors'."""
 
     rank: int = 8
+    """Inner size of the two matrices, r."""
     lora_alpha: int = 48
+    """Their product is multiplied by `lora_alpha / rank`."""
     dropout: float = 0.1
+    """Probability of dropping an input of LoRA in training."""
     target_modules: tuple[str, ...] = ()
     """Module name suffixes; empty: query, key, value and attention output of the FM's family."""
 
@@ -78,13 +81,17 @@ class LayerAlignConfig:
     num_steps: int = 1000
     """`distill`: optimiser steps."""
     lr: float = 6e-4
+    """`distill`: the highest learning rate, after the warm-up; it then falls linearly to 0."""
     batch_size: int = 32
+    """Public examples at a time."""
     product_weight: float = 0.01
     """Weight of the second loss term, the difference of `W_down @ W_up` (the paper's alpha)."""
     warmup_ratio: float = 0.048
+    """`distill`: part of the steps in which the learning rate rises."""
     weight_decay: float = 0.01
     """On matrices only."""
     max_grad_norm: float = 1.0
+    """`distill`: gradients of a larger norm are scaled down to it."""
 
     def __post_init__(self) -> None:
         require_positive("align.layers", self, "num_steps", "lr", "batch_size", "max_grad_norm")
@@ -98,6 +105,7 @@ class NeuronAlignConfig:
     """Neuron-level alignment between rounds, of the neurons that the task uses least."""
 
     kind: Literal["distill", "closed_form", "none"] = "distill"
+    """`distill`: gradient descent (the paper); `closed_form`: a regression of the chosen columns of `W_down`."""
     interval: int = 10
     """Align after every round that is a multiple of this, except the last (the paper's t)."""
     update_ratio: float = 0.5
@@ -107,9 +115,13 @@ class NeuronAlignConfig:
     num_steps: int = 20
     """`distill`: optimiser steps."""
     lr: float = 6e-4
+    """`distill`: the highest learning rate, after the warm-up; it then falls linearly to 0."""
     batch_size: int = 32
+    """Public examples at a time."""
     warmup_ratio: float = 0.048
+    """`distill`: part of the steps in which the learning rate rises."""
     max_grad_norm: float = 1.0
+    """`distill`: gradients of a larger norm are scaled down to it."""
 
     def __post_init__(self) -> None:
         require_positive("align.neurons", self, "interval", "num_steps", "lr", "batch_size", "max_grad_norm")
@@ -127,10 +139,12 @@ class AdapterAlignConfig:
     lr: float = 3e-4
     """The first; it falls linearly to 0."""
     batch_size: int = 16
+    """Public examples of a step."""
     held_out_examples: int = 256
     """Public examples, none of them trained on, on which the new adapter must be nearer to the proxy than the copied
     one, or the copied one stays; at most a quarter of the public data."""
     max_grad_norm: float = 1.0
+    """Gradients of a larger norm are scaled down to it."""
 
     def __post_init__(self) -> None:
         require_positive("align.adapter", self, "num_steps", "lr", "batch_size", "held_out_examples", "max_grad_norm")

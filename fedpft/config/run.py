@@ -34,6 +34,7 @@ class ServerConfig:
     """GPUs (CPU processes where there is none) that share every batch of a distillation: Lightning's `ddp_spawn`. All
     else works on the first. The batch size is that of all together; their number is part of the numerics."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Lightning precision of distillations and evaluations; closed forms and the fidelity meter stay in float32."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """On a GPU of products of float32: `highest` all of their bits, `high` TF32's, several times as fast. It is the
     process's, so that clients of `pool.kind = sequential` have it, too; on a CPU nothing changes."""
@@ -70,6 +71,7 @@ class EvaluationConfig:
     interval: int = 5
     """Evaluate after every round that is a multiple of this, and after the last."""
     batch_size: int = 64
+    """Examples at a time."""
     fidelity_examples: int = 64
     """Evaluation examples in the fidelity meter's fixed batch (all, if there are fewer); 0: no meter."""
 
@@ -94,8 +96,11 @@ class TrackingConfig:
     """Weights & Biases; `rounds.jsonl` and `result.json` are written whatever this says."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
+    """`offline`: recorded in `output_dir/wandb`, without an account; `online`: sent while the run goes on."""
     project: str = "fedpft"
+    """W&B's project."""
     entity: str | None = None
+    """User or team that owns the project; null: the account's own."""
     group: str | None = None
     """A sweep's trials have its name."""
     job_type: str | None = None
@@ -109,6 +114,7 @@ class CacheConfig:
     """Built sub-FMs, kept for later runs that would build the same one; they change a run's time, never its result."""
 
     enabled: bool = True
+    """Whether to read and write it."""
     dir: str | None = None
     """null: `$FEDPFT_CACHE`, else `~/.cache/fedpft`. Runs at the same time may share it."""
     max_gigabytes: float = 10.0
@@ -126,8 +132,11 @@ class Config:
     config_version: int = CONFIG_VERSION
     """Of the keys and their meaning; a file without it is taken for the newest."""
     name: str = "fedpft"
+    """Of the run, in `result.json`, W&B and, by default, `output_dir`."""
     seed: int = 42
+    """Of every draw: models, data, clients, batches."""
     output_dir: str = "outputs/${name}"
+    """The run's folder; `${name}` stands for `name`."""
     fm: FMConfig = field(default_factory=FMConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     public: PublicConfig = field(default_factory=PublicConfig)

@@ -25,6 +25,7 @@ class HeadConfig:
     """A row or a column."""
 
     label: str
+    """As the table shows it."""
     set: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
     """Keys of the run's config, or words for sections."""
     metric: str | None = None
@@ -40,6 +41,7 @@ class PaperConfig:
     file: str = ""
     """From the suite's own folder; empty: there are none."""
     table: str = ""
+    """Name of the table in the file."""
     where: dict[str, str] = field(default_factory=dict)
     """Words that all cells share."""
 
@@ -49,21 +51,30 @@ class SuiteConfig:
     """A table of runs."""
 
     name: str = "suite"
+    """Of the suite, and its group in W&B."""
     title: str = ""
+    """Above the table."""
     base: str
     """The config file of the runs; a relative path is taken from the suite's own folder."""
     run: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
     """Keys of the run's config, for every cell."""
     rows: list[HeadConfig] = field(default_factory=list)
+    """The first dimension: `{label: ..., set: {...}}` each."""
     columns: list[HeadConfig] = field(default_factory=list)
+    """The second dimension."""
     seeds: tuple[int, ...] = ()
     """Of every cell; empty: the base's."""
     paper: PaperConfig = field(default_factory=PaperConfig)
     max_concurrent: int | None = None
+    """Runs at once; null: as many as there is room for."""
     max_retries: int = 1
+    """Further attempts for a run that fails."""
     driver_cpus: float = 1.0
+    """Cores of a run's driver."""
     driver_gpus: float = 0.0
+    """GPUs of a run's driver; see a sweep's."""
     output_dir: str = "outputs/suites/${name}"
+    """The suite's folder; its runs are in `trials/`."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns"):

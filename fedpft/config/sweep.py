@@ -61,6 +61,7 @@ class SweepConfig:
     """A sweep: runs that differ in the keys of a space, and in their seeds."""
 
     name: str = "sweep"
+    """Of the sweep, and its group in W&B."""
     base: str
     """The config file of the run; a relative path is taken from the sweep's own folder."""
     run: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
@@ -74,6 +75,7 @@ class SweepConfig:
     """`grid`: every point; `random`: `num_samples` draws, each with every point of the keys that have a grid;
     `optuna`: `num_samples` points, each chosen by what those before it gave (mean over the seeds)."""
     num_samples: int = 10
+    """Points that are drawn, with `random` and `optuna`."""
     search_seed: int = 0
     """Of the draws, not of the runs."""
     scheduler: Literal["none", "asha", "hyperband"] = "none"
@@ -97,6 +99,7 @@ class SweepConfig:
     """GPUs of a trial's driver; 0: what its server claims (`server.num_gpus`), and with `pool.kind = sequential` one
     for each trial, or its part of those there are for `max_concurrent` at a time."""
     output_dir: str = "outputs/sweeps/${name}"
+    """The sweep's folder; its trials are in `trials/`."""
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip(". ")) and "/" not in self.name, "name", self.name, "a name without /")
