@@ -105,7 +105,9 @@ class InactivityCounter:
         """See :meth:`NeuronWatch.set_mask`; the next batch's rows are those of these clients, as many of each."""
         self._watch.set_mask(attention_mask)
         self._clients = clients
-        self._lengths = None if attention_mask is None else attention_mask.reshape(len(clients), -1).sum(dim=1).tolist()
+        self._lengths = None
+        if attention_mask is not None and len(clients) > 1:
+            self._lengths = attention_mask.reshape(len(clients), -1).sum(dim=1).tolist()
 
     def counts(self, client: int = 0) -> ActivationCounts:
         """Return what was counted so far."""

@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from fedpft.config import Config, ConfigError, dump_config
+from fedpft.config.loading import resolved
 
 STOP_SECONDS = 120
 """From SIGTERM to SIGKILL: a run writes its last checkpoint in between (Ray's own limit is 3 s)."""
@@ -87,7 +88,7 @@ class Jobs:
             config = replace(config, server=replace(config.server, num_gpus=0.0))
         command = f"{shlex.quote(python)} -m fedpft.cli run $config{' --resume' if resume else ''}"
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, _CONFIG_FILE).write_text(dump_config(config))
+            Path(folder, _CONFIG_FILE).write_text(dump_config(resolved(config)))
             return self._client.submit_job(
                 # the working folder is a copy that Ray removes
                 entrypoint=f"config=$PWD/{_CONFIG_FILE}; cd ~ && exec {command}",

@@ -270,7 +270,7 @@ def test_good_images_are_decoded_once_and_broken_ones_named_before_an_actor_star
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EROFS, 1), (errno.ECONNREFUSED, None)])
 def test_a_full_disk_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys, number, code):
-    def fails(*_):
+    def fails(*_, **__):
         (tmp_path / "out/checkpoints/round-0003").mkdir(parents=True)
         (tmp_path / "out/checkpoints/round-0003/state.json").write_text("{}")
         raise OSError(number, os.strerror(number), "rounds.jsonl")

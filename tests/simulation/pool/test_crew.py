@@ -32,7 +32,7 @@ class FakeRay:
     def remote(self, **resources):
         return lambda actor_class: SimpleNamespace(remote=lambda *given: self.start(*given))
 
-    def start(self, name, num_threads):
+    def start(self, name, num_threads, deterministic):
         outcome = self.outcomes.get(next(self.starts), "here")
         receive = SimpleNamespace(remote=lambda package, weights: Reference(outcome))
         replace_weights = SimpleNamespace(remote=lambda weights: Reference(outcome))
