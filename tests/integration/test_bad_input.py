@@ -197,11 +197,12 @@ def test_results_that_could_not_be_saved_are_refused_before_an_actor_starts(tmp_
         raise ValueError("no\nsuch file")
 
     monkeypatch.setattr("fedpft.run.pipeline.make_pool", lambda *_: pytest.fail("an actor was started"))
+    settings = tiny_text_run(tmp_path)
     monkeypatch.setattr("transformers.PretrainedConfig.save_pretrained", fails)
     with pytest.raises(
         ConfigError, match=r"^fm\.path / fm\.config: found .*be saved and opened again \(ValueError: no su"
     ):
-        run(load_config(None, tiny_text_run(tmp_path)))
+        run(load_config(None, settings))
 
 
 COMMANDS = {
