@@ -152,7 +152,7 @@ def test_actors_that_move_are_others_and_hold_what_the_first_ones_held(make):
     given, start = [], fake.start
 
     def noted(name, num_threads, deterministic):
-        handle = start(name, num_threads)
+        handle = start(name, num_threads, deterministic)
         receive = handle.receive.remote
         handle.receive.remote = lambda *held: given.append([one.outcome for one in held]) or receive(*held)
         return handle
