@@ -246,6 +246,13 @@ _HANDLERS = {
 }
 
 
+class _Generator(torch.Generator):
+    """The CPU's in place of the GPU's."""
+
+    def __new__(cls, device: Any = CPU) -> "_Generator":
+        return super().__new__(cls, CPU if torch.device(device).type == "cuda" else device)
+
+
 class _Autocast(torch.autocast):
     """The CPU's in place of the GPU's."""
 
@@ -295,6 +302,7 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
         stack.enter_context(mock.patch.object(clip_grad, "_group_tensors_by_device_and_dtype", grouped))
         stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu)))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
+        stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(_Operations(gpu))
         stack.enter_context(_Attributes(gpu))

@@ -35,7 +35,7 @@ RUNS = {
     "vit": (tiny_vision_run, ["method.scorer=activation"]),  # pre-trained
     "llama": (tiny_causal_run, [*MIXED, "align.layers.kind=closed_form", "align.neurons.kind=closed_form"]),
     "fedot": (five_layers, ["method={name: fedot, adapter_layers: 1, kept_layers: 4}"]),
-    "full": (tiny_text_run, ["method.name=full"]),
+    "full": (tiny_text_run, ["method.name=full", "pool.clients_per_batch=2", "federated.partition.size_imbalance=0"]),
 }
 
 
