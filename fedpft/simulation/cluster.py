@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +13,11 @@ import psutil
 import ray
 import torch
 from ray._private.worker import get_dashboard_url
-from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
 from fedpft.config import ConfigError, PoolConfig
-from fedpft.interrupt import kept_handlers
+from fedpft.interrupt import RunStoppedError, kept_handlers, unmasked
+from fedpft.simulation.starting import check_address, deaf_children, local_settings, refusal
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ def connect(address: str | None) -> bool:
     """Start Ray on this machine (`address` None) or join a cluster; return whether this call did either.
 
     Raises:
-        ConfigError: no cluster at that address.
+        ConfigError: no cluster at that address, or no folder for a Ray on this machine.
+        RunStoppedError: Ray does not start.
 
     """
     if ray.is_initialized():
         return False
+    if address is not None:
+        check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # a connection that comes and goes is Ray's business; what goes wrong with an actor reaches us as an exception
@@ -61,17 +65,22 @@ def connect(address: str | None) -> bool:
         ray._private.worker.print_to_stdstream = _print_nothing
     job = JobConfig()
     job._py_driver_sys_path = _FoldersAsHere()
+    own = {} if address else local_settings()
     try:
-        with kept_handlers():  # Ray's own would end the process without closing what it knows nothing of
+        with kept_handlers(), unmasked():  # Ray's own would end the process without closing what it knows nothing of
             if address is None:
-                ray.init(address="local", include_dashboard=False, job_config=job, **quiet)
+                with deaf_children():
+                    ray.init(address="local", include_dashboard=False, job_config=job, **own, **quiet)
             else:
                 ray.init(address=address, job_config=job, **quiet)
-    except (ConnectionError, AuthenticationError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(
-            f"pool.address: found {address!r}, allowed: the address of a running Ray cluster; {first}"
-        ) from None
+    except Exception as error:  # of every kind, Exception itself too
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if address is not None:
+            raise refusal(address, first) from None
+        with suppress(Exception):
+            ray.shutdown()  # what has started of it
+        remedy = "pool.kind=sequential does without, RAY_TMPDIR=FOLDER puts its files elsewhere"
+        raise RunStoppedError(f"Ray does not start on this machine ({first}); {remedy}") from None
     return True
 
 
