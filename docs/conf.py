@@ -23,6 +23,7 @@ exclude_patterns = ["_build", "_ext"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
+highlight_language = "text"  # of blocks that name none: what a program prints
 default_role = "code"  # docstrings write `names` as Markdown does
 
 add_module_names = False

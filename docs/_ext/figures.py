@@ -13,6 +13,8 @@ PAGE = "/_build/figures"
 """The folder, as a page names it."""
 COLOURS = {"full": "#555555", "fedpft": "#1b6ca8", "fedot": "#c8641b"}
 NAMES = {"full": "FedPETuning", "fedpft": "FedPFT", "fedot": "FedOT"}
+ALIGNMENTS = {"none": "o", "closed_form": "s", "distill_100": "^", "closed_form+distill_100": "D", "distill_500": "v"}
+"""Kind of alignment -> its mark."""
 SHIFTS = {"full": 0, "fedpft": -1, "fedot": 1}
 """Per cent of the parameters by which points are moved, or those of one size would cover each other."""
 
@@ -50,21 +52,21 @@ def alignment() -> str:
     """Draw hidden error against the server's time, a quarter of the neurons kept."""
     plt = _pyplot()
     cells = [cell for cell in results.cells_of("alignment") if cell["ratio"] == 0.25]
-    figure, axis = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
-    kinds = ("none", "closed_form", "distill_100", "closed_form+distill_100", "distill_500")
-    for scorer, mark in (("weight_norm", "o"), ("activation", "s"), ("greedy", "^")):
+    figure, axis = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+    for scorer, colour in zip(("weight_norm", "activation", "greedy"), COLOURS.values(), strict=True):
         found = {cell["alignment"]: cell for cell in cells if cell["scorer"] == scorer}
-        points = [(max(1, found[kind]["construct_cpu_seconds"]), found[kind]["hidden_errors"][-1]) for kind in kinds]
-        axis.plot(*zip(*points, strict=True), mark, linestyle="-", linewidth=0.7, markersize=5, label=scorer)
-        if scorer == "greedy":
-            for kind, point in zip(kinds, points, strict=True):
-                axis.annotate(kind.replace("_", " "), point, xytext=(-2, -14), textcoords="offset points", fontsize=8)
-    axis.set(xscale="log", xlim=(0.8, 600), ylim=(0.38, 1.35))
+        points = [
+            (max(1, found[kind]["construct_cpu_seconds"]), found[kind]["hidden_errors"][-1]) for kind in ALIGNMENTS
+        ]
+        for point, mark in zip(points, ALIGNMENTS.values(), strict=True):
+            axis.plot(*point, mark, color=colour, markersize=6)
+        axis.plot(*zip(*sorted(points), strict=True), color=colour, linewidth=0.7, label=f"scorer {scorer}")
+    for kind, mark in ALIGNMENTS.items():
+        axis.plot([], [], mark, color="#555555", label=kind.replace("_", " "))
+    axis.set(xscale="log", xlim=(0.8, 600), ylim=(0.4, 1.35))
     axis.set(xlabel="CPU seconds of scorer and alignment", ylabel="hidden error, last layer")
-    axis.legend(title="method.scorer", frameon=False, fontsize=8, title_fontsize=8)
-    return _side_by_side(
-        [_saved(figure, "alignment", "Hidden error of the sub-FM against CPU seconds, for three scorers")]
-    )
+    axis.legend(frameon=False, fontsize=8)
+    return _side_by_side([_saved(figure, "alignment", "Hidden error of the sub-FM against CPU seconds, three scorers")])
 
 
 def simulation() -> str:

@@ -66,7 +66,7 @@ def simulation() -> str:
     for name, title in PEERS.items():
         cells = []
         for workload in ("minilm", "overhead"):
-            low, middle, high = quantiles(time_ratios(workload, name), n=4, method="inclusive")
+            low, middle, high = quantiles(time_ratios(workload, name), n=4)
             cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
