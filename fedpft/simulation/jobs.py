@@ -88,11 +88,7 @@ class Jobs:
             config = replace(config, server=replace(config.server, num_gpus=0.0))
         command = f"{shlex.quote(python)} -m fedpft.cli run $config{' --resume' if resume else ''}"
         with tempfile.TemporaryDirectory() as folder:
-<<<<<<< HEAD
-            Path(folder, _CONFIG_FILE).write_text(dump_config(resolved(config)))
-=======
-            Path(folder, _CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
->>>>>>> faults-runs
+            Path(folder, _CONFIG_FILE).write_text(dump_config(resolved(config)), encoding="utf-8")
             return self._client.submit_job(
                 # the working folder is a copy that Ray removes
                 entrypoint=f"config=$PWD/{_CONFIG_FILE}; cd ~ && exec {command}",

@@ -1,5 +1,6 @@
 """What `fedpft export` writes opens with transformers and peft alone and is the run's tuned FM."""
 
+import copy
 import json
 import re
 import shutil
@@ -210,8 +211,9 @@ def test_another_fm_behind_the_same_path_is_refused(fails, copy_of_run, tmp_path
 @pytest.mark.parametrize("merge", [True, False])
 def test_an_export_that_is_another_model_is_refused_and_leaves_nothing(fails, copy_of_run, monkeypatch, merge):
     def spoil(model, folder, **_):
+        model = copy.deepcopy(model)  # what is written is wrong, not what the export compares it with
         with torch.no_grad():
-            next(p for name, p in model.named_parameters() if "query" in name).mul_(1.01)
+            next(p for name, p in model.named_parameters() if "query" in name).mul_(1.5)
         PreTrainedModel.save_pretrained(model, folder)
 
     monkeypatch.setattr(BertForSequenceClassification, "save_pretrained", spoil, raising=False)

@@ -47,14 +47,21 @@ def init(monkeypatch):
     return seen
 
 
-FORMLESS = ["foo", "localhost:notaport", "localhost:0", "localhost:65536", ":6379", "http://localhost:8265", "a b:3", ""]
+FORMLESS = [
+    "foo",
+    "localhost:notaport",
+    "localhost:0",
+    "localhost:65536",
+    ":6379",
+    "http://localhost:8265",
+    "a b:3",
+    "",
+]
 
 
 @pytest.mark.parametrize("address", FORMLESS)
 def test_what_has_not_the_form_of_an_address_is_refused(init, address):
-    with pytest.raises(
-        ConfigError, match=r"^pool\.address: found '.*', allowed: auto or host:port .*; it has not"
-    ):
+    with pytest.raises(ConfigError, match=r"^pool\.address: found '.*', allowed: auto or host:port .*; it has not"):
         cluster.connect(address)
     assert not init
 
@@ -106,9 +113,7 @@ def test_without_a_folder_it_is_one_line_with_the_remedy(init, monkeypatch):
     assert not init
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("too long\nmore"), Exception("late"), AssertionError(), OSError("no")]
-)
+@pytest.mark.parametrize("error", [ValueError("too long\nmore"), Exception("late"), AssertionError(), OSError("no")])
 def test_a_ray_that_does_not_start_is_one_line_with_the_remedy(init, monkeypatch, error):
     def fail(**_):
         raise error
