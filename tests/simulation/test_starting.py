@@ -47,7 +47,8 @@ def init(monkeypatch):
     return seen
 
 
-FORMLESS = [
+FORMLESS = ["foo", "localhost:notaport", "localhost:0", "localhost:65536", ":6379", "http://localhost:8265", "a b:3"]
+FORMLESS.append("")
     "foo",
     "localhost:notaport",
     "localhost:0",
