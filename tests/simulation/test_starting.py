@@ -48,16 +48,7 @@ def init(monkeypatch):
 
 
 FORMLESS = ["foo", "localhost:notaport", "localhost:0", "localhost:65536", ":6379", "http://localhost:8265", "a b:3"]
-FORMLESS.append("")
-    "foo",
-    "localhost:notaport",
-    "localhost:0",
-    "localhost:65536",
-    ":6379",
-    "http://localhost:8265",
-    "a b:3",
-    "",
-]
+FORMLESS += [""]
 
 
 @pytest.mark.parametrize("address", FORMLESS)
