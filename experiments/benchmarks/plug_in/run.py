@@ -38,7 +38,7 @@ RESULTS = Path("experiments/results/plug_in")
 RATES = {("sst2", 67): 8e-3, ("qnli", 67): 4e-3, ("sst2", 50): 8e-3, ("qnli", 50): 4e-3}
 """(task, size) -> what FedPFT's search in the methods benchmark found."""
 FURTHER_TASKS = {
-    "ag_news": ("text_columns=[text]", 8e-3),
+    "ag_news": ("text_columns=[sentence]", 8e-3),
     "mrpc": ("text_columns=[sentence1,sentence2]", 4e-3),
     "mnli": ("text_columns=[sentence1,sentence2]", 4e-3),
 }
