@@ -252,6 +252,8 @@ def resize_ffns(model: PreTrainedModel, sizes: Sequence[int]) -> None:
 
 
 def _unbuildable(config: FMConfig) -> str:
+    if not config.config and not is_from_scratch(config):
+        return f"fm.path: found {config.path!r}, allowed: a config.json of an architecture that can be built"
     return f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"
 
 

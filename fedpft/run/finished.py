@@ -48,7 +48,7 @@ def untuned_fm(run_dir: Path, config: Config, result: Mapping[str, Any]) -> tupl
     """
     saved_fm = run_dir / "fm" if config.fm.pretrain.num_epochs else None
     own_files = saved_fm if result["kind"] == "causal_lm" else None  # with the tokenizer that the run made
-    source = replace(config.fm, path=str(own_files)) if own_files else config.fm
+    source = replace(config.fm, path=str(own_files), revision=None) if own_files else config.fm
     processor = load_processor(source, result["modality"])
     pad_token_id = getattr(processor, "pad_token_id", None)
     names = result["label_names"]

@@ -138,7 +138,7 @@ def load_untuned_fm(
     saved_fm: Path | None = None,
 ) -> PreTrainedModel:
     """Load the FM without the data, but for the names of its labels; see :func:`load_fm`."""
-    source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
+    source = replace(config.fm, path=str(saved_fm), revision=None, config={}) if saved_fm else config.fm
     seed = config.server_seed if is_from_scratch(source) else config.seed  # else only a new head draws
     fm = loading.load_fm(
         source, modality=modality, kind=kind, num_labels=len(label_names), seed=seed, pad_token_id=pad_token_id,
