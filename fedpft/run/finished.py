@@ -9,8 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fedpft.config import Config, ConfigError, load_config
-from fedpft.models.loading import load_processor, load_sub_fm
+from fedpft.models.loading import load_sub_fm
 from fedpft.models.lora import AdaptedModel, load_adapter
+from fedpft.models.processor import load_processor
 from fedpft.run.inputs import load_untuned_fm
 from fedpft.run.same_fm import check_same_fm
 

@@ -29,6 +29,7 @@ from fedpft.models import loading
 from fedpft.models.limits import check_texts_fit, fit_inputs
 from fedpft.models.origin import origin_of, remember_origin
 from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
+from fedpft.models.processor import load_processor
 from fedpft.models.sources import is_from_scratch
 from fedpft.models.tokenizer import train_tokenizer
 from fedpft.run.rehearsal import PROBLEM_TYPES, check_can_be_saved, rehearse
@@ -66,7 +67,7 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
         texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
         processor = train_tokenizer(texts, fm.vocab_size)
     else:
-        processor = loading.load_processor(config.fm, task.modality)
+        processor = load_processor(config.fm, task.modality)
     if isinstance(processor, PreTrainedTokenizerBase):
         check_texts_fit(config, fm, processor)
         fit_inputs(fm, processor)
