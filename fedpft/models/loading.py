@@ -1,4 +1,4 @@
-"""Models and their tokenizers / image processors: from the hub, a folder, a Python package, or from scratch."""
+"""Models: from the hub, a folder, a Python package, or from scratch."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,11 @@ from typing import Any, Literal
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    ViTImageProcessorPil,
 )
 
 from fedpft.config import ConfigError, FMConfig, TaskKind
@@ -43,31 +40,6 @@ _CLASSIFIERS: Mapping[Modality, Any] = {
     "image": AutoModelForImageClassification,
 }
 """Modality -> what opens a model with the head of its task."""
-
-
-def load_processor(config: FMConfig, modality: Modality) -> Any:
-    """Return the tokenizer (text) or image processor (image) that belongs to the FM.
-
-    Raises:
-        ConfigError: nothing to load at `fm.path`, or a tokenizer without words.
-
-    """
-    if is_from_scratch(config):
-        return _scratch_processor(config, modality)
-    auto = AutoTokenizer if modality == "text" else AutoImageProcessor
-    processor = from_pretrained(auto, config)
-    if modality == "image":
-        return processor
-    if len(processor) <= len(processor.all_special_tokens):  # what transformers makes of a folder without its files
-        raise ConfigError(
-            f"fm.path: found {config.path!r} with no tokenizer's files, allowed: a model with its tokenizer"
-        )
-    if processor.pad_token is None and processor.eos_token is None:
-        found = f"{config.path!r} with a tokenizer that has neither a padding nor an end-of-text token"
-        raise ConfigError(f"fm.path: found {found}, allowed: one that has either (in its tokenizer_config.json)")
-    if processor.pad_token is None:
-        processor.pad_token = processor.eos_token
-    return processor
 
 
 def load_fm_config(config: FMConfig, num_labels: int, kind: TaskKind = "classification") -> PretrainedConfig:
@@ -252,6 +224,8 @@ def resize_ffns(model: PreTrainedModel, sizes: Sequence[int]) -> None:
 
 
 def _unbuildable(config: FMConfig) -> str:
+    if not config.config and not is_from_scratch(config):
+        return f"fm.path: found {config.path!r}, allowed: a config.json of an architecture that can be built"
     return f"fm.config: found {config.config}, allowed: an architecture that {config.path} can have"
 
 
@@ -263,12 +237,3 @@ def _scratch_config(config: FMConfig, num_labels: int, kind: TaskKind = "classif
     check_fields(AutoConfig.for_model(model_type), config.config)
     with one_line(f"fm.config: found {config.config}, allowed: fields that a {model_type} config can have"):
         return AutoConfig.for_model(model_type, **_head_fields(num_labels, kind), **config.config)
-
-
-def _scratch_processor(config: FMConfig, modality: Modality) -> Any:
-    if modality == "text":
-        raise ConfigError(
-            f"fm.path: found {config.path!r}, but text needs a tokenizer: give a hub id, folder or package://"
-        )
-    size = _scratch_config(config, num_labels=2).image_size
-    return ViTImageProcessorPil(size={"height": size, "width": size})

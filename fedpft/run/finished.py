@@ -9,8 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fedpft.config import Config, ConfigError, load_config
-from fedpft.models.loading import load_processor, load_sub_fm
+from fedpft.models.loading import load_sub_fm
 from fedpft.models.lora import AdaptedModel, load_adapter
+from fedpft.models.processor import load_processor
 from fedpft.run.inputs import load_untuned_fm
 from fedpft.run.same_fm import check_same_fm
 
@@ -48,7 +49,7 @@ def untuned_fm(run_dir: Path, config: Config, result: Mapping[str, Any]) -> tupl
     """
     saved_fm = run_dir / "fm" if config.fm.pretrain.num_epochs else None
     own_files = saved_fm if result["kind"] == "causal_lm" else None  # with the tokenizer that the run made
-    source = replace(config.fm, path=str(own_files)) if own_files else config.fm
+    source = replace(config.fm, path=str(own_files), revision=None) if own_files else config.fm
     processor = load_processor(source, result["modality"])
     pad_token_id = getattr(processor, "pad_token_id", None)
     names = result["label_names"]

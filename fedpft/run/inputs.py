@@ -29,6 +29,7 @@ from fedpft.models import loading
 from fedpft.models.limits import check_texts_fit, fit_inputs
 from fedpft.models.origin import origin_of, remember_origin
 from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
+from fedpft.models.processor import load_processor
 from fedpft.models.sources import is_from_scratch
 from fedpft.models.tokenizer import train_tokenizer
 from fedpft.run.rehearsal import PROBLEM_TYPES, check_can_be_saved, rehearse
@@ -66,7 +67,7 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
         texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
         processor = train_tokenizer(texts, fm.vocab_size)
     else:
-        processor = loading.load_processor(config.fm, task.modality)
+        processor = load_processor(config.fm, task.modality)
     if isinstance(processor, PreTrainedTokenizerBase):
         check_texts_fit(config, fm, processor)
         fit_inputs(fm, processor)
@@ -138,7 +139,7 @@ def load_untuned_fm(
     saved_fm: Path | None = None,
 ) -> PreTrainedModel:
     """Load the FM without the data, but for the names of its labels; see :func:`load_fm`."""
-    source = replace(config.fm, path=str(saved_fm), config={}) if saved_fm else config.fm
+    source = replace(config.fm, path=str(saved_fm), revision=None, config={}) if saved_fm else config.fm
     seed = config.server_seed if is_from_scratch(source) else config.seed  # else only a new head draws
     fm = loading.load_fm(
         source, modality=modality, kind=kind, num_labels=len(label_names), seed=seed, pad_token_id=pad_token_id,

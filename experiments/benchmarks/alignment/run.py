@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from experiments.benchmarks.alignment.cells import all_cells, held_out_batches, measure
-from fedpft.models.loading import load_processor
+from fedpft.models.processor import load_processor
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.storage.output import package_versions, write_json
 from fedpft.trainer import SilentProgress

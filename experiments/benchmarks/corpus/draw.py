@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from fedpft.config import FMConfig, PublicConfig
 from fedpft.data.corpora import public
 from fedpft.data.corpora.chunks import chunk_corpus
-from fedpft.models.loading import load_processor
+from fedpft.models.processor import load_processor
 from fedpft.seeding import numpy_rng
 
 RESULT = Path(__file__).parents[2] / "results" / "corpus.json"

@@ -14,9 +14,10 @@ from fedpft.models.digest import fm_digest
 from fedpft.models.ffn import ffn_location
 from fedpft.models.fields import NEUTRAL_FIELDS
 from fedpft.models.limits import fit_inputs
-from fedpft.models.loading import load_fm, load_fm_config, load_processor
+from fedpft.models.loading import load_fm, load_fm_config
 from fedpft.models.lora import attach_lora, save_adapter
 from fedpft.models.origin import origin_of
+from fedpft.models.processor import load_processor
 from tests.tiny import FAMILIES, TINY_CONFIGS, auto_model, modality_of, tiny_batch, tiny_fm, tiny_lm, tiny_tokenizer
 
 

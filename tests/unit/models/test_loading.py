@@ -14,7 +14,8 @@ from transformers import (
 
 from fedpft.config import ConfigError, FMConfig
 from fedpft.models.ffn import find_ffns
-from fedpft.models.loading import load_fm, load_processor, load_sub_fm, record_ffn_sizes, resize_ffns
+from fedpft.models.loading import load_fm, load_sub_fm, record_ffn_sizes, resize_ffns
+from fedpft.models.processor import load_processor
 from fedpft.models.sources import resolve_path
 from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, TINY_CONFIGS, modality_of, tiny_batch, tiny_fm, tiny_tokenizer
 
@@ -199,6 +200,11 @@ def test_a_broken_tokenizer_is_one_line(tmp_path):
 def test_a_text_model_from_scratch_has_no_tokenizer():
     with pytest.raises(ConfigError, match="text needs a tokenizer"):
         load_processor(FMConfig(path="scratch://bert"), "text")
+
+
+def test_a_model_of_texts_from_scratch_has_no_image_processor():
+    with pytest.raises(ConfigError, match=r"^fm\.path: found 'scratch://bert', allowed: a model of images, because"):
+        load_processor(FMConfig(path="scratch://bert"), "image")
 
 
 def test_an_image_model_from_scratch_has_a_processor_of_its_size():
