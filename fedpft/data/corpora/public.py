@@ -13,7 +13,7 @@ from fedpft.data.corpora.corpus import Corpus, Mixture, StreamedText, draw_image
 from fedpft.data.embedded.digits import digits_corpus
 from fedpft.data.sources.columns import IMAGE, LABEL, TEXT, rename_inputs, require_text
 from fedpft.data.sources.errors import fail, find_row
-from fedpft.data.sources.files import FORMATS, IMAGE_FOLDER, Files, find_hub, find_local, is_local
+from fedpft.data.sources.files import FORMATS, IMAGE_FOLDER, SAVED, Files, find_hub, find_local, is_local
 from fedpft.data.sources.images import Look, as_images, look_at_headers
 from fedpft.data.sources.labels import label_codes
 from fedpft.data.sources.memory import GivenData, is_in_memory, not_given
@@ -140,7 +140,8 @@ def _open(config: PublicConfig, row: CorpusRow) -> datasets.Dataset | Files:
         fail(key, config.path, "a hub id, folder or file, because public.name is custom")
     if is_local(path):
         files = find_local(path, "train", key, any_name=True)
-        return files if files.num_bytes > MAX_WHOLE_BYTES else read_whole(files, key)
+        is_small = files.num_bytes <= MAX_WHOLE_BYTES
+        return read_whole(files, key, in_memory=is_small) if is_small or files.builder == SAVED else files
     config_name = row.config_name if path == row.path else None
     source = (path, config_name, row.split, key, GATED_HINT if row.gated else "")
     found = find_hub(*source)

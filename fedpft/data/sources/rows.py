@@ -130,8 +130,8 @@ def load_hub(
     return dataset
 
 
-def read_whole(files: Files, key: str) -> datasets.Dataset:
-    """Read local files into memory.
+def read_whole(files: Files, key: str, *, in_memory: bool = True) -> datasets.Dataset:
+    """Read local files into memory; only of what `save_to_disk` wrote, the rows may stay on disk until they are needed.
 
     Raises:
         ConfigError: a file that cannot be read, shards with different columns, no rows.
@@ -141,7 +141,7 @@ def read_whole(files: Files, key: str) -> datasets.Dataset:
     if files.builder == IMAGE_FOLDER:
         return _read_image_folder(files, key)
     if files.builder == SAVED:
-        return _load_saved(files.folder, key)
+        return _load_saved(files.folder, key, in_memory)
     tables = {path: [*file_tables(path, files.builder, key)] for path in files.paths}
     try:
         return _dataset(tables, files.builder)
@@ -196,9 +196,9 @@ def _encoded(path: Path, root: Path) -> dict[str, object]:
     return {"bytes": path.read_bytes(), "path": str(path.relative_to(root.parent))}
 
 
-def _load_saved(folder: str, key: str) -> datasets.Dataset:
+def _load_saved(folder: str, key: str, in_memory: bool) -> datasets.Dataset:
     try:
-        return _named(datasets.load_from_disk(folder, keep_in_memory=True).with_format(None), SAVED)
+        return _named(datasets.load_from_disk(folder, keep_in_memory=in_memory).with_format(None), SAVED)
     except Exception as error:  # whatever `datasets` says to files that it did not write
         _refuse(folder, error, SAVED, key)
 

@@ -115,6 +115,13 @@ def test_a_run_takes_a_large_corpus(tmp_path, large):
     assert len(load_data(config, SilentProgress()).public) == 30
 
 
+def test_a_large_corpus_that_save_to_disk_wrote_stays_on_disk(tmp_path, large):
+    datasets.Dataset.from_dict({"text": tiny_texts(100)[0]}).save_to_disk(tmp_path / "c")
+    corpus = load_corpus(custom(str(tmp_path / "c")), 0)
+    assert corpus.cache_files, "mapped, not read"
+    assert len(chunks(custom(str(tmp_path / "c")))) == 20
+
+
 def test_a_large_corpus_is_not_read_whole(tmp_path, large):
     path = write_shards(tmp_path / "c", tiny_texts(100)[0])
     message = refusal(lambda: load_corpus(custom(path, max_examples=None), 0))
