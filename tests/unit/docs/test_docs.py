@@ -18,6 +18,7 @@ from fedpft.config import config_keys, load_config
 from fedpft.config.parts import SECTIONS
 from fedpft.config.suite import SuiteConfig, load_suite
 from fedpft.config.sweep import SweepConfig, load_sweep
+from fedpft.storage.output import RUN
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -189,6 +190,11 @@ def test_every_key_says_what_it_means():
 
 def test_the_table_of_the_readme_is_that_of_the_records():
     assert importlib.import_module("results").summary() in (ROOT / "README.md").read_text()
+
+
+def test_everything_that_a_run_writes_is_explained():
+    page = (DOCS / "howto/run-folder.md").read_text()
+    assert not [name for name in RUN.entries if f"| `{name}" not in page]
 
 
 def test_links_between_texts_become_links_between_pages():
