@@ -53,8 +53,9 @@ def shared_pool(local_ray, faults) -> Iterator[RayClientPool]:
 
 
 @pytest.fixture
-def pool(shared_pool, faults) -> Iterator[RayClientPool]:
-    """Two actors that every test finds, and leaves, sound; no fault is left over."""
+def pool(shared_pool, faults, monkeypatch) -> Iterator[RayClientPool]:
+    """Two actors that every test finds, and leaves, sound; no fault is left over, and every client is sent alone."""
+    monkeypatch.setattr(waiting, "BATCH_SECONDS", 0)
     config = shared_pool._config
     yield shared_pool
     shared_pool._config = config
