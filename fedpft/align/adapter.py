@@ -20,11 +20,10 @@ from torch.utils.data import Subset
 from fedpft.align.distill import distil
 from fedpft.align.distillation import Distillation
 from fedpft.align.losses import hidden_state_loss
-from fedpft.align.public import PublicData
-from fedpft.config import AdapterAlignConfig, ServerConfig
+from fedpft.align.public import AlignmentContext, PublicData
+from fedpft.config import AdapterAlignConfig
 from fedpft.models.ffn import find_backbone
 from fedpft.models.lora import AdaptedModel, adapter_parameters, get_adapter, set_adapter
-from fedpft.trainer import StepReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +70,8 @@ class AdapterModule(Distillation):
 def align_adapter(
     fm: AdaptedModel,
     proxy: AdaptedModel,
-    *,
-    public: PublicData,
     config: AdapterAlignConfig,
-    server: ServerConfig,
-    seed: int,
-    on_step: StepReport | None = None,
+    context: AlignmentContext,
 ) -> AdapterReport:
     """Distil the FM's adapter towards the proxy's outputs, in place; nothing else in either model changes.
 
@@ -85,10 +80,10 @@ def align_adapter(
         proxy: carries the tuned adapter.
 
     """
-    train, held_out = _split(public, config.held_out_examples, seed)
+    train, held_out = _split(context.public, config.held_out_examples, context.seed)
     copied = get_adapter(fm)
     module = AdapterModule(proxy, fm, lr=config.lr, num_steps=config.num_steps)
-    losses = distil(module, train, config, server, seed, on_step, held_out)
+    losses = distil(module, config, replace(context, public=train), held_out)
     report = AdapterReport(copied_loss=losses.measured_before, distilled_loss=losses.measured_after)
     if not report.accepted:
         set_adapter(fm, copied)

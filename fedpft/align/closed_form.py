@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from fedpft.align.losses import at_tokens, hidden_state_loss, real_tokens
-from fedpft.align.public import AlignmentReport, PublicData
+from fedpft.align.public import AlignmentContext, AlignmentReport
 from fedpft.align.regression import NormalEquations, ridge_fit
-from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.config import LayerAlignConfig, NeuronAlignConfig
 from fedpft.models.ffn import FFN, find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.layerwise import LayerCalls, record_calls, trace_ffn
-from fedpft.trainer import SilentProgress, StepReport, server_fabric
+from fedpft.trainer import SilentProgress, server_fabric
 
 HELD_OUT_PART = 8
 """One batch in this many chooses the ridge; the others fit."""
@@ -39,32 +39,25 @@ HELD_OUT_PART = 8
 def refit_layers(
     fm: nn.Module,
     sub_fm: nn.Module,
+    config: LayerAlignConfig,
+    context: AlignmentContext,
     *,
     layers: Sequence[int],
-    public: PublicData,
-    config: LayerAlignConfig,
-    server: ServerConfig,
-    seed: int,
-    on_step: StepReport | None = None,
 ) -> AlignmentReport:
     """Refit the down projections (or only their biases) and closing LayerNorms of the compressed `layers`, in place."""
     ffns = find_ffns(sub_fm)
     all_free = config.refit == "down"
     free = {layer: torch.full((ffns[layer].num_neurons,), all_free) for layer in layers}
-    batches = public.batches(config.num_examples, config.batch_size, seed)
-    return _refit(fm, sub_fm, free, batches, server, on_step, with_norm=True)
+    return _refit(fm, sub_fm, free, config, context, with_norm=True)
 
 
 def refit_neurons(
     fm: nn.Module,
     sub_fm: nn.Module,
+    config: NeuronAlignConfig,
+    context: AlignmentContext,
     *,
     neuron_masks: Mapping[int, Tensor],
-    public: PublicData,
-    config: NeuronAlignConfig,
-    server: ServerConfig,
-    seed: int,
-    on_step: StepReport | None = None,
 ) -> AlignmentReport:
     """Refit the chosen neurons' columns of `down` and `down.bias`, in place; nothing else changes.
 
@@ -74,8 +67,7 @@ def refit_neurons(
         neuron_masks: compressed layer -> (N,) bool.
 
     """
-    batches = public.batches(config.num_examples, config.batch_size, seed)
-    return _refit(fm, sub_fm, neuron_masks, batches, server, on_step, with_norm=False)
+    return _refit(fm, sub_fm, neuron_masks, config, context, with_norm=False)
 
 
 @dataclass
@@ -95,15 +87,15 @@ def _refit(
     fm: nn.Module,
     sub_fm: nn.Module,
     free: Mapping[int, Tensor],
-    batches: Sequence[Mapping[str, Tensor]],
-    server: ServerConfig,
-    on_step: StepReport | None,
+    config: LayerAlignConfig | NeuronAlignConfig,
+    context: AlignmentContext,
     *,
     with_norm: bool,
 ) -> AlignmentReport:
+    batches = context.public.batches(config.num_examples, config.batch_size, context.seed)
     assert len(batches) >= 2, "one to fit and one to choose the ridge"
-    report_step = on_step or SilentProgress().progress
-    fabric = server_fabric(server)
+    report_step = context.on_step or SilentProgress().progress
+    fabric = server_fabric(context.server)
     fabric.to_device(fm)
     fabric.to_device(sub_fm)
     with restored_flags(fm, sub_fm):

@@ -11,12 +11,12 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from fedpft.align.distillation import Distillation
 from fedpft.align.emulator import EmulatorModule
 from fedpft.align.module import AlignmentModule
-from fedpft.align.public import AlignmentReport, PublicData
+from fedpft.align.public import AlignmentContext, AlignmentReport, PublicData
 from fedpft.align.together import ShareOfBatches, StepsFromElsewhere, fit_together
 from fedpft.config import AdapterAlignConfig, LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.models.flags import restored_flags
 from fedpft.seeding import derive_seed, isolated_torch_rng
-from fedpft.trainer import StepReport, make_trainer, server_fabric
+from fedpft.trainer import make_trainer, server_fabric
 
 MEASURED_EXAMPLES = 64
 """Public examples on which a distillation's loss is measured before and after it."""
@@ -25,13 +25,10 @@ MEASURED_EXAMPLES = 64
 def align_layers(
     fm: nn.Module,
     sub_fm: nn.Module,
+    config: LayerAlignConfig,
+    context: AlignmentContext,
     *,
     layers: Sequence[int],
-    public: PublicData,
-    config: LayerAlignConfig,
-    server: ServerConfig,
-    seed: int,
-    on_step: StepReport | None = None,
 ) -> AlignmentReport:
     """Distil all FFNs of the compressed `layers` of the sub-FM, in place; nothing else in either model changes."""
     module = AlignmentModule(
@@ -42,38 +39,32 @@ def align_layers(
         weight_decay=config.weight_decay,
         **_schedule(config),
     )
-    return distil(module, public, config, server, seed, on_step)
+    return distil(module, config, context)
 
 
 def align_emulator(
     fm: nn.Module,
     proxy: nn.Module,
+    config: LayerAlignConfig,
+    context: AlignmentContext,
     *,
     layers: Sequence[int],
     target: int,
-    public: PublicData,
-    config: LayerAlignConfig,
-    server: ServerConfig,
-    seed: int,
-    on_step: StepReport | None = None,
 ) -> AlignmentReport:
     """Distil these whole layers of a proxy, in place, towards the output of the FM's layer `target`; nothing else."""
     module = EmulatorModule(
         fm, proxy, layers=layers, target=target, weight_decay=config.weight_decay, **_schedule(config)
     )
-    return distil(module, public, config, server, seed, on_step)
+    return distil(module, config, context)
 
 
 def align_neurons(
     fm: nn.Module,
     sub_fm: nn.Module,
+    config: NeuronAlignConfig,
+    context: AlignmentContext,
     *,
     neuron_masks: Mapping[int, Tensor],
-    public: PublicData,
-    config: NeuronAlignConfig,
-    server: ServerConfig,
-    seed: int,
-    on_step: StepReport | None = None,
 ) -> AlignmentReport:
     """Distil only the chosen neurons of each compressed layer of the sub-FM, in place.
 
@@ -91,7 +82,7 @@ def align_neurons(
         neuron_masks=neuron_masks,
         **_schedule(config),
     )
-    return distil(module, public, config, server, seed, on_step)
+    return distil(module, config, context)
 
 
 def num_warmup_steps(num_steps: int, warmup_ratio: float) -> int:
@@ -106,27 +97,24 @@ def _schedule(config: LayerAlignConfig | NeuronAlignConfig) -> dict[str, Any]:
 
 def distil(
     module: Distillation,
-    public: PublicData,
     config: LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig,
-    server: ServerConfig,
-    seed: int,
-    on_step: StepReport | None,
+    context: AlignmentContext,
     held_out: PublicData | None = None,
 ) -> AlignmentReport:
     """Train a module for `num_steps` batches of public data, drawn by the seed; models get their flags back.
 
     Its loss is measured before and after, on all that is `held_out`, or on some of the public data.
     """
-    losses: list[float] = []
+    public, server, losses = context.public, context.server, list[float]()
     if held_out is None:
-        measured = public.batches(MEASURED_EXAMPLES, config.batch_size, derive_seed(seed, "measure"))
+        measured = public.batches(MEASURED_EXAMPLES, config.batch_size, derive_seed(context.seed, "measure"))
     else:
-        measured = held_out.batches(len(held_out.dataset), config.batch_size, seed)  # type: ignore[arg-type]
+        measured = held_out.batches(len(held_out.dataset), config.batch_size, context.seed)  # type: ignore[arg-type]
 
     def record(done: int, total: int, metrics: Mapping[str, float]) -> None:
         losses.append(metrics["loss"])
-        if on_step is not None:
-            on_step(done, total, metrics)
+        if context.on_step is not None:
+            context.on_step(done, total, metrics)
 
     num_samples = config.num_steps * config.batch_size
     examples = RandomSampler(public.dataset, num_samples=num_samples)  # type: ignore[arg-type]  # has __len__
@@ -134,7 +122,7 @@ def distil(
     loader = DataLoader(public.dataset, batch_sampler=batches, collate_fn=public.collate)
     reports = StepsFromElsewhere(record) if server.devices > 1 else nullcontext(record)
     before = _measure(module, measured, server)
-    with isolated_torch_rng(seed), restored_flags(module), reports as report:
+    with isolated_torch_rng(context.seed), restored_flags(module), reports as report:
         trainer = make_trainer(
             server,
             num_steps=config.num_steps,

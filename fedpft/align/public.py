@@ -8,6 +8,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedpft.config import ServerConfig
+from fedpft.trainer import StepReport
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublicData:
@@ -26,6 +29,19 @@ class PublicData:
     def _inputs(self, indices: np.ndarray) -> Mapping[str, Tensor]:
         batch = self.collate([self.dataset[int(index)] for index in indices])
         return {name: value for name, value in batch.items() if name != "labels"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentContext:
+    """What every alignment is given beside the models and its own settings."""
+
+    public: PublicData
+    server: ServerConfig
+    """Device, precision, threads."""
+    seed: int
+    """Of the draw of examples, and of dropout."""
+    on_step: StepReport | None = None
+    """Hears of every step."""
 
 
 @dataclass(frozen=True, kw_only=True)

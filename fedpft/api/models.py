@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedpft.align.public import AlignmentReport, PublicData
+from fedpft.align.public import AlignmentContext, AlignmentReport, PublicData
 from fedpft.api.quiet import quiet_libraries
 from fedpft.api.result import Result
 from fedpft.config import LayerAlignConfig, LoraConfig, ServerConfig
@@ -126,14 +126,8 @@ def align(
     if "closed_form" in kinds and num_examples <= settings.batch_size:
         allowed = f"more than batch_size = {settings.batch_size}: a second batch chooses the ridge"
         fail("public", f"{num_examples} chunks or images", allowed)
-    arguments: dict[str, Any] = {
-        "layers": layers,
-        "public": examples,
-        "config": settings,
-        "server": server or ServerConfig(),
-    }
-    seeded = derive_seed(seed, "align_layers")
-    reports = [LAYER_ALIGNERS[name](fm, sub_fm, **arguments, seed=seeded) for name in kinds]
+    context = AlignmentContext(public=examples, server=server or ServerConfig(), seed=derive_seed(seed, "align_layers"))
+    reports = [LAYER_ALIGNERS[name](fm, sub_fm, settings, context, layers=layers) for name in kinds]
     first, last = reports[0], reports[-1]
     warn_if_useless("align", first.measured_before, last.measured_after)
     return replace(last, first_loss=first.first_loss, measured_before=first.measured_before)

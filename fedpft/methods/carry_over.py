@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedpft.align.adapter import align_adapter
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import Config
 from fedpft.methods.base import Method, Proxy
 from fedpft.models.lora import AdaptedModel, get_adapter, set_adapter
@@ -53,15 +53,13 @@ class CarryOver:
             return self._last[2]
         self._progress.stage("carry adapter over")
         start = time.perf_counter()
-        report = align_adapter(
-            fm,
-            self._method.proxy_with(adapter),
+        context = AlignmentContext(
             public=self._public,
-            config=self._config.align.adapter,
             server=self._config.server,
             seed=derive_seed(self._config.seed, "align_adapter"),
             on_step=self._progress.progress,
         )
+        report = align_adapter(fm, self._method.proxy_with(adapter), self._config.align.adapter, context)
         record = {"plug_in": asdict(report) | {"accepted": report.accepted}}
         seconds = {"time/plug_in_seconds": time.perf_counter() - start}
         done = CarriedOver(fm=fm, is_copy=not report.accepted, record=record | seconds)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedpft.align.distill import align_emulator
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import Config, ConfigError
 from fedpft.construct.cache import BuiltSubFM
 from fedpft.construct.compress import NeuronMap
@@ -91,16 +91,15 @@ class OffsiteTuning(FixedProxy):
         proxy = drop_layers(self._plain_fm, layer_map)
         if self._distils:
             self._progress.stage("align emulator")
-            reports["distill"] = align_emulator(
-                self._plain_fm,
-                proxy,
-                layers=layer_map.emulator,
-                target=layer_map.end_of_middle,
+            context = AlignmentContext(
                 public=self._public,
-                config=config.align.layers,
                 server=config.server,
                 seed=derive_seed(config.server_seed, "align_layers"),
                 on_step=self._progress.progress,
+            )
+            layers, target = layer_map.emulator, layer_map.end_of_middle
+            reports["distill"] = align_emulator(
+                self._plain_fm, proxy, config.align.layers, context, layers=layers, target=target
             )
         return built(emulator_tensors(proxy, layer_map), reports)
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from fedpft.align.closed_form import refit_layers, refit_neurons
 from fedpft.align.distill import align_layers, align_neurons
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.align.selection import average_percentage_of_zeros, least_used
 from fedpft.config import Config, ConfigError
 from fedpft.construct.cache import BuiltSubFM
@@ -96,12 +96,9 @@ class ProxyTuning:
         report = NEURON_ALIGNERS[config.align.neurons.kind](
             self.plug_in(adapter),
             self.proxy_with(adapter),
+            config.align.neurons,
+            self._context(derive_seed(config.seed, "align_neurons", round_index)),
             neuron_masks=masks,
-            public=self._public,
-            config=config.align.neurons,
-            server=config.server,
-            seed=derive_seed(config.seed, "align_neurons", round_index),
-            on_step=self._progress.progress,
         )
         metrics = {
             "align/loss_before": report.first_loss,
@@ -152,14 +149,15 @@ class ProxyTuning:
             reports[kind] = LAYER_ALIGNERS[kind](
                 self._plain_fm,
                 sub_fm,
+                config.align.layers,
+                self._context(derive_seed(config.server_seed, "align_layers")),
                 layers=neuron_map.compressed_layers,
-                public=self._public,
-                config=config.align.layers,
-                server=config.server,
-                seed=derive_seed(config.server_seed, "align_layers"),
-                on_step=self._progress.progress,
             )
         return built(sub_fm_tensors(sub_fm, neuron_map), reports)
+
+    def _context(self, seed: int) -> AlignmentContext:
+        progress = self._progress.progress
+        return AlignmentContext(public=self._public, server=self._config.server, seed=seed, on_step=progress)
 
     def _scorer(self) -> Scorer:
         seed = derive_seed(self._config.server_seed, "saliency")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedpft.align.distill import align_layers
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import LayerAlignConfig, ServerConfig, load_config
 from fedpft.construct.compress import compress
 from fedpft.federated.client import LocalClient
@@ -65,7 +65,7 @@ def align(num_steps):
     public = PublicData(dataset=rows, collate=torch.utils.data.default_collate)
     config = LayerAlignConfig(num_steps=num_steps, batch_size=4)
     with pretended_cuda() as gpu:
-        align_layers(fm, sub_fm, layers=(1, 2), public=public, config=config, server=ServerConfig(), seed=0)
+        align_layers(fm, sub_fm, config, AlignmentContext(public=public, server=ServerConfig(), seed=0), layers=(1, 2))
     return gpu.syncs.total()
 
 

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from fedpft.align.distill import PublicData, align_layers
+from fedpft.align.distill import align_layers
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import LayerAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.interrupt import Interrupted, held_back, interruptible, kept_handlers, unmasked
@@ -26,18 +27,12 @@ def test_a_signal_within_an_alignment_ends_it_at_once(number, code):
         if done == 2:
             os.kill(os.getpid(), number)
 
+    public = PublicData(dataset=rows, collate=lambda items: {"input_ids": batch["input_ids"]})
+    context = AlignmentContext(public=public, server=ServerConfig(accelerator="cpu"), seed=0, on_step=on_step)
+    config = LayerAlignConfig(num_steps=50, batch_size=2)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught, interruptible():
-        align_layers(
-            fm,
-            sub_fm,
-            layers=neurons.compressed_layers,
-            public=PublicData(dataset=rows, collate=lambda items: {"input_ids": batch["input_ids"]}),
-            config=LayerAlignConfig(num_steps=50, batch_size=2),
-            server=ServerConfig(accelerator="cpu"),
-            seed=0,
-            on_step=on_step,
-        )
+        align_layers(fm, sub_fm, config, context, layers=neurons.compressed_layers)
     assert caught.value.exit_code == code
     assert steps == [1, 2]
     assert signal.getsignal(number) is before

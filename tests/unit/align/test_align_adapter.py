@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedpft.align.adapter import align_adapter, output_loss
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import AdapterAlignConfig, LoraConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.models.ffn import find_backbone
@@ -38,7 +38,7 @@ def tuned(model_type, make=tiny_fm):
 
 def align(fm, sub_fm, public, seed=0, **settings):
     config = AdapterAlignConfig(**({"num_steps": 30, "batch_size": 8, "lr": 2e-4} | settings))
-    return align_adapter(fm, sub_fm, public=public, config=config, server=SERVER, seed=seed)
+    return align_adapter(fm, sub_fm, config, AlignmentContext(public=public, server=SERVER, seed=seed))
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

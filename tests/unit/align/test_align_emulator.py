@@ -3,7 +3,7 @@ import torch
 
 from fedpft.align.distill import align_emulator
 from fedpft.align.emulator import EmulatorModule
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import LayerAlignConfig, ServerConfig
 from fedpft.construct.layer_drop import choose_layers, drop_layers
 from fedpft.models.activations import layer_outputs
@@ -25,17 +25,10 @@ def models(model_type, **overrides):
 def align(model_type, fm, proxy, layer_map, *, seed=0, on_step=None, **settings):
     batch = tiny_batch(model_type, batch_size=8)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(8)]
-    return align_emulator(
-        fm,
-        proxy,
-        layers=layer_map.emulator,
-        target=layer_map.end_of_middle,
-        public=PublicData(dataset=rows, collate=torch.utils.data.default_collate),
-        config=LayerAlignConfig(**({"num_steps": 3, "batch_size": 4, "lr": 1e-2} | settings)),
-        server=ServerConfig(accelerator="cpu"),
-        seed=seed,
-        on_step=on_step,
-    )
+    public = PublicData(dataset=rows, collate=torch.utils.data.default_collate)
+    config = LayerAlignConfig(**({"num_steps": 3, "batch_size": 4, "lr": 1e-2} | settings))
+    context = AlignmentContext(public=public, server=ServerConfig(accelerator="cpu"), seed=seed, on_step=on_step)
+    return align_emulator(fm, proxy, config, context, layers=layer_map.emulator, target=layer_map.end_of_middle)
 
 
 def weights(model):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fedpft.align.closed_form import refit_layers, refit_neurons
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.align.regression import RIDGES
 from fedpft.config import ConfigError, LayerAlignConfig, LoraConfig, NeuronAlignConfig, ServerConfig
 from fedpft.construct.compress import NeuronMap, compress
@@ -31,13 +31,14 @@ def models(model_type):
 def refit(model_type, fm, sub_fm, *, layers=(1, 2), public=None, **settings):
     public = public or public_data(model_type)
     config = LayerAlignConfig(**(SETTINGS | settings))
-    return refit_layers(fm, sub_fm, layers=layers, public=public, config=config, server=SERVER, seed=0)
+    context = AlignmentContext(public=public, server=SERVER, seed=0)
+    return refit_layers(fm, sub_fm, config, context, layers=layers)
 
 
 def refit_chosen(model_type, fm, sub_fm, masks):
     config = NeuronAlignConfig(**SETTINGS | {"num_examples": 256})
-    public = public_data(model_type, num_examples=256)
-    return refit_neurons(fm, sub_fm, neuron_masks=masks, public=public, config=config, server=SERVER, seed=0)
+    context = AlignmentContext(public=public_data(model_type, num_examples=256), server=SERVER, seed=0)
+    return refit_neurons(fm, sub_fm, config, context, neuron_masks=masks)
 
 
 def weights(model):
@@ -172,10 +173,9 @@ def test_progress_counts_the_layers_and_ends_with_the_losses_before_and_after():
     steps = []
     fm, sub_fm = models("bert")
     config = LayerAlignConfig(**SETTINGS)
-    report = refit_layers(
-        fm, sub_fm, layers=(1, 2), public=public_data("bert"), config=config, server=SERVER, seed=0,
-        on_step=lambda *step: steps.append(step),
-    )  # fmt: skip
+    public = public_data("bert")
+    context = AlignmentContext(public=public, server=SERVER, seed=0, on_step=lambda *step: steps.append(step))
+    report = refit_layers(fm, sub_fm, config, context, layers=(1, 2))
     assert steps == [
         (1, 3, {}),
         (2, 3, {}),

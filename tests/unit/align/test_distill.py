@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fedpft.align.distill import align_layers, align_neurons, num_warmup_steps
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import LayerAlignConfig, LoraConfig, NeuronAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.models.ffn import find_ffns
@@ -35,16 +35,14 @@ def models(model_type, *, adapter=True, **overrides):
 
 def run_layers(model_type, fm, sub_fm, *, seed=0, on_step=None, **kwargs):
     config = LayerAlignConfig(**({"num_steps": 3, "batch_size": 4, "lr": 1e-2} | kwargs))
-    public = public_data(model_type)
-    return align_layers(
-        fm, sub_fm, layers=(1, 2), public=public, config=config, server=SERVER, seed=seed, on_step=on_step
-    )
+    context = AlignmentContext(public=public_data(model_type), server=SERVER, seed=seed, on_step=on_step)
+    return align_layers(fm, sub_fm, config, context, layers=(1, 2))
 
 
 def run_neurons(model_type, fm, sub_fm, masks, **kwargs):
     config = NeuronAlignConfig(**({"num_steps": 3, "batch_size": 4, "lr": 1e-2} | kwargs))
-    public = public_data(model_type)
-    return align_neurons(fm, sub_fm, neuron_masks=masks, public=public, config=config, server=SERVER, seed=0)
+    context = AlignmentContext(public=public_data(model_type), server=SERVER, seed=0)
+    return align_neurons(fm, sub_fm, config, context, neuron_masks=masks)
 
 
 def weights(model):
@@ -167,7 +165,7 @@ def test_few_public_examples_are_gone_through_again_each_once_a_pass():
         collate=lambda rows: seen.extend(id(row["input_ids"]) for row in rows) or public.collate(rows),
     )
     config = LayerAlignConfig(num_steps=4, batch_size=4)
-    align_layers(fm, sub_fm, layers=(1, 2), public=watched, config=config, server=SERVER, seed=0)
+    align_layers(fm, sub_fm, config, AlignmentContext(public=watched, server=SERVER, seed=0), layers=(1, 2))
     measured, first, second = seen[:8], seen[8:16], seen[16:]
     assert len(set(measured)) == len(set(first)) == len(set(second)) == 8
     assert first != second

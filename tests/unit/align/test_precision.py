@@ -5,7 +5,7 @@ import torch
 
 from fedpft.align.closed_form import refit_layers, refit_neurons
 from fedpft.align.distill import align_emulator, align_layers, align_neurons
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.construct.layer_drop import choose_layers, drop_layers
@@ -32,26 +32,23 @@ def aligned(model_type, align, precision):
     fm = tiny_fm(model_type)
     batch = tiny_batch(model_type, batch_size=64, num_tokens=9)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(64)]
-    arguments = {
-        "public": PublicData(dataset=rows, collate=torch.utils.data.default_collate),
-        "server": ServerConfig(accelerator="cpu", precision=precision),
-        "seed": 0,
-    }
+    public = PublicData(dataset=rows, collate=torch.utils.data.default_collate)
+    context = AlignmentContext(public=public, server=ServerConfig(accelerator="cpu", precision=precision), seed=0)
     if align is align_emulator:
         layer_map = choose_layers(3, adapter_layers=1, kept_layers=3)
         proxy = drop_layers(fm, layer_map)
         with torch.no_grad():
             for parameter in find_ffns(proxy)[1].parameters():
                 parameter.mul_(0.5)
-        arguments |= {"layers": layer_map.emulator, "target": layer_map.end_of_middle}
+        which = {"layers": layer_map.emulator, "target": layer_map.end_of_middle}
     else:
         proxy, _ = compress(fm, retained_ratio=0.5, uncompressed_layers=(0,))
         chosen = align in (align_neurons, refit_neurons)
-        arguments |= {"neuron_masks": MASKS} if chosen else {"layers": LAYERS}
+        which = {"neuron_masks": MASKS} if chosen else {"layers": LAYERS}
     kind = "closed_form" if align in (refit_layers, refit_neurons) else "distill"
-    config = NeuronAlignConfig if "neuron_masks" in arguments else LayerAlignConfig
+    config = NeuronAlignConfig if "neuron_masks" in which else LayerAlignConfig
     before = last_hidden_error(fm, proxy, batch)
-    report = align(fm, proxy, config=config(kind=kind, **STEPS), **arguments)
+    report = align(fm, proxy, config(kind=kind, **STEPS), context, **which)
     return before, last_hidden_error(fm, proxy, batch), report
 
 

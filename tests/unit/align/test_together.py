@@ -10,7 +10,7 @@ import torch
 from fedpft.align import together
 from fedpft.align.distill import align_layers
 from fedpft.align.module import AlignmentModule
-from fedpft.align.public import PublicData
+from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import ConfigError, LayerAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.models.ffn import find_ffns
@@ -41,7 +41,8 @@ def align(fm, sub_fm, collate, *, server=SERVER, on_step=None):
     batch = tiny_batch("bert", batch_size=8)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(8)]
     public = PublicData(dataset=rows, collate=collate)
-    return align_layers(fm, sub_fm, layers=LAYERS, public=public, config=CONFIG, server=server, seed=3, on_step=on_step)
+    context = AlignmentContext(public=public, server=server, seed=3, on_step=on_step)
+    return align_layers(fm, sub_fm, CONFIG, context, layers=LAYERS)
 
 
 def by_hand(fm, sub_fm, batches):

@@ -123,8 +123,8 @@ def test_teacher_and_student_carry_the_current_aggregate_while_neurons_align(mon
     proxy = made.build_proxy()
     seen = []
 
-    def spy(fm, sub_fm, **kwargs):
-        seen.append((fm, sub_fm, get_adapter(fm), get_adapter(sub_fm), kwargs))
+    def spy(fm, sub_fm, config, context, *, neuron_masks):
+        seen.append((fm, sub_fm, get_adapter(fm), get_adapter(sub_fm), context.seed, neuron_masks))
         return AlignmentReport(first_loss=1.0, last_loss=0.5, measured_before=1.0, measured_after=0.5)
 
     monkeypatch.setitem(module_under_test.NEURON_ALIGNERS, "distill", spy)
@@ -133,13 +133,13 @@ def test_teacher_and_student_carry_the_current_aggregate_while_neurons_align(mon
         made.proxy_with(somewhere(proxy) - 8)
         aggregate = somewhere(proxy) + offset
         made.after_round(round_index, aggregate, counts(round_index))
-        fm, sub_fm, teacher, student, kwargs = seen[-1]
+        fm, sub_fm, teacher, student, _, masks = seen[-1]
         assert teacher.tobytes() == student.tobytes() == aggregate.astype(np.float32).tobytes()
         assert fm is made.plug_in(aggregate)
         assert sub_fm is proxy.model
-        chosen = {layer: set(mask.nonzero().flatten().tolist()) for layer, mask in kwargs["neuron_masks"].items()}
+        chosen = {layer: set(mask.nonzero().flatten().tolist()) for layer, mask in masks.items()}
         assert chosen == least_used(counts(round_index))
-    assert seen[0][4]["seed"] != seen[1][4]["seed"], "other public examples each time"
+    assert seen[0][4] != seen[1][4], "other public examples each time"
 
 
 @pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
@@ -194,7 +194,7 @@ def test_layers_are_aligned_by_the_kinds_named_in_that_order(monkeypatch, kind, 
     calls = []
 
     def spy(name):
-        def align(fm, sub_fm, **kwargs):
+        def align(*_, **__):
             calls.append(name)
             losses = {"first_loss": 10.0 - len(calls), "last_loss": 5.0 - len(calls)}
             return AlignmentReport(**losses, measured_before=1.0, measured_after=0.5)
@@ -300,8 +300,8 @@ def test_counts_are_wanted_every_interval_but_not_in_the_last_round(num_rounds):
 def test_ablations_leave_out_alignments(monkeypatch, settings, layers_aligned, wants):
     calls = []
 
-    def spy(fm, sub_fm, **kwargs):
-        calls.append(kwargs["layers"])
+    def spy(*_, layers):
+        calls.append(layers)
         return AlignmentReport(first_loss=1.0, last_loss=0.5, measured_before=1.0, measured_after=0.5)
 
     monkeypatch.setitem(module_under_test.LAYER_ALIGNERS, "distill", spy)
