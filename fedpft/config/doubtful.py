@@ -17,8 +17,9 @@ def doubtful_settings(config: Config) -> list[str]:
         )
     if federated.sampling == "full" and federated.clients_per_round != federated.num_clients:
         lines.append("federated.clients_per_round has no effect with federated.sampling = full")
-    if isinstance(config.pool.actors, int) and config.pool.actors > federated.clients_per_round:
-        lines.append(f"pool.actors = {config.pool.actors}: only {federated.clients_per_round} can be busy in a round")
+    busy = federated.num_clients if federated.sampling == "poisson" else federated.cohort_size
+    if isinstance(config.pool.actors, int) and config.pool.actors > busy:
+        lines.append(f"pool.actors = {config.pool.actors}: only {busy} can be busy in a round")
     together = config.pool.clients_per_batch
     if isinstance(together, int) and together > max(1, federated.cohort_size):
         lines.append(f"pool.clients_per_batch = {together}: a round has only {federated.cohort_size} clients")

@@ -46,9 +46,10 @@ class FederatedConfig:
     rounds: int = 100
     """Communication rounds."""
     clients_per_round: int = 10
-    """Drawn for each round (with `sampling: full` all are)."""
-    sampling: Literal["uniform", "md", "full"] = "uniform"
-    """`uniform` without replacement; `md` by data volume with replacement; `full`: everyone."""
+    """Drawn for each round (with `sampling: full` all are; with `poisson` so many on average)."""
+    sampling: Literal["uniform", "md", "full", "poisson"] = "uniform"
+    """`uniform` without replacement; `md` by data volume with replacement; `full`: everyone; `poisson`: each client by
+    itself with probability clients_per_round / num_clients. A round that draws nobody counts, and changes nothing."""
     aggregation: Literal["weighted", "uniform"] = "weighted"
     """Weights of the mean: examples of each client, or equal."""
     local_epochs: int = 1
@@ -87,7 +88,7 @@ class FederatedConfig:
         require_positive("federated", self, *names, "head_lr_ratio", "max_grad_norm")
         require_non_negative("federated", self, "weight_decay")
         require(0 < self.lr_decay <= 1, "federated.lr_decay", self.lr_decay, "a fraction in (0, 1]")
-        if self.sampling == "uniform":
+        if self.sampling in ("uniform", "poisson"):
             allowed = f"at most federated.num_clients = {self.num_clients}"
             require(
                 self.clients_per_round <= self.num_clients,
@@ -99,7 +100,7 @@ class FederatedConfig:
 
     @property
     def cohort_size(self) -> int:
-        """How many clients a round draws."""
+        """How many clients a round draws; with `poisson` on average."""
         return self.num_clients if self.sampling == "full" else self.clients_per_round
 
     def _check_attendance(self) -> None:
@@ -107,8 +108,12 @@ class FederatedConfig:
         allowed = f"1 to the clients of a round, {drawn}"
         require(1 <= self.min_clients <= drawn, "federated.min_clients", self.min_clients, allowed)
         require(0 <= self.dropout_ratio < 1, "federated.dropout_ratio", self.dropout_ratio, "a fraction in [0, 1)")
-        most = self.num_clients / self.clients_per_round if self.sampling == "uniform" else float("inf")
-        allowed = f"1 to num_clients / clients_per_round = {most:g}" if self.sampling == "uniform" else "a number >= 1"
+        most, allowed = float("inf"), "a number >= 1"
+        if self.sampling == "uniform":
+            most = self.num_clients / self.clients_per_round
+            allowed = f"1 to num_clients / clients_per_round = {most:g}"
+        elif self.sampling == "poisson":
+            most, allowed = 1.0, "1 with federated.sampling = poisson, which keeps all that it draws"
         require(1 <= self.over_selection <= most, "federated.over_selection", self.over_selection, allowed)
         require_positive_or_none("federated", self, "deadline")
         require_sigma("federated", self, "speed_sigma")

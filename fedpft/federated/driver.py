@@ -19,6 +19,7 @@ method by their protocols only.
 
 A client that failed or was refused is dropped from the round: the others' weights are renormalised. With fewer than
 `min_clients` good updates the round does not count: adapter and proxy stay as they were and the next round begins.
+A round for which nobody was drawn counts, although it changes nothing: it is what the law of `poisson` says.
 """
 
 import time
@@ -114,12 +115,12 @@ class Driver:
         aggregation, failures = self._run_clients(plan, attendance)
         fit_seconds = time.perf_counter() - start
         # 4. aggregate
-        counted = len(aggregation.reports) >= self.config.min_clients
-        adapter = aggregation.adapter() if counted else state.adapter
-        record = self._record(plan, attendance, aggregation, failures, state)
+        counted = attendance.is_empty or len(aggregation.reports) >= self.config.min_clients
+        adapter = aggregation.adapter() if counted and aggregation.reports else state.adapter
+        record = self._record(plan, attendance, aggregation, failures, state, counted)
         record |= actor_utilisation(aggregation.reports, self.pool.num_actors, fit_seconds)
         pending_bytes = 0 if attendance.cohort else state.pending_bytes
-        uncounted_rounds = 0 if counted else state.uncounted_rounds + 1
+        uncounted_rounds = 0 if aggregation.reports and counted else state.uncounted_rounds + (not counted)
         state = replace(
             state,
             rounds_done=round_index,
@@ -128,7 +129,7 @@ class Driver:
             uncounted_rounds=uncounted_rounds,
         )
         # 5. re-align the proxy
-        if plan.count_activations and counted:
+        if plan.count_activations and counted and aggregation.reports:
             state = self._after_round(state, aggregation, record)
         # 6. evaluate
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
@@ -147,7 +148,7 @@ class Driver:
         self.observer.round_finished(record)
         # 8. checkpoint
         self.checkpoint(state)
-        if state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
+        if not counted and state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
             raise RunStoppedError(self._why_stopped(state, record))
         return state
 
@@ -200,6 +201,7 @@ class Driver:
         aggregation: Aggregation,
         failures: list[ClientFailure],
         state: ServerState,
+        counted: bool,
     ) -> dict[str, Any]:
         """Return the round's line; what is out of the ordinary has a key only when it happened."""
         reports = in_client_order(aggregation.reports)
@@ -222,7 +224,7 @@ class Driver:
             "proxy_version": state.proxy_version,
             **clients_spent(reports),
             **{key: value for key, value in unusual.items() if value},
-            **({"counted": False} if len(reports) < self.config.min_clients else {}),
+            **({} if counted else {"counted": False}),
         }
 
     def _why_stopped(self, state: ServerState, record: Mapping[str, Any]) -> str:

@@ -26,14 +26,19 @@ class Attendance:
     stragglers: tuple[int, ...] = ()
     """Past the deadline, or after enough others; their work would be thrown away, so they do not train."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody was drawn, which `poisson` may do."""
+        return not (self.cohort or self.unavailable or self.stragglers)
+
 
 def draw_attendance(config: FederatedConfig, sizes: np.ndarray, seed: int, round_index: int) -> Attendance:
     """Draw a round's clients and simulate who of them comes and finishes; `sizes` as in :func:`sample_cohort`.
 
     A function of its arguments; without dropout, over-selection and deadline the cohort is what was sampled.
     """
-    wanted = len(sizes) if config.sampling == "full" else config.clients_per_round
-    num_draws = math.ceil(wanted * config.over_selection - 1e-9)  # 10 * 1.1 is a little more than 11
+    wanted = len(sizes) if config.sampling in ("full", "poisson") else config.clients_per_round
+    num_draws = math.ceil(config.clients_per_round * config.over_selection - 1e-9)  # 10 * 1.1 is a little above 11
     drawn = sample_cohort(config.sampling, sizes, num_draws, numpy_rng(seed, "cohort", round_index))
     times = {client: finishing_time(config, int(sizes[client]), seed, round_index, client) for client in drawn}
     return attend(drawn, times, num_wanted=wanted, deadline=config.deadline)
@@ -68,14 +73,18 @@ def attend(drawn: Cohort, times: Mapping[int, float], *, num_wanted: int, deadli
 
 
 def sample_cohort(
-    kind: Literal["uniform", "md", "full"], sizes: np.ndarray, clients_per_round: int, rng: np.random.Generator
+    kind: Literal["uniform", "md", "full", "poisson"],
+    sizes: np.ndarray,
+    clients_per_round: int,
+    rng: np.random.Generator,
 ) -> Cohort:
     """Draw this round's clients.
 
     Args:
-        kind: `uniform` without replacement; `md` by data volume with replacement; `full`: everyone.
+        kind: `uniform` without replacement; `md` by data volume with replacement; `full`: everyone; `poisson`: each
+            by itself with probability `clients_per_round / num_clients`, so perhaps nobody.
         sizes: (num_clients,) examples of each client.
-        clients_per_round: number of draws; ignored by `full`.
+        clients_per_round: number of draws; of `poisson` the expected one; ignored by `full`.
         rng: the round's own generator.
 
     """
@@ -84,6 +93,8 @@ def sample_cohort(
         drawn = np.arange(num_clients)
     elif kind == "uniform":
         drawn = rng.choice(num_clients, size=clients_per_round, replace=False)
+    elif kind == "poisson":
+        drawn = np.flatnonzero(rng.random(num_clients) < clients_per_round / num_clients)
     else:
         drawn = rng.choice(num_clients, size=clients_per_round, replace=True, p=sizes / sizes.sum())
     client_ids, times = np.unique(drawn, return_counts=True)

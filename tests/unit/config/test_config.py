@@ -179,6 +179,23 @@ def test_value_out_of_range_names_key_found_and_allowed(override, expected):
     assert message(overrides=[override]).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [("over_selection=1.5", "over_selection: found 1.5, allowed: 1 with"), ("clients_per_round=101", "at most")],
+)
+def test_poisson_keeps_all_that_it_draws_with_a_probability(setting, found):
+    with pytest.raises(ConfigError, match=found):
+        load_config(None, ["federated.sampling=poisson", f"federated.{setting}"])
+
+
+def test_actors_are_too_many_only_beyond_all_clients_that_a_round_may_have():
+    def doubtful(sampling, actors):
+        return doubtful_settings(load_config(None, [f"federated.sampling={sampling}", f"pool.actors={actors}"]))
+
+    assert [any("can be busy" in line for line in doubtful(sampling, 50)) for sampling in ("uniform", "full")] == [1, 0]
+    assert [any("can be busy" in line for line in doubtful("poisson", actors)) for actors in (50, 101)] == [0, 1]
+
+
 def test_sampling_with_replacement_may_draw_more_clients_than_there_are():
     overrides = ["federated.sampling=md", "federated.num_clients=2", "federated.clients_per_round=10"]
     federated = load_config(overrides=overrides).federated

@@ -68,7 +68,7 @@ def test_nobody_late_trains_while_someone_faster_stays_out(config, seed, round_i
 
 
 @settings(deadline=None)
-@given(st.sampled_from(["uniform", "md", "full"]), SEEDS, ROUNDS, st.floats(0, 2))
+@given(st.sampled_from(["uniform", "md", "full", "poisson"]), SEEDS, ROUNDS, st.floats(0, 2))
 def test_with_nothing_to_simulate_the_cohort_is_the_sample(sampling, seed, round_index, sigma):
     config = replace(CONFIG, sampling=sampling, speed_sigma=sigma)
     found = draw_attendance(config, SIZES, seed, round_index)

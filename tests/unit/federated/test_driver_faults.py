@@ -188,6 +188,26 @@ def test_a_round_without_any_client_does_not_count_and_keeps_what_is_still_to_be
     assert (state.pending_bytes, state.adapter.tobytes()) == (11, START.tobytes())
 
 
+def test_a_round_that_draws_nobody_counts_changes_nothing_and_stops_no_run():
+    method = FakeMethod(rounds_with_counts=range(1, 13))
+    made, _ = driver(method=method, sampling="poisson", clients_per_round=1, rounds=12)
+    final = made.run(start())
+    empty = [plan.round_index for plan, cohort in zip(made.pool.plans, made.pool.cohorts, strict=True) if not cohort]
+    assert {3, 4, 5} <= set(empty), "three in a row"
+    assert final.rounds_done == 12
+    adapters = [plan.adapter.tobytes() for plan in made.pool.plans] + [final.adapter.tobytes()]
+    for record in made.tracker.records:
+        assert "counted" not in record
+        changed = adapters[record["round"]] != adapters[record["round"] - 1]
+        assert changed == bool(record["clients"]) == (record["train_loss"] is not None)
+    assert [index for index, _, _ in method.after] == [i for i in range(1, 13) if i not in empty]
+
+
+def test_a_round_of_which_all_that_were_drawn_are_absent_does_not_count_whatever_drew_them():
+    made, _ = driver(sampling="poisson", clients_per_round=5, deadline=0.5)
+    assert made.run_round(start()).uncounted_rounds == 1
+
+
 def test_records_hold_the_memory():
     made, _ = run()
     for record in made.tracker.records:

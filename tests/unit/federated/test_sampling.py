@@ -32,20 +32,21 @@ def mean_times_drawn(kind, num_rounds=4000):
 
 @settings(deadline=None)
 @given(
-    kind=st.sampled_from(["uniform", "md", "full"]),
+    kind=st.sampled_from(["uniform", "md", "full", "poisson"]),
     sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=30),
     draws=st.integers(1, 30),
     seed=st.integers(0, 100),
 )
 def test_cohort_is_deterministic_in_client_order_and_complete(kind, sizes, draws, seed):
-    draws = min(draws, len(sizes)) if kind == "uniform" else draws
+    draws = min(draws, len(sizes)) if kind in ("uniform", "poisson") else draws
     cohort = sample_cohort(kind, np.array(sizes), draws, np.random.default_rng(seed))
     assert list(cohort.items()) == list(
         sample_cohort(kind, np.array(sizes), draws, np.random.default_rng(seed)).items()
     )
     assert list(cohort) == sorted(cohort)
     assert set(cohort) <= set(range(len(sizes)))
-    assert sum(cohort.values()) == (len(sizes) if kind == "full" else draws)
+    if kind != "poisson":
+        assert sum(cohort.values()) == (len(sizes) if kind == "full" else draws)
     assert all(type(client) is int and type(times) is int for client, times in cohort.items())
 
 
@@ -108,6 +109,27 @@ def test_md_draws_in_proportion_to_data_volume(authors):
     times = mean_times_drawn("md")
     assert times == pytest.approx(4 * SIZES / SIZES.sum(), abs=0.04)  # 4 standard errors of the most frequent client
     assert times == pytest.approx(authors["sampling"]["md"]["mean_times_selected_per_round"], abs=0.07)
+
+
+def test_poisson_draws_each_client_by_itself_with_the_same_probability():
+    rounds = [sample_cohort("poisson", SIZES, 4, numpy_rng(0, "cohort", index)) for index in range(4000)]
+    drawn = np.array([[client in cohort for client in range(20)] for cohort in rounds], dtype=float)
+    assert drawn.mean(axis=0) == pytest.approx(np.full(20, 0.2), abs=0.03)  # 4 standard errors
+    assert drawn.sum(axis=1).var() == pytest.approx(20 * 0.2 * 0.8, rel=0.1), "binomial"
+    together = np.corrcoef(drawn.T)[np.triu_indices(20, 1)]
+    assert np.abs(together).max() < 0.08, "nobody comes because of another"
+    assert any(not cohort for cohort in rounds)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.data(), st.integers(0, 10**6))
+def test_poisson_with_a_higher_rate_draws_all_that_a_lower_one_does(num_clients, data, seed):
+    few, many = sorted(data.draw(st.lists(st.integers(1, num_clients), min_size=2, max_size=2)))
+    small, large = (
+        sample_cohort("poisson", np.ones(num_clients), draws, np.random.default_rng(seed)) for draws in (few, many)
+    )
+    assert set(small) <= set(large)
+    assert len(sample_cohort("poisson", np.ones(num_clients), num_clients, np.random.default_rng(seed))) == num_clients
 
 
 def test_md_keeps_multiplicities():
