@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+import fedpft
 from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import Trial, planned_trials
@@ -91,6 +92,19 @@ def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of
         folder = tmp_path / f"sweep/trials/pool-{kind}"
         assert (folder / "adapter/adapter_model.safetensors").read_bytes() == expected
         assert numbers(folder) == numbers(tmp_path / "plain")
+
+
+def test_a_sweep_from_python_gives_a_row_for_each_trial_with_its_numbers_or_why_it_failed(local_ray, tmp_path):
+    settings = SweepConfig(
+        base=tiny_base(tmp_path, "pool.kind=sequential"), output_dir=str(tmp_path / "sweep"), seeds=(1,),
+        space={"federated.lr": {"grid": [0.001, 1e38]}}, driver_cpus=0.5, max_concurrent=2, max_retries=0,
+    )  # fmt: skip
+    table = fedpft.sweep(settings, progress=False)
+    assert list(table["federated.lr"]) == [0.001, 1e38]
+    assert list(table["status"]) == ["finished", "failed"]
+    good, bad = table.iloc[0], table.iloc[1]
+    assert good[settings.metric] == fedpft.load_result(good["path"]).summary[settings.metric]
+    assert "rounds in a row did not count" in bad["error"]
 
 
 def ranks():
