@@ -11,47 +11,19 @@
 Everything is compared bit for bit.
 """
 
-import copy
-import multiprocessing
 import tempfile
-import warnings
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from fedpft.config import Config, ConfigError, PoolConfig
-from fedpft.data.datamodule import FederatedData
-from fedpft.federated.observer import SilentObserver
 from fedpft.federated.package import local_settings
-from fedpft.models.lora import adapter_layout
-from fedpft.run.inputs import load_fm_and_data
-from fedpft.run.pipeline import make_pool
 from fedpft.run.planning import planned_actors
-from fedpft.run.tuning import tune
-from fedpft.storage.checkpoint import Checkpoints, RunCheckpoint, load_newest
-from fedpft.tracking.trackers import TrackerGroup
-from fedpft.trainer import SilentProgress
-
-Tensors = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first tensor in which two runs differ."""
-
-    round_index: int
-    """After which it differs; 0: before the first round."""
-    tensor: str
-    max_abs_difference: float
-
-    def __str__(self) -> str:
-        return f"round {self.round_index}: {self.tensor}, up to {self.max_abs_difference:.1e}"
+from fedpft.run.traces import Difference, first_difference, from_checkpoint, from_nothing, in_a_new_process, load, trace
+from fedpft.storage.checkpoint import Checkpoints, RunCheckpoint
 
 
 @dataclass(frozen=True)
@@ -61,15 +33,6 @@ class Check:
     name: str
     difference: Difference | None
     """None: all bits are equal."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a run went through, as tensors by name after each round."""
-
-    adapters: Mapping[int, Tensors]
-    proxies: Mapping[int, Tensors]
-    """Only after rounds that changed it, and before the first."""
 
 
 def verify(config: Config, num_rounds: int = 3, say: Callable[[str], None] = lambda line: None) -> list[Check]:
@@ -90,7 +53,7 @@ def verify(config: Config, num_rounds: int = 3, say: Callable[[str], None] = lam
     stops = sorted({1, num_rounds - 1})
     with tempfile.TemporaryDirectory(prefix="fedpft-verify-") as folder:
         say("load FM and data")
-        fm, data = _load(config)
+        fm, data = load(config)
         saved_fm = Path(folder, "fm") if config.fm.pretrain.num_epochs else None
         if saved_fm:
             fm.save_pretrained(saved_fm)
@@ -104,16 +67,16 @@ def verify(config: Config, num_rounds: int = 3, say: Callable[[str], None] = lam
                 Checkpoints(Path(folder, str(checkpoint.rounds_done)), interval=1).save(checkpoint)
 
         say(f"{num_rounds} rounds as configured")
-        straight = _trace(config, fm, data, keep=keep)
+        straight = trace(config, fm, data, keep=keep)
         say("once more, from nothing")
-        checks = [Check("two runs", first_difference(_in_a_new_process(_from_nothing, config), straight))]
+        checks = [Check("two runs", first_difference(in_a_new_process(from_nothing, config), straight))]
         traces = {config.pool: straight}
         alone = replace(sequential, clients_per_batch=1)
         keeps_bits = local_settings(replace(config, pool=alone)).keeps_bits
         for pool in (one, several, sequential, *([alone] if keeps_bits else [])):
             if pool not in traces:
                 say(f"Ray, {pool.actors} actor(s)" if pool.kind == "ray" else _how(pool))
-                traces[pool] = _trace(replace(config, pool=pool), fm, data, saved=begun[0])
+                traces[pool] = trace(replace(config, pool=pool), fm, data, saved=begun[0])
         checks += [
             Check(f"1 actor, {several.actors} actors", first_difference(traces[one], traces[several])),
             Check("Ray, sequential", first_difference(traces[several], traces[sequential])),
@@ -124,7 +87,7 @@ def verify(config: Config, num_rounds: int = 3, say: Callable[[str], None] = lam
             )
         for stop in stops:
             say(f"resumed after round {stop}")
-            resumed = _in_a_new_process(_from_checkpoint, config, Path(folder, str(stop)), saved_fm)
+            resumed = in_a_new_process(from_checkpoint, config, Path(folder, str(stop)), saved_fm)
             checks.append(Check(f"straight, resumed after round {stop}", first_difference(resumed, straight)))
     return checks
 
@@ -146,20 +109,6 @@ def shortened(config: Config, num_rounds: int) -> Config:
         align=replace(config.align, neurons=neurons),
         evaluation=replace(config.evaluation, interval=num_rounds),
     )
-
-
-def first_difference(found: Trace, expected: Trace) -> Difference | None:
-    """Compare the rounds that both went through, in the order in which their tensors arose."""
-    for round_index in sorted(found.adapters.keys() & expected.adapters.keys()):
-        for kind in ("adapters", "proxies"):  # neurons are aligned after the round's aggregation
-            tensors = getattr(found, kind).get(round_index, {})
-            wanted = getattr(expected, kind).get(round_index, {})
-            assert tensors.keys() == wanted.keys(), "both runs are of one config"
-            for name, value in tensors.items():
-                if value.tobytes() != wanted[name].tobytes():
-                    gap = np.abs(value.astype(np.float64) - wanted[name].astype(np.float64)).max()
-                    return Difference(round_index, name, float(gap))
-    return None
 
 
 def likely_causes(config: Config, checks: list[Check]) -> list[str]:
@@ -210,65 +159,3 @@ def _how(pool: PoolConfig) -> str:
 def _device(config: Config) -> Any:
     accelerator = local_settings(config).accelerator
     return ("cuda" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator
-
-
-def _load(config: Config, saved_fm: Path | None = None) -> tuple[PreTrainedModel, FederatedData]:
-    if config.server.num_threads is not None:
-        torch.set_num_threads(config.server.num_threads)
-    return load_fm_and_data(config, SilentProgress(), saved_fm)
-
-
-def _trace(
-    config: Config,
-    fm: PreTrainedModel,
-    data: FederatedData,
-    saved: RunCheckpoint | None = None,
-    keep: Callable[[RunCheckpoint], None] = lambda checkpoint: None,
-) -> Trace:
-    """Run all rounds, or those after `saved`, and return what they went through; `fm` is not changed."""
-    adapters: dict[int, np.ndarray] = {}
-    proxies: dict[int, Tensors] = {}
-    version = saved.proxy_version if saved else -1
-
-    def record(checkpoint: RunCheckpoint) -> None:
-        nonlocal version
-        keep(checkpoint)
-        adapters[checkpoint.rounds_done] = checkpoint.adapter
-        if checkpoint.proxy_version != version:
-            version = checkpoint.proxy_version
-            proxies[checkpoint.rounds_done] = {f"sub-FM {k}": v.numpy() for k, v in checkpoint.proxy().items()}
-
-    pool = make_pool(config)
-    try:
-        silent = TrackerGroup([]), SilentObserver()
-        outcome = tune(config, copy.deepcopy(fm), data, pool, *silent, saved=saved, keep=record)
-    finally:
-        pool.close()
-    layout = adapter_layout(outcome.sub_fm)
-    ends = np.cumsum([int(np.prod(shape)) for _, shape in layout])[:-1]
-    names = [name for name, _ in layout]
-    named = {i: dict(zip(names, np.split(adapter, ends), strict=True)) for i, adapter in adapters.items()}
-    return Trace(adapters=named, proxies=proxies)
-
-
-def _from_nothing(config: Config) -> Trace:
-    return _trace(config, *_load(config))
-
-
-def _from_checkpoint(config: Config, folder: Path, saved_fm: Path | None) -> Trace:
-    saved = load_newest(folder)
-    if saved is None:
-        raise RuntimeError(f"no checkpoint in {folder}: it could not be written")
-    return _trace(config, *_load(config, saved_fm), saved=saved)
-
-
-def _in_a_new_process(function: Callable[..., Trace], *arguments: Any) -> Trace:
-    """Call a function where nothing is left of what this process did, its hash seed included."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=warnings.simplefilter, initargs=("ignore",)) as executor:
-        try:
-            return executor.submit(function, *arguments).result()
-        except BaseException:  # Ctrl-C: the process would otherwise be waited for
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise

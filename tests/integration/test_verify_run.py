@@ -25,7 +25,7 @@ def test_a_pool_that_spoils_a_tensor_in_round_2_is_caught_and_all_else_is_the_sa
     def spoiled_with_one_actor(config):
         return PerturbedPool() if config.pool.actors == 1 else make_pool(config)
 
-    monkeypatch.setattr("fedpft.run.verify.make_pool", spoiled_with_one_actor)
+    monkeypatch.setattr("fedpft.run.traces.make_pool", spoiled_with_one_actor)
     heard = []
     checks = verify(load_config(None, settings), 3, heard.append)
     differences = {check.name: check.difference for check in checks}

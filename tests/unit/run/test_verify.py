@@ -4,7 +4,10 @@ from rich.console import Console
 
 from fedpft.config import ConfigError, load_config
 from fedpft.report.verification import print_checks
-from fedpft.run.verify import Check, Difference, Trace, first_difference, likely_causes, shortened, verify
+from fedpft.run import verify as module_under_test
+from fedpft.run.traces import Difference, Trace, first_difference
+from fedpft.run.verify import Check, likely_causes, shortened, verify
+from fedpft.storage.checkpoint import RunCheckpoint
 
 ADAPTER = {"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32)}
 SUB_FM = {"sub-FM 0.up.weight": np.ones((2, 2), np.float32)}
@@ -90,3 +93,24 @@ def test_the_table_names_round_tensor_and_gap():
     assert "two runs yes" in words
     assert "Ray, sequential no round 2: lora_A, up to 1.0e-07" in words
     assert "may be: threads" in words
+
+
+@pytest.mark.parametrize(("precision", "compared"), [("32-true", True), ("bf16-mixed", False)])
+def test_clients_together_are_compared_with_one_at_a_time_where_they_promise_the_same_bits(
+    monkeypatch, precision, compared
+):
+    def go_through(config, fm, data, saved=None, keep=None):
+        if keep:
+            server = {"rounds_done": 0, "proxy_version": 0}
+            keep(RunCheckpoint(server=server, adapter=np.zeros(5, np.float32), proxy=dict, untuned={}))
+        found = trace()
+        found.adapters[2]["b"][0] += config.pool.clients_per_batch != 1  # a fault of the grouping
+        return found
+
+    monkeypatch.setattr(module_under_test, "trace", go_through)
+    monkeypatch.setattr(module_under_test, "load", lambda config: (None, None))
+    monkeypatch.setattr(module_under_test, "in_a_new_process", lambda *_: trace())
+    settings = ["pool.accelerator=cpu", "pool.clients_per_batch=4", f"pool.precision={precision}"]
+    differences = {check.name: check.difference for check in verify(load_config(None, settings))}
+    expected = {"sequential, 4 together, sequential": Difference(2, "b", 1.0)} if compared else {}
+    assert {name: found for name, found in differences.items() if "together" in name} == expected
