@@ -133,6 +133,7 @@ class LocalClient:
             group = Group(
                 turns=turns,
                 rule=rule,
+                segments=self._adapter.tuned_segments(plan.tuned),
                 moments=[torch.zeros_like(self._adapter.values[: len(turns)]) for _ in range(rule.num_moments)],
                 counter=InactivityCounter(self._watched, len(turns)) if plan.count_activations else None,
                 generators=[torch.Generator(self._fabric.device).manual_seed(turn.seed) for turn in turns]
@@ -203,7 +204,7 @@ class LocalClient:
             losses = self._module.training_step(batch, steps_done)
         self._fabric.backward(losses.sum())
         # what is not finite is refused by the driver, who knows the round and the client
-        clip_norms(gradients, self._adapter.segments, self._settings.max_grad_norm)
+        clip_norms(gradients, group.segments, self._settings.max_grad_norm)
         for run, own in runs_of(clients):
             group.rule(self._adapter.values[run], gradients[own], [m[run] for m in group.moments], steps_done)
         gradients.zero_()
@@ -215,7 +216,7 @@ class LocalClient:
 
     def _rule(self, plan: RoundPlan) -> ClientStep:
         rates = (plan.lr, plan.lr * self._settings.head_lr_ratio)
-        columns = zip(self._adapter.columns, rates, strict=True)
+        columns = zip(self._adapter.columns(plan.tuned), rates, strict=True)
         return AdamW(
             rates=tuple((c, r) for c, r in columns if c.start < c.stop), weight_decay=self._settings.weight_decay
         )

@@ -57,8 +57,8 @@ def clip_norms(gradients: Tensor, segments: Sequence[slice], max_norm: float) ->
 
     Args:
         gradients: (k, P); what is not finite stays so.
-        segments: columns of each tensor.
-        max_norm: of the whole row.
+        segments: columns of each tensor that is tuned.
+        max_norm: of all these columns.
 
     """
     norms = torch.stack([torch.linalg.vector_norm(gradients[:, segment], dim=1) for segment in segments], dim=1)

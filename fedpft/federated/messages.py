@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fedpft.models.activations import ActivationCounts
+from fedpft.models.lora import Factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class RoundPlan:
     """(P,) float32: the global adapter, LoRA and head."""
     count_activations: bool
     """Whether to count how often each FFN neuron does not fire (for neuron-level alignment)."""
+    tuned: Factors = "all"
+    """LoRA's other factor gets no step and no decay, and keeps its bits; the head is tuned with either."""
 
 
 @dataclass(frozen=True, kw_only=True)

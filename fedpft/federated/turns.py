@@ -31,6 +31,8 @@ class Group:
 
     turns: Sequence[Turn]
     rule: ClientStep
+    segments: Sequence[slice]
+    """Columns of each tensor that is tuned: of these a gradient has its norm."""
     moments: Sequence[Tensor]
     counter: InactivityCounter | None
     generators: Sequence[torch.Generator]

@@ -10,17 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpft.models.lora import adapter_parameters, split_adapter
+from fedpft.models.lora import Factors, adapter_parameters, is_tuned, split_adapter
 
 # rows of a stretch are no dense tensors; gradients with the same strides are what an optimiser of the stretch needs
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
+_A, _B, _HEAD = range(3)
+"""Parts of an adapter, in the order in which they lie in memory."""
 
 ALIGNMENT = 16
 """In float32 numbers, 64 bytes: where a tensor of its own begins, so that matrix kernels give the same bits."""
 
 
 class FlatAdapter:
-    """Keeps K adapters as the rows of one stretch of memory, LoRA before the head, and their gradients in another.
+    """Keeps K adapters as the rows of one stretch of memory, and their gradients in another.
+
+    In memory all A of LoRA come first, then all B, then the head, so that whatever is tuned is a stretch of columns.
 
     The model's parameters are views of the rows that it faces: of one row they look as ever, of several they have a
     leading axis of clients, for :class:`fedpft.models.together.Together`. An elementwise optimiser gives the same bits
@@ -40,22 +45,24 @@ class FlatAdapter:
         """The model's own, LoRA before head."""
         self._shapes = [parameter.shape for parameter in self.parameters]
         self._sizes = [parameter.numel() for parameter in self.parameters]
-        aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in self._sizes]
-        starts = np.cumsum([0, *aligned]).tolist()
-        self.segments = [slice(start, start + size) for start, size in zip(starts, self._sizes, strict=False)]
+        name_of = {id(parameter): name for name, parameter in named.items()}
+        self._names = [name_of[id(parameter)] for parameter in self.parameters]
+        parts = [_part_of(name) for name in self._names]
+        in_memory = sorted(range(len(parts)), key=parts.__getitem__)
+        starts = np.cumsum([0, *(-(-self._sizes[i] // ALIGNMENT) * ALIGNMENT for i in in_memory)]).tolist()
+        start_of = dict(zip(in_memory, starts, strict=False))
+        self.segments = [slice(start_of[i], start_of[i] + size) for i, size in enumerate(self._sizes)]
         """Columns of each parameter; between them are zeros."""
-        segment_of = {id(p): segment for p, segment in zip(self.parameters, self.segments, strict=True)}
-        self._layout = [segment_of[id(parameter)] for parameter in named.values()]
-        num_lora = starts[len(lora)]
+        segment_of = dict(zip(self._names, self.segments, strict=True))
+        self._layout = [segment_of[name] for name in named]
+        self._ends = [starts[sum(other <= part for other in parts)] for part in range(_HEAD + 1)]
         start = torch.zeros(starts[-1], device=self.parameters[0].device)
         for parameter, segment in zip(self.parameters, self.segments, strict=True):
             start[segment] = parameter.detach().flatten()
         self.values = start.repeat(num_clients, 1)
         """(K, segments and zeros between them)."""
         self.gradients = torch.zeros_like(self.values)
-        self.columns = [slice(0, num_lora), slice(num_lora, starts[-1])]
-        """Of LoRA and of the head, which may be empty."""
-        self.lora, self.head = (self._part(columns) for columns in self.columns)
+        self.lora, self.head = (self._part(columns) for columns in self.columns())
         self._faced: range | None = None
         self.face([0])
 
@@ -63,6 +70,16 @@ class FlatAdapter:
     def num_clients(self) -> int:
         """K."""
         return len(self.values)
+
+    def columns(self, factors: Factors = "all") -> list[slice]:
+        """Return the columns of what is tuned of LoRA, and of the head; either may be empty."""
+        end_of_a, end_of_b, end = self._ends
+        lora = {"all": slice(0, end_of_b), "A": slice(0, end_of_a), "B": slice(end_of_a, end_of_b)}[factors]
+        return [lora, slice(end_of_b, end)]
+
+    def tuned_segments(self, factors: Factors = "all") -> list[slice]:
+        """Return those of `segments` that are tuned."""
+        return [s for name, s in zip(self._names, self.segments, strict=True) if is_tuned(name, factors)]
 
     @torch.no_grad()
     def write(self, adapter: np.ndarray) -> None:
@@ -117,3 +134,9 @@ class FlatAdapter:
         part = nn.Parameter(self.values[:, columns])
         part.grad = self.gradients[:, columns]
         return [part]
+
+
+def _part_of(name: str) -> int:
+    if "lora_" not in name:
+        return _HEAD
+    return _A if is_tuned(name, "A") else _B

@@ -7,11 +7,12 @@ layout, because compression keeps every module's name and the shapes of everythi
 layers has one of its own (`fedpft.methods.plugin.adapter_order`).
 """
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ AdaptedModel = PeftModel
 """A transformers model with an attached adapter."""
 
 AdapterLayout = tuple[tuple[str, tuple[int, ...]], ...]
+
+Factors = Literal["all", "A", "B"]
+"""Which of LoRA's two factors clients tune; the head is tuned with either."""
 
 _BERT = ("query", "key", "value", "attention.output.dense")
 _PROJ = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -139,6 +143,16 @@ def split_adapter(parameters: Mapping[str, nn.Parameter]) -> tuple[list[nn.Param
     """Split adapter parameters by name into LoRA and task head."""
     lora = [parameter for name, parameter in parameters.items() if "lora_" in name]
     return lora, [parameter for name, parameter in parameters.items() if "lora_" not in name]
+
+
+def is_tuned(name: str, factors: Factors) -> bool:
+    """Whether a tensor of the adapter, by its name, is tuned: one of these factors, or the head's."""
+    return factors == "all" or "lora_" not in name or f"lora_{factors}." in name
+
+
+def tuned_mask(layout: AdapterLayout, factors: Factors) -> np.ndarray:
+    """Return which numbers of the flat vector are tuned, (P,) bool."""
+    return np.concatenate([np.full(math.prod(shape), is_tuned(name, factors)) for name, shape in layout])
 
 
 def adapter_layout(model: nn.Module) -> AdapterLayout:

@@ -11,7 +11,7 @@ from fedpft.data.partition import Partition
 from fedpft.federated.client import LocalClient
 from fedpft.federated.messages import RoundPlan
 from fedpft.models.ffn import find_ffns
-from fedpft.models.lora import adapter_layout, attach_lora, get_adapter, set_adapter
+from fedpft.models.lora import adapter_layout, attach_lora, get_adapter, set_adapter, tuned_mask
 from fedpft.models.weights import unpack_model
 from tests.tiny import TEXT_FAMILIES, tiny_fm, tiny_package
 
@@ -229,6 +229,39 @@ def test_an_adapter_of_another_length_is_refused():
     plan = plan_for(package, adapter=first_adapter(package)[:-1])
     with pytest.raises(ValueError, match="adapter: found shape"):
         LocalClient(package).fit(plan, 0)
+
+
+@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
+def test_a_factor_of_lora_that_is_not_tuned_keeps_its_bits_and_the_head_never_does(model_type):
+    package = tiny_package(model_type, weight_decay=0.1)
+    adapter = first_adapter(package) + 0.01  # no B is zero
+    layout, place = adapter_layout(unpack_model(package.proxy)), LocalClient(package)
+    is_head = np.concatenate([np.full(math.prod(shape), "lora_" not in name) for name, shape in layout])
+    both = place.fit(plan_for(package, adapter=adapter), 0).adapter
+    for factors in ("A", "B"):
+        tuned, plan = tuned_mask(layout, factors), replace(plan_for(package, adapter=adapter), tuned=factors)
+        update = place.fit(plan, 0)
+        assert 0 < (tuned & ~is_head).sum() < (~is_head).sum()
+        assert update.adapter[~tuned].tobytes() == adapter[~tuned].tobytes() != both[~tuned].tobytes()
+        assert (update.adapter != adapter)[tuned & ~is_head].mean() > 0.9
+        assert (update.adapter != adapter)[is_head].any()
+        assert place.fit_together(plan, [1, 0])[1].adapter.tobytes() == update.adapter.tobytes()
+
+
+def test_the_gradient_of_a_factor_that_is_not_tuned_has_no_part_in_the_clipped_norm():
+    package = tiny_package(shard_sizes=(4,), max_grad_norm=1e-3)
+    place, norms = LocalClient(package), []
+
+    class Spy:
+        num_moments = 2
+
+        def __call__(self, values, gradients, moments, steps_done):
+            lora, head = place._adapter.columns("B")
+            norms.append(torch.cat([gradients[:, lora], gradients[:, head]], dim=1).norm().item())
+
+    place._rule = lambda plan: Spy()
+    place.fit(replace(plan_for(package, adapter=first_adapter(package) + 0.01), tuned="B"), 0)
+    assert norms == [pytest.approx(1e-3, rel=1e-2)]
 
 
 def test_the_head_learns_at_its_own_rate():

@@ -4,7 +4,15 @@ import torch
 
 from fedpft.config import LoraConfig
 from fedpft.models.flat_adapter import FlatAdapter
-from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, set_adapter, split_adapter
+from fedpft.models.lora import (
+    adapter_layout,
+    adapter_parameters,
+    attach_lora,
+    get_adapter,
+    set_adapter,
+    split_adapter,
+    tuned_mask,
+)
 from tests.tiny import FAMILIES, tiny_batch, tiny_fm, tiny_lm
 
 LORA = LoraConfig(rank=2, lora_alpha=4, dropout=0.0)
@@ -29,6 +37,20 @@ def test_it_holds_the_adapter_in_the_order_of_its_layout(model_type):
     batch = tiny_batch(model_type)
     assert torch.equal(model(**batch).logits, model.eval()(**batch).logits)
     assert torch.equal(model(**batch).logits, other(**batch).logits)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("factors", ["all", "A", "B"])
+def test_what_is_tuned_is_a_stretch_of_lora_and_one_of_the_head(model_type, factors):
+    model = made(model_type)
+    flat = FlatAdapter(model)
+    flat.write(np.zeros_like(flat.read()))
+    for columns in flat.columns(factors):
+        flat.values[:, columns] += 1
+    mask = tuned_mask(adapter_layout(model), factors)
+    assert np.array_equal(flat.read(), mask)
+    assert mask.all() == (factors == "all")
+    assert sum(s.stop - s.start for s in flat.tuned_segments(factors)) == mask.sum()
 
 
 def train(model, groups, zero_grad, parameters):
