@@ -1,7 +1,6 @@
 """The command line: words to functions, nothing else."""
 
 import errno
-import logging
 import os
 import shlex
 import sys
@@ -16,6 +15,7 @@ from rich.console import Console
 from fedpft.cli.arguments import ConfigPath, Format, Overrides, Resume, print_json
 from fedpft.cli.console import say_on, take_any_text
 from fedpft.cli.dashboard import dashboard_app
+from fedpft.cli.environment import hush_libraries, settle_caches
 from fedpft.cli.jobs import jobs_app
 from fedpft.cli.start import start_app
 from fedpft.cli.sweeps import sweep_app
@@ -189,8 +189,9 @@ def main() -> None:
     end with 130 and 143.
     """
     take_any_text()
-    _hush_libraries()
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line, without the code's
+    hush_libraries()
+    settle_caches()
     # waiting threads spin for some microseconds only: longer stalls every process on the same cores, our actors first
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
@@ -244,19 +245,6 @@ def _notes(error: BaseException) -> str:
 def _load(path: Path, overrides: list[str] | None, address: str | None) -> Config:
     extra = [] if address is None else [f"pool.address={address}"]
     return load_config(path, [*(overrides or []), *extra])
-
-
-def _hush_libraries() -> None:
-    """Keep the libraries' loading bars and advice off the screen; FEDPFT_VERBOSE=1 shows them."""
-    if os.environ.get("FEDPFT_VERBOSE"):
-        return
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line, without the code's
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # raised by peft's own calls
 
 
 if __name__ == "__main__":
