@@ -25,12 +25,13 @@ def written_whole(path: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
-        _remove(path)
-        temporary.rename(path)
+        if path.is_dir():  # a folder takes the place of an empty one alone
+            _remove(path)
+        temporary.replace(path)
     except BaseException as error:
         _remove(temporary)
         if isinstance(error, Exception) and (full := full_disk(error)) is not None:
-            raise full from None
+            raise OSError(full.errno, full.strerror, str(path)) from None
         raise
 
 

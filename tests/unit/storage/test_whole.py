@@ -49,18 +49,19 @@ def test_on_a_full_disk_the_old_stays_and_nothing_else(tmp_path, request, write)
     request.getfixturevalue("small_disk")
     with pytest.raises(OSError, match="File too large") as error:
         write(tmp_path / "new")
-    assert error.value.errno == errno.EFBIG
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "new"))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_what_is_whole_takes_the_place_of_a_file_or_folder(tmp_path):
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new/old").write_text("")
-    write_safetensors(tmp_path / "new")
-    assert load_file(tmp_path / "new")["a"].numel() == 10_000
-    write_folder(tmp_path / "new")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["large", "small"]
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+def test_what_is_whole_takes_the_place_of_the_old(tmp_path):
+    for name in ("folder/old", "file"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    write_safetensors(tmp_path / "file")
+    write_folder(tmp_path / "folder")
+    assert load_file(tmp_path / "file")["a"].numel() == 10_000
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["large", "small"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine")])
