@@ -22,6 +22,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from fedpft.config import ConfigError
+from fedpft.storage.output import check_nameable
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
 BEAT_SECONDS = 15.0
@@ -49,6 +50,7 @@ def held(folder: Path, what: str = "run", patience_seconds: float = 0.0) -> Iter
         ConfigError: another process holds it, or it cannot be written.
 
     """
+    check_nameable(folder)
     folder = folder.resolve()
     if folder in _held:
         yield
