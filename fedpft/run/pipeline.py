@@ -83,8 +83,8 @@ def run(
             before an actor starts wherever that can be known.
 
     """
-    output_dir = Path(config.output_dir).resolve()
-    with held(output_dir):
+    with held(Path(config.output_dir)):
+        output_dir = Path(config.output_dir).resolve()
         return _run(config, output_dir, observer or SilentObserver(), saved, given)
 
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import tempfile
 import warnings
@@ -92,27 +91,11 @@ def check_writable(output_dir: Path) -> None:
         ConfigError: it cannot.
 
     """
-    check_nameable(output_dir)
     try:
         existing = next(folder for folder in (output_dir, *output_dir.resolve().parents) if folder.exists())
         tempfile.TemporaryDirectory(dir=existing).cleanup()  # permissions alone do not tell of full or odd file systems
     except OSError as error:
         raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {error.strerror}") from None
-
-
-def check_nameable(output_dir: Path) -> None:
-    """Look whether the system's encoding has every sign of the folder's name.
-
-    Raises:
-        ConfigError: it has not.
-
-    """
-    try:
-        os.fsencode(output_dir)
-    except UnicodeEncodeError as error:
-        sign = error.object[error.start]
-        found = f"{str(output_dir)!r}, whose {sign!r} this system's encoding {error.encoding} has not"
-        raise ConfigError(f"output_dir: found {found}, allowed: another name, or any with PYTHONUTF8=1") from None
 
 
 def check_claimable(output_dir: Path, kind: Kind = RUN) -> None:

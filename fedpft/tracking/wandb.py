@@ -124,7 +124,7 @@ class WandbTracker:
             finish_timeout=_FINISH_TIMEOUT_SECONDS,
             finish_timeout_raises=True,
         )
-        given = {
+        given: dict[str, Any] = {
             "project": tracking.project,
             "entity": tracking.entity,
             "group": tracking.group,

@@ -61,4 +61,4 @@ def test_a_folder_that_the_system_cannot_name_is_one_line(tmp_path):
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith(b"error")]
     assert line.startswith(b"error: output_dir: found ")
-    assert line.endswith(b"allowed: another name, or any with PYTHONUTF8=1")
+    assert line.endswith(b"which is not in ascii, or any with PYTHONUTF8=1")
