@@ -233,6 +233,17 @@ def test_results_that_could_not_be_saved_are_refused_before_an_actor_starts(tmp_
         run(load_config(None, settings))
 
 
+@pytest.mark.parametrize("field", ["attn_implementation=flex_attention", "sliding_window=0"])
+def test_an_fm_that_fails_on_longer_texts_or_backwards_alone_is_refused_before_the_rounds(tmp_path, field):
+    settings = tiny_text_run(tmp_path, "gemma")
+    file = tmp_path / "fm/config.json"
+    key, value = field.split("=")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: int(value) if value.isdigit() else value}))
+    with pytest.raises(ConfigError, match=r"^fm\.path / fm\.config: found .*, which fails on examples of the task"):
+        run(load_config(None, settings))
+    assert not (tmp_path / "out").exists()
+
+
 COMMANDS = {
     "bad data": (["task.label_column=nowhere"], 2, "error: task.label_column: found 'nowhere', allowed: a column of "),
     "nobody comes": (["federated.dropout_ratio=0.999999"], 1, "stopped: 1 rounds in a row did not count: "),
