@@ -106,7 +106,7 @@ def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: P
         saved_fm: folder of the run's own FM, to use in place of `config.fm`.
 
     Raises:
-        ConfigError: as `fedpft.models.loading.load_fm`; or the FM fails on an example of the task.
+        ConfigError: as `fedpft.models.loading.load_fm`; or the FM fails on examples of the task.
 
     """
     progress.stage("load FM")

@@ -68,7 +68,7 @@ def check_can_be_saved(fm: PreTrainedModel, path: str) -> None:
 
 
 def try_examples(fm: PreTrainedModel, data: FederatedData, path: str) -> None:
-    """Go through a step on two examples of the task, the shortest and the longest, as clients and server will.
+    """Answer the shortest and the longest example of the task at once, and go backwards from the shortest.
 
     Raises:
         ConfigError: it fails.
@@ -79,9 +79,11 @@ def try_examples(fm: PreTrainedModel, data: FederatedData, path: str) -> None:
     batch = data.collate(rows(data.evaluation, chosen))
     try:
         with restored_flags(fm):
+            with torch.no_grad():
+                fm(**batch)
             fm.requires_grad_(False)
             first = next(find_ffns(fm)[0].layer.parameters()).requires_grad_(True)
-            torch.autograd.grad(fm(**batch).loss, first)
+            torch.autograd.grad(fm(**data.collate(rows(data.evaluation, chosen[:1]))).loss, first)
     except Exception as error:  # whatever an architecture says to inputs of another size or number of channels
         reason = " ".join(str(error).split())[:200]
         inputs = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
