@@ -1,8 +1,10 @@
 """What ends a run early, as exceptions, so that everything that was started is closed on the way.
 
-Ctrl-C and SIGTERM raise :class:`Interrupted`, a run in which nothing is learned any more :class:`RunStoppedError`.
+Ctrl-C, SIGTERM and a terminal that closes raise :class:`Interrupted`, a run in which nothing is learned any more
+:class:`RunStoppedError`.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RunStoppedError(RuntimeError):
@@ -33,14 +35,13 @@ class Interrupted(BaseException):
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise :class:`Interrupted` in the main thread at the first signal; the next one ends the process at once."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = _heeded()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        _stop_listening(before, number)
         raise Interrupted(number)
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, interrupt)
     try:
         with unmasked():
@@ -77,12 +78,11 @@ def held_back() -> Iterator[Callable[[], None]]:
 
     For libraries that turn an exception out of nowhere into one of their own.
     """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = _heeded()
     came: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        _stop_listening(before, number)
         came.append(number)
 
     def check() -> None:
@@ -90,13 +90,31 @@ def held_back() -> Iterator[Callable[[], None]]:
             raise Interrupted(came[0])
 
     if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
+        for number in before:
             signal.signal(number, hold)
     try:
         yield check
     finally:
         if threading.current_thread() is threading.main_thread():
             _restore(before)
+
+
+def _heeded() -> dict[signal.Signals, Any]:
+    """Return the handlers of the signals, but for one that is to be ignored, as `nohup` says of a closing terminal."""
+    found = {number: signal.getsignal(number) for number in SIGNALS}
+    return {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+
+
+def _stop_listening(before: Mapping[signal.Signals, Any], number: int) -> None:
+    """Let the next signal end the process at once; after SIGHUP there is no terminal to write to any more."""
+    for other in before:
+        signal.signal(other, signal.SIG_DFL)
+    if number == signal.SIGHUP:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            if os.isatty(stream):
+                os.dup2(nowhere, stream)
+        os.close(nowhere)
 
 
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import codecs
 import sys
-import unicodedata
 from collections.abc import Callable
 from functools import partial
 
@@ -16,16 +15,11 @@ PLAIN = {
 
 
 def plain_signs(error: UnicodeError) -> tuple[str, int]:
-    """Stand in for signs that an encoding does not have; letters lose their accents, or become their code point."""
+    """Stand in for signs that an encoding does not have; letters become their code point, as Python writes it."""
     assert isinstance(error, UnicodeEncodeError)
-    return "".join(map(_plain, error.object[error.start : error.end])), error.end
-
-
-def _plain(sign: str) -> str:
-    if sign in PLAIN:
-        return PLAIN[sign]
-    base = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
-    return base or f"\\u{ord(sign):04x}"
+    signs = error.object[error.start : error.end]
+    plain = (PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs)
+    return "".join(plain), error.end
 
 
 def take_any_text() -> None:

@@ -1,7 +1,5 @@
 """The command line: words to functions, nothing else."""
 
-import errno
-import logging
 import os
 import shlex
 import sys
@@ -16,11 +14,13 @@ from rich.console import Console
 from fedpft.cli.arguments import ConfigPath, Format, Overrides, Resume, print_json
 from fedpft.cli.console import say_on, take_any_text
 from fedpft.cli.dashboard import dashboard_app
+from fedpft.cli.environment import hush_libraries, settle_caches
 from fedpft.cli.jobs import jobs_app
 from fedpft.cli.start import start_app
 from fedpft.cli.sweeps import sweep_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, unmasked
+from fedpft.storage.whole import full_disk
 
 app = typer.Typer(
     help="Federated Proxy Fine-Tuning of foundation models.",
@@ -34,9 +34,6 @@ app.add_typer(sweep_app)
 app.add_typer(dashboard_app)
 cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
-
-FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""What the system says when a file cannot grow."""
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a run that did not get to its end.")]
 FinishedRun = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a finished run.")]
@@ -189,8 +186,9 @@ def main() -> None:
     end with 130 and 143.
     """
     take_any_text()
-    _hush_libraries()
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line, without the code's
+    hush_libraries()
+    settle_caches()
     # waiting threads spin for some microseconds only: longer stalls every process on the same cores, our actors first
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
@@ -202,10 +200,11 @@ def main() -> None:
     except RunStoppedError as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except Exception as error:
+        full = full_disk(error)
+        if full is None:
             raise
-        print(f"error: {error}{_notes(error)}", file=sys.stderr)
+        print(f"error: {full}{_notes(error)}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
         print(f"interrupted{_notes(stop)}", file=sys.stderr)
@@ -224,8 +223,9 @@ def _run(config: Config, *, resume: bool, form: str) -> None:
             from fedpft.run.launch import launch  # torch and transformers, after the config was checked
 
             finished = launch(config, screen, resume=resume)
-    except (Interrupted, OSError) as stop:
-        if any(Path(config.output_dir, "checkpoints").glob("round-*/state.json")):
+    except (Interrupted, Exception) as stop:
+        has_own_line = isinstance(stop, ConfigError | RunStoppedError)
+        if not has_own_line and any(Path(config.output_dir, "checkpoints").glob("round-*/state.json")):
             stop.add_note(f"; go on with: fedpft resume {shlex.quote(config.output_dir)}")
         raise
     if form == "json":
@@ -244,19 +244,6 @@ def _notes(error: BaseException) -> str:
 def _load(path: Path, overrides: list[str] | None, address: str | None) -> Config:
     extra = [] if address is None else [f"pool.address={address}"]
     return load_config(path, [*(overrides or []), *extra])
-
-
-def _hush_libraries() -> None:
-    """Keep the libraries' loading bars and advice off the screen; FEDPFT_VERBOSE=1 shows them."""
-    if os.environ.get("FEDPFT_VERBOSE"):
-        return
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line, without the code's
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # raised by peft's own calls
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One-line errors for settings that cannot work: the key, what was found, what is allowed."""
 
+import os
 from math import inf
 
 LARGEST_SIGMA = 10
@@ -49,3 +50,13 @@ def require_sigma(section: str, config: object, name: str) -> None:
     """Raise a ConfigError unless the field is the sigma of a log-normal law whose draws do not overflow."""
     value = getattr(config, name)
     require(0 <= value <= LARGEST_SIGMA, f"{section}.{name}", value, f"a number in [0, {LARGEST_SIGMA}]")
+
+
+def require_nameable(key: str, path: str | None) -> None:
+    """Raise a ConfigError unless the system's encoding has every sign of a path."""
+    try:
+        os.fsencode(path or "")
+    except UnicodeEncodeError as error:
+        sign = error.object[error.start]
+        allowed = f"a path without {sign!r}, which is not in {error.encoding}, or any with PYTHONUTF8=1"
+        raise ConfigError(f"{key}: found {path!r}, allowed: {allowed}") from None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
-from fedpft.config.checks import require, require_gpus, require_non_negative, require_positive
+from fedpft.config.checks import require, require_gpus, require_nameable, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import (
@@ -157,6 +157,9 @@ class Config:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         require(bool(self.name.strip("./ ")), "name", self.name, "a name, of the default output_dir too")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        paths = {"output_dir": self.output_dir, "fm.path": self.fm.path, "cache.dir": self.cache.dir}
+        for key, path in (paths | {"task.path": self.task.path, "public.path": self.public.path}).items():
+            require_nameable(key, path)
         devices = self.server.devices
         for key, align in self.distillations().items():
             allowed = f"a divisor of {key}.batch_size = {align.batch_size}, as all share every batch"

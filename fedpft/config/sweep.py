@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from fedpft.config.checks import ConfigError, require
+from fedpft.config.checks import ConfigError, require, require_nameable
 from fedpft.config.loading import read_file, read_override
 from fedpft.config.run import Config
 from fedpft.config.texts import SettingsOf, quoted
@@ -104,6 +104,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         require(bool(self.name.strip(". ")) and "/" not in self.name, "name", self.name, "a name without /")
         require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        require_nameable("output_dir", self.output_dir)
         require(len(set(self.seeds)) == len(self.seeds), "seeds", list(self.seeds), "seeds that differ")
         for name in ("num_samples", "grace_rounds", "driver_cpus"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")

@@ -170,7 +170,7 @@ class SubFMCache:
             self.store.remove_held(key)
             unfinished.mkdir()
             (unfinished / TENSORS_FILE).write_bytes(data)
-            (unfinished / ENTRY_FILE).write_text(json.dumps(content, indent=2) + "\n")
+            (unfinished / ENTRY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             unfinished.rename(self.store.entry_folder(key))
             self.store.evict(self._max_bytes, keep=key)
         except OSError as error:

@@ -51,7 +51,7 @@ class Cleared:
 
 def cache_dir(configured: str | None) -> Path:
     """Return the cache's folder: the configured one, else `$FEDPFT_CACHE`, else `~/.cache/fedpft`."""
-    return Path(configured or os.environ.get("FEDPFT_CACHE") or "~/.cache/fedpft").expanduser()
+    return Path(os.path.expanduser(configured or os.environ.get("FEDPFT_CACHE") or "~/.cache/fedpft"))
 
 
 def canonical_json(content: Mapping[str, Any]) -> bytes:

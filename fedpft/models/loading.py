@@ -192,7 +192,7 @@ def load_sub_fm(
 
     """
     try:
-        stored = json.loads((Path(folder) / "config.json").read_text())
+        stored = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"sub_fm: found {str(folder)!r} ({error}), allowed: the folder of a sub-FM") from None
     named = next(iter(stored.get("architectures") or ()), "")

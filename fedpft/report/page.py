@@ -20,7 +20,7 @@ from fedpft.report.html import PALETTE, document, note, paragraph, plot, section
 from fedpft.report.partition import partition_figure
 from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
 from fedpft.report.wording import duration
-from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE
+from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE, write_text
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -35,12 +35,12 @@ def write_page(output_dir: Path) -> dict[str, Path]:
     """
     path = output_dir / "report.html"
     try:
-        result = json.loads((output_dir / "result.json").read_text())
-        records = [json.loads(line) for line in (output_dir / ROUNDS_FILE).read_text().splitlines()]
+        result = json.loads((output_dir / "result.json").read_text(encoding="utf-8"))
+        records = [json.loads(line) for line in (output_dir / ROUNDS_FILE).read_text(encoding="utf-8").splitlines()]
         counted = output_dir / PARTITION_FILE
-        partition = json.loads(counted.read_text()) if counted.exists() else None
+        partition = json.loads(counted.read_text(encoding="utf-8")) if counted.exists() else None
         config = load_config(output_dir / "config.yaml")
-        path.write_text(page(result, config, records, partition), encoding="utf-8")
+        write_text(path, page(result, config, records, partition))
     except Exception as error:  # the run's results are safe already
         warnings.warn(f"no report.html: {type(error).__name__}: {error}", stacklevel=2)
         return {}

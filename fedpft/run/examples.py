@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedpft.data.collate import rows
 from fedpft.data.datamodule import FederatedData
+from fedpft.storage.whole import written_whole
 
 EXAMPLES_FILE = "examples.safetensors"
 NUM_EXAMPLES = 4
@@ -21,9 +22,8 @@ def save_examples(model: nn.Module, data: FederatedData, folder: Path) -> Path:
     batch = data.collate(rows(data.evaluation, range(min(NUM_EXAMPLES, len(data.evaluation)))))
     inputs = {name: tensor.contiguous() for name, tensor in batch.items() if name != "labels"}
     path = folder / EXAMPLES_FILE
-    temporary = path.with_suffix(".tmp")
-    save_file({**inputs, _ANSWERS: answers(model, inputs)}, temporary)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        save_file({**inputs, _ANSWERS: answers(model, inputs)}, temporary)
     return path
 
 

@@ -30,7 +30,7 @@ def finished_run(run_dir: Path) -> tuple[Config, Mapping[str, Any]]:
         found = f"{str(run_dir)!r} without {' and '.join(missing)}"
         raise ConfigError(f"RUN_DIR: found {found}, allowed: a finished run (go on with: fedpft resume RUN_DIR)")
     try:
-        result = json.loads((run_dir / "result.json").read_text())
+        result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
         unknown = [key for key in ("kind", "modality", "label_names") if key not in result]
     except (ValueError, TypeError) as error:
         raise ConfigError(f"RUN_DIR: found a result.json that is not JSON ({error}), allowed: a whole one") from None

@@ -9,13 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import PIL
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedpft.config import Config, ConfigError, TaskKind
+from fedpft.config import Config, TaskKind
 from fedpft.construct.store import cache_dir
-from fedpft.data.collate import rows
 from fedpft.data.corpora.corpus import sample_texts
 from fedpft.data.corpora.public import load_corpus
 from fedpft.data.datamodule import FederatedData, build_data
@@ -32,7 +30,7 @@ from fedpft.models.pretrain import pretrain_backbone, pretrain_language_model
 from fedpft.models.processor import load_processor
 from fedpft.models.sources import is_from_scratch
 from fedpft.models.tokenizer import train_tokenizer
-from fedpft.run.rehearsal import PROBLEM_TYPES, check_can_be_saved, rehearse
+from fedpft.run.rehearsal import PROBLEM_TYPES, check_can_be_saved, rehearse, try_examples
 from fedpft.seeding import derive_seed, numpy_rng
 from fedpft.trainer import Progress
 
@@ -108,13 +106,13 @@ def load_fm(config: Config, data: FederatedData, progress: Progress, saved_fm: P
         saved_fm: folder of the run's own FM, to use in place of `config.fm`.
 
     Raises:
-        ConfigError: as `fedpft.models.loading.load_fm`; or the FM fails on an example of the task.
+        ConfigError: as `fedpft.models.loading.load_fm`; or the FM fails on examples of the task.
 
     """
     progress.stage("load FM")
     pad_token_id = data.collate.settings().get("pad_token_id")
     fm = load_untuned_fm(config, data.kind, data.modality, data.label_names, pad_token_id, saved_fm)
-    _try_an_example(fm, data, config.fm.path)
+    try_examples(fm, data, config.fm.path)
     check_can_be_saved(fm, config.fm.path)
     if config.fm.pretrain.num_epochs and not saved_fm:
         progress.stage("pre-train FM on public data")
@@ -150,15 +148,3 @@ def load_untuned_fm(
         fm.config.label2id = {name: label for label, name in enumerate(label_names)}
         fm.config.problem_type = PROBLEM_TYPES[kind]  # else the first labelled batch decides
     return fm
-
-
-@torch.no_grad()
-def _try_an_example(fm: PreTrainedModel, data: FederatedData, path: str) -> None:
-    batch = data.collate(rows(data.evaluation, [0]))
-    try:
-        fm(**batch)
-    except Exception as error:  # whatever an architecture says to inputs of another size or number of channels
-        reason = " ".join(str(error).split())[:200]
-        inputs = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
-        found = f"{path!r}, which fails on an example of the task ({reason})"
-        raise ConfigError(f"fm.path / fm.config: found {found}, allowed: a model that takes {inputs}") from error

@@ -48,6 +48,7 @@ from fedpft.storage.output import (
     write_json,
     write_text,
 )
+from fedpft.storage.whole import written_whole
 from fedpft.tracking.trackers import make_trackers
 from fedpft.tracking.wandb import check_tracking
 from fedpft.trainer import check_devices, set_arithmetic
@@ -82,8 +83,8 @@ def run(
             before an actor starts wherever that can be known.
 
     """
-    output_dir = Path(config.output_dir).resolve()
-    with held(output_dir):
+    with held(Path(config.output_dir)):
+        output_dir = Path(config.output_dir).resolve()
         return _run(config, output_dir, observer or SilentObserver(), saved, given)
 
 
@@ -137,18 +138,22 @@ def _run(
 
         try:
             if own_fm and saved is None:
-                fm.save_pretrained(own_fm)
-                if data.tokenizer is not None:
-                    data.tokenizer.save_pretrained(own_fm)
+                with written_whole(own_fm) as folder:
+                    fm.save_pretrained(folder)
+                    if data.tokenizer is not None:
+                        data.tokenizer.save_pretrained(folder)
             outcome = tune(config, fm, data, pool, tracker, curves, saved=saved, keep=keep)
             checkpoints.flush()
             observer.stage("write results")
             files = {"adapter": output_dir / "adapter"}
-            save_adapter(outcome.tuned_fm, files["adapter"])
+            with written_whole(files["adapter"]) as folder:
+                save_adapter(outcome.tuned_fm, folder)
             if outcome.sub_fm is not outcome.tuned_fm:
                 files |= {name: output_dir / name for name in ("sub_fm_adapter", "sub_fm")}
-                save_adapter(outcome.sub_fm, files["sub_fm_adapter"])
-                without_adapter(outcome.sub_fm).save_pretrained(files["sub_fm"])
+                with written_whole(files["sub_fm_adapter"]) as folder:
+                    save_adapter(outcome.sub_fm, folder)
+                with written_whole(files["sub_fm"]) as folder:
+                    without_adapter(outcome.sub_fm).save_pretrained(folder)
             save_examples(outcome.tuned_fm, data, output_dir)
             memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
             seconds = time.perf_counter() - start

@@ -11,8 +11,12 @@ from transformers import AutoConfig, PreTrainedModel
 
 from fedpft.align.public import PublicData
 from fedpft.config import Config, ConfigError, TaskKind
+from fedpft.data.collate import rows, text_lengths
+from fedpft.data.datamodule import FederatedData
 from fedpft.data.tasks.loading import TaskData
 from fedpft.methods import find_method
+from fedpft.models.ffn import find_ffns
+from fedpft.models.flags import restored_flags
 from fedpft.models.loading import architecture
 from fedpft.models.lora import attach_lora, save_adapter
 from fedpft.trainer import SilentProgress
@@ -61,3 +65,27 @@ def check_can_be_saved(fm: PreTrainedModel, path: str) -> None:
         name = min(name for name, _ in before.items() ^ after.items())
         found = f"{path!r}, which is another model when it was saved and opened again (in {name})"
         raise ConfigError(f"fm.path / fm.config: found {found}, allowed: a config that tells its whole architecture")
+
+
+def try_examples(fm: PreTrainedModel, data: FederatedData, path: str) -> None:
+    """Answer the shortest and the longest example of the task at once, and go backwards from the shortest.
+
+    Raises:
+        ConfigError: it fails.
+
+    """
+    lengths = text_lengths(data.evaluation)
+    chosen = [0, len(data.evaluation) - 1] if lengths is None else [int(lengths.argmin()), int(lengths.argmax())]
+    batch = data.collate(rows(data.evaluation, chosen))
+    try:
+        with restored_flags(fm):
+            with torch.no_grad():
+                fm(**batch)
+            fm.requires_grad_(False)
+            first = next(find_ffns(fm)[0].layer.parameters()).requires_grad_(True)
+            torch.autograd.grad(fm(**data.collate(rows(data.evaluation, chosen[:1]))).loss, first)
+    except Exception as error:  # whatever an architecture says to inputs of another size or number of channels
+        reason = " ".join(str(error).split())[:200]
+        inputs = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
+        found = f"{path!r}, which fails on examples of the task ({reason})"
+        raise ConfigError(f"fm.path / fm.config: found {found}, allowed: a model that takes {inputs}") from error

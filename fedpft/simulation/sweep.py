@@ -220,7 +220,7 @@ def _train(play: Play, home: str, found: dict[str, str]) -> None:
     reported = 0
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            reported = int(Path(folder, _ROUND_FILE).read_text())
+            reported = int(Path(folder, _ROUND_FILE).read_text(encoding="utf-8"))
 
     def report(round_index: int, value: float, score: float) -> None:
         nonlocal reported
@@ -228,7 +228,7 @@ def _train(play: Play, home: str, found: dict[str, str]) -> None:
             return
         reported = round_index
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, _ROUND_FILE).write_text(str(round_index))
+            Path(folder, _ROUND_FILE).write_text(str(round_index), encoding="utf-8")
             metrics = {"round": round_index, "value": value, "score": score}
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 

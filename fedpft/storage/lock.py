@@ -49,16 +49,18 @@ def held(folder: Path, what: str = "run", patience_seconds: float = 0.0) -> Iter
         ConfigError: another process holds it, or it cannot be written.
 
     """
-    folder = folder.resolve()
+    try:
+        folder = folder.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a name with the byte 0
+        raise _unusable(folder, error) from None
     if folder in _held:
         yield
         return
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
         lock = _acquire(folder, patience_seconds)
     except OSError as error:
-        found = f"found {str(folder)!r}, allowed: a folder that can be written"
-        raise ConfigError(f"output_dir: {found}; {error.strerror or error}") from None
+        raise _unusable(folder, error) from None
     ended = threading.Event()
     try:
         _sign(folder, what)
@@ -75,6 +77,11 @@ def held(folder: Path, what: str = "run", patience_seconds: float = 0.0) -> Iter
         with suppress(OSError):  # something is in it
             for path in created:
                 path.rmdir()
+
+
+def _unusable(folder: Path, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or error
+    return ConfigError(f"output_dir: found {str(folder)!r}, allowed: a folder that can be written; {reason}")
 
 
 def _acquire(folder: Path, patience_seconds: float) -> BaseFileLock:

@@ -6,12 +6,12 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedpft.config import ConfigError
+from fedpft.storage.whole import written_whole
 
 ROUNDS_FILE = "rounds.jsonl"
 """A folder with this file holds a run."""
@@ -164,14 +164,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file of UTF-8, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def machine() -> dict[str, Any]:

@@ -148,7 +148,7 @@ def save(dashboard: Dashboard, known: Path) -> dict[str, str]:
         if not entity:
             raise ConfigError("--entity: found none, and W&B knows no default one; allowed: a user or team")
         workspace, report = build(replace(dashboard, entity=entity))
-        urls: dict[str, dict[str, str]] = json.loads(known.read_text()) if known.exists() else {}
+        urls: dict[str, dict[str, str]] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
         name = f"{entity}/{dashboard.project}/{dashboard.name}"
         before = urls.get(name, {})
         if old := _found(Report.from_url, before.get("report")):

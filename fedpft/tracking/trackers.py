@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fedpft.config import Config
+from fedpft.config import Config, ConfigError
 from fedpft.metrics.table import Goal
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
@@ -84,6 +85,69 @@ class JsonlTracker:
             self._file.close()
 
 
+class Tolerated:
+    """A tracker without which a run goes on: its first failure is a warning, and then it is asked for nothing more.
+
+    Args:
+        tracker: the other.
+        name: what it is called.
+
+    """
+
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self._tracker, self._name, self._locations = tracker, name, dict(tracker.locations)
+        self._works = True
+
+    @property
+    def locations(self) -> Mapping[str, str]:
+        """Where it was when it began: what was recorded until it failed stays."""
+        return self._locations
+
+    def log_round(self, record: Mapping[str, Any]) -> None:
+        """Pass on."""
+        self._try(lambda: self._tracker.log_round(record))
+
+    def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Pass on."""
+        self._try(lambda: self._tracker.log_clients(round_index, rows))
+
+    def log_stage(self, metrics: Mapping[str, float]) -> None:
+        """Pass on."""
+        self._try(lambda: self._tracker.log_stage(metrics))
+
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        """Pass on."""
+        self._try(lambda: self._tracker.log_figure(name, figure))
+
+    def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """Pass on."""
+        self._try(lambda: self._tracker.finish(result, files))
+
+    def fail(self) -> None:
+        """Pass on; why the run failed is told elsewhere."""
+        if self._works:
+            with suppress(Exception):
+                self._tracker.fail()
+
+    def _try(self, call: Callable[[], None]) -> None:
+        if not self._works:
+            return
+        try:
+            call()
+        except Exception as error:  # of a service, a library, a disk: the run does not depend on it
+            self._works = False
+            warn_of(self._name, error)
+            with suppress(Exception):
+                self._tracker.fail()
+
+
+def warn_of(name: str, error: Exception) -> None:
+    """Warn that a tracker failed, in one line."""
+    lines = str(error).strip().splitlines()
+    reason = ": ".join([type(error).__name__, *lines[:1]])
+    warnings.warn(f"{name} failed, the run goes on without it: {reason}", stacklevel=3)
+
+
 class TrackerGroup:
     """Several trackers as one."""
 
@@ -129,14 +193,19 @@ class TrackerGroup:
 def make_trackers(
     config: Config, output_dir: Path, run_id: str | None = None, goal: Goal = "max", more: Sequence[Tracker] = ()
 ) -> Tracker:
-    """Return the trackers that `config.tracking` asks for, and `more`, as one; W&B first, it may refuse.
+    """Return the trackers that `config.tracking` asks for, and `more`, as one; all but `rounds.jsonl` may fail.
 
     A W&B run of this id is continued if there is one; without an id it is a new one. `goal`: which way the task's
     primary metric is better.
     """
-    if config.tracking.wandb == "disabled":
-        return TrackerGroup([JsonlTracker(output_dir), *more])
-    from fedpft.tracking.wandb import WandbTracker
+    others = [Tolerated(tracker, type(tracker).__name__) for tracker in more]
+    if config.tracking.wandb != "disabled":
+        from fedpft.tracking.wandb import NAME, WandbTracker
 
-    wandb = WandbTracker(config, output_dir, run_id, goal)
-    return TrackerGroup([JsonlTracker(output_dir), wandb, *more])
+        try:
+            others.insert(0, Tolerated(WandbTracker(config, output_dir, run_id, goal), NAME))
+        except ConfigError:
+            raise
+        except Exception as error:
+            warn_of(NAME, error)
+    return TrackerGroup([JsonlTracker(output_dir), *others])

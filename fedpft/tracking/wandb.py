@@ -3,6 +3,11 @@
 All of it lies in the run's output folder::
 
     output_dir/wandb/offline-run-*/          send it later with `wandb sync FOLDER`
+    output_dir/wandb/offline-run-*/files/    the run's files, copies of adapter and result among them
+
+The copies are what W&B sends, as artifacts and as files of the run: what another run has put where this one was is
+never read. W&B knows an artifact's files by their whole path, the run's files by their place in its folder. So of a
+folder that was moved `wandb sync` sends the run's files, and leaves the artifacts out.
 
 A resumed run goes on as the same W&B run. Offline it leaves one folder each time it was started, all with the run's id;
 `wandb sync` joins them in order.
@@ -13,6 +18,7 @@ The run's artifacts are a chain: `fm-DIGEST`, which it used, `sub-fm-DIGEST`, wh
 
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -33,8 +39,24 @@ ARTIFACT_TYPES = {"adapter": "model", "result": "result"}
 
 DEFAULT_JOB_TYPE = "run"
 
+NAME = "Weights & Biases"
+
+NOT_FOLLOWED = {
+    "WANDB_MODE": "tracking.wandb",
+    "WANDB_DISABLED": "tracking.wandb",
+    "WANDB_PROJECT": "tracking.project",
+    "WANDB_JOB_TYPE": "tracking.job_type",
+    "WANDB_TAGS": "tracking.tags",
+    "WANDB_NAME": "name",
+    "WANDB_DIR": "output_dir",
+    "WANDB_RUN_ID": "resume",
+    "WANDB_RESUME": "resume",
+}
+"""Variable of W&B's -> the setting that decides in its place."""
+
 _SHOWN_DIGITS = 12  # of a digest, in an artifact's name
 _MAX_TAG_LENGTH = 64  # W&B's
+_YES = ("true", "1", "yes", "y", "on", "t")
 _INIT_TIMEOUT_SECONDS = 30
 _FINISH_TIMEOUT_SECONDS = 300
 
@@ -46,6 +68,7 @@ def check_tracking(tracking: TrackingConfig) -> None:
         ConfigError: `online` without a key.
 
     """
+    _tell_what_is_not_followed(tracking)
     if tracking.wandb != "online":
         return
     import wandb  # here, so that other runs do not pay for it
@@ -58,6 +81,20 @@ def check_tracking(tracking: TrackingConfig) -> None:
         raise _refusal(tracking, error) from None
 
 
+def _tell_what_is_not_followed(tracking: TrackingConfig) -> None:
+    """Warn of W&B's own variables that ask for something else than the settings, which decide."""
+    asked = {name: value for name in NOT_FOLLOWED if (value := os.environ.get(name))}
+    if asked.get("WANDB_MODE") == tracking.wandb:
+        del asked["WANDB_MODE"]
+    if (asked.get("WANDB_DISABLED", "").lower() in _YES) == (tracking.wandb == "disabled"):
+        asked.pop("WANDB_DISABLED", None)
+    if tracking.wandb == "disabled":
+        asked = {name: value for name, value in asked.items() if NOT_FOLLOWED[name] == "tracking.wandb"}
+    if asked:
+        listed = ", ".join(f"{name}={value} ({NOT_FOLLOWED[name]})" for name, value in asked.items())
+        warnings.warn(f"not followed, these settings decide instead: {listed}", stacklevel=3)
+
+
 def _refusal(tracking: TrackingConfig, error: Exception) -> ConfigError:
     line = str(error).splitlines()[0].rstrip(".")
     message = f"tracking.wandb: found {tracking.wandb!r}, but W&B says: {line}; allowed without it:"
@@ -68,7 +105,7 @@ class WandbTracker:
     """A `Tracker`: one W&B run, silent, with its folder in the run's output folder.
 
     Raises:
-        ConfigError: W&B cannot be reached or refuses the run (no API key, no network, no such entity), in one line.
+        ConfigError: W&B refuses the run (no API key, no such entity), in one line. Out of reach it is recorded offline.
 
     """
 
@@ -87,25 +124,32 @@ class WandbTracker:
             finish_timeout=_FINISH_TIMEOUT_SECONDS,
             finish_timeout_raises=True,
         )
+        given: dict[str, Any] = {
+            "project": tracking.project,
+            "entity": tracking.entity,
+            "group": tracking.group,
+            "job_type": tracking.job_type or DEFAULT_JOB_TYPE,
+            "tags": _tags(config),
+            "name": config.name,
+            "id": run_id,
+            "resume": "allow",
+            "config": asdict(config),
+            "dir": output_dir,
+            "reinit": "create_new",
+            "settings": settings,
+        }
+        wandb.setup(wandb.Settings(silent=True))
         try:
-            wandb.setup(wandb.Settings(silent=True))
-            self._run: Any = wandb.init(
-                mode=tracking.wandb,
-                project=tracking.project,
-                entity=tracking.entity,
-                group=tracking.group,
-                job_type=tracking.job_type or DEFAULT_JOB_TYPE,
-                tags=_tags(config),
-                name=config.name,
-                id=run_id,
-                resume="allow",
-                config=asdict(config),
-                dir=output_dir,
-                reinit="create_new",
-                settings=settings,
-            )
+            self._run: Any = wandb.init(mode=tracking.wandb, **given)
         except wandb.Error as error:
-            raise _refusal(tracking, error) from None
+            if tracking.wandb != "online":
+                raise
+            if isinstance(error, wandb.errors.AuthenticationError | wandb.errors.UsageError):
+                raise _refusal(tracking, error) from None
+            self._run = wandb.init(mode="offline", **given)
+            folder = Path(self._run.dir).parent
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"{NAME}: {reason}; recorded offline, send it later: wandb sync {folder}", stacklevel=2)
         for names, step in STEP_METRICS.items():
             self._run.define_metric(names, step_metric=step)
         self._goal, self._known = goal, set[str]()
@@ -142,19 +186,13 @@ class WandbTracker:
 
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """Put `result` into the summary as `result/*`, log the artifacts and wait for the upload (minutes at most)."""
-        import wandb
-
         self._run.summary.update({f"result/{key}": value for key, value in result.items()})
-        for model in _models(result, self._config):
-            self._log_model(**model)
-        lineage = {key: value for key, value in _digests(result).items() if value}
-        for key, kind in ARTIFACT_TYPES.items():
-            if key not in files:
-                continue
-            artifact = wandb.Artifact(f"{self._name}-{key}", type=kind, metadata=lineage)
-            add = artifact.add_dir if files[key].is_dir() else artifact.add_file
-            add(str(files[key]), policy="immutable")  # no second copy on this disk
-            self._run.log_artifact(artifact)
+        try:
+            self._log_artifacts(result, files)
+        except Exception as error:  # of a disk, a cache in the home folder; all else is there
+            lines = str(error).strip().splitlines()
+            reason = ": ".join([type(error).__name__, *lines[:1]])
+            warnings.warn(f"{NAME} failed, its run has not all artifacts: {reason}", stacklevel=2)
         try:
             self._run.finish()
         except TimeoutError:
@@ -164,10 +202,44 @@ class WandbTracker:
                 stacklevel=2,
             )
 
+    def _log_artifacts(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        import wandb
+
+        for model in _models(result, self._config):
+            self._log_model(**model)
+        lineage = {key: value for key, value in _digests(result).items() if value}
+        for key, kind in ARTIFACT_TYPES.items():
+            if key not in files:
+                continue
+            artifact = wandb.Artifact(f"{self._name}-{key}", type=kind, metadata=lineage)
+            copied = self._copy(files[key])
+            add = artifact.add_dir if copied.is_dir() else artifact.add_file
+            add(str(copied), policy="immutable")  # no third copy on this disk
+            self._run.log_artifact(artifact)
+
     def fail(self) -> None:
-        """Mark the run as failed; an upload that hangs does not hide why."""
-        with suppress(TimeoutError):
-            self._run.finish(exit_code=1)
+        """Mark the run as failed; an upload that hangs does not hide why, nor does a W&B that has died."""
+        import wandb
+
+        try:
+            with suppress(TimeoutError):
+                self._run.finish(exit_code=1)
+        except Exception:
+            with suppress(Exception):
+                wandb.teardown()  # which would fail at the end of the process, with a traceback
+
+    def _copy(self, source: Path) -> Path:
+        """Copy a file or folder among the run's files, from which W&B sends them; return where it is there."""
+        folder = Path(self._run.dir)
+        copied = folder / source.name
+        if source.is_dir():
+            shutil.copytree(source, copied, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, copied)
+        for file in [copied, *sorted(copied.rglob("*"))]:
+            if file.is_file():
+                self._run.save(file, base_path=folder, policy="end")
+        return copied
 
     def _log(self, values: Mapping[str, Any]) -> None:
         """Log values; the first of a metric is told what the summary keeps of it."""

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 
@@ -15,11 +17,13 @@ from typer.testing import CliRunner
 from fedpft.cli import main as cli
 from fedpft.config import ConfigError, load_config
 from fedpft.federated.client import LocalClient
+from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.loading import load_sub_fm
 from fedpft.run import inputs
 from fedpft.run.pipeline import run
 from fedpft.run.resume import go_on
+from fedpft.storage.output import ROUNDS_FILE, RUN
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_fm, tiny_text_run, tiny_tokenizer, tiny_vision_run
 
@@ -175,6 +179,30 @@ def test_a_disk_that_fills_up_stops_the_run_which_then_goes_on_as_if_nothing_had
     assert rounds == [1, 2, 3, 4]
 
 
+class FullAtTheEnd(SilentObserver):
+    """Lets no file grow beyond 1 kB once the results are written."""
+
+    def stage(self, title):
+        if title == "write results":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_nothing_half_written_and_the_run_is_finished_by_resume(tmp_path):
+    config = load_config(None, [*tiny_text_run(tmp_path), *SHORT])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run(config, FullAtTheEnd())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["checkpoints", "config.yaml", "partition.json", ROUNDS_FILE]
+    go_on(config)
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= set(RUN.entries)
+
+
 def test_a_result_that_is_cut_off_is_named(tmp_path):
     config = load_config(None, [*tiny_text_run(tmp_path), *SHORT])
     run(config)
@@ -203,6 +231,17 @@ def test_results_that_could_not_be_saved_are_refused_before_an_actor_starts(tmp_
         ConfigError, match=r"^fm\.path / fm\.config: found .*be saved and opened again \(ValueError: no su"
     ):
         run(load_config(None, settings))
+
+
+@pytest.mark.parametrize("field", ["attn_implementation=flex_attention", "sliding_window=0"])
+def test_an_fm_that_fails_on_longer_texts_or_backwards_alone_is_refused_before_the_rounds(tmp_path, field):
+    settings = tiny_text_run(tmp_path, "gemma")
+    file = tmp_path / "fm/config.json"
+    key, value = field.split("=")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: int(value) if value.isdigit() else value}))
+    with pytest.raises(ConfigError, match=r"^fm\.path / fm\.config: found .*, which fails on examples of the task"):
+        run(load_config(None, settings))
+    assert not (tmp_path / "out").exists()
 
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a resumable checkpoint stays, no process does."""
+"""Ctrl-C, SIGTERM and a closing terminal, to all processes of a run: a resumable checkpoint stays, no process does."""
 
 import os
 import shlex
@@ -41,7 +41,9 @@ def wait_for_rounds(folder, process, number):
     [
         ("sequential", signal.SIGINT, 130),
         ("sequential", signal.SIGTERM, 143),
+        ("sequential", signal.SIGHUP, 129),
         pytest.param("ray", signal.SIGINT, 130, marks=pytest.mark.cluster),
+        pytest.param("ray", signal.SIGTERM, 143, marks=pytest.mark.cluster),
     ],
 )
 def test_an_interrupted_run_can_go_on_and_leaves_no_process(tmp_path, pool, number, code):
@@ -50,10 +52,7 @@ def test_an_interrupted_run_can_go_on_and_leaves_no_process(tmp_path, pool, numb
         wait_for_rounds(tmp_path, process, 3)
         started = psutil.Process(process.pid).children(recursive=True)
         assert bool(started) == (pool == "ray")
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # what a terminal does
-        else:
-            process.send_signal(number)
+        os.killpg(process.pid, number)  # what a terminal does, `timeout`, Slurm, systemd
         _, errors = process.communicate(timeout=MAX_SECONDS)
     finally:
         process.kill()

@@ -11,7 +11,7 @@ from fedpft.construct.compress import compress
 from fedpft.interrupt import Interrupted, held_back, interruptible, kept_handlers, unmasked
 from tests.tiny import tiny_batch, tiny_fm
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
@@ -38,11 +38,22 @@ def test_a_signal_within_an_alignment_ends_it_at_once(number, code):
     assert signal.getsignal(number) is before
 
 
+def test_what_is_to_be_ignored_is_ignored_as_nohup_says_of_a_closing_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible(), held_back() as check:
+            os.kill(os.getpid(), signal.SIGHUP)
+            check()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_second_signal_finds_the_systems_own_handler():
     with interruptible():
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert [signal.getsignal(number) for number, _ in SIGNALS] == [signal.SIG_DFL, signal.SIG_DFL]
+        assert [signal.getsignal(number) for number, _ in SIGNALS] == [signal.SIG_DFL] * 3
 
 
 def test_a_library_that_installs_its_own_handlers_does_not_keep_them():

@@ -74,7 +74,7 @@ class HostMemory:
     def reset_peak(self) -> None:
         """Let Linux forget the high-water mark; elsewhere it is that of the whole process."""
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def use(self) -> MemoryUse:
         """See `DeviceMemory`."""

@@ -65,6 +65,13 @@ def test_a_holder_on_another_machine_counts_while_it_gives_signs_of_life(tmp_pat
             assert json.loads(record.read_text())["host"] == platform.node()
 
 
+def test_a_path_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in ("a\0b", "circle", "x" * 300):
+        with pytest.raises(ConfigError, match=r"^output_dir: found .* allowed: a folder that can be written; [^\n]*$"):
+            held(tmp_path / name).__enter__()
+
+
 def test_signs_of_life_are_given(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     with held(tmp_path):

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import wandb
 
@@ -9,7 +10,7 @@ from fedpft.config import Config, ConfigError, TrackingConfig, load_config
 from fedpft.report.fidelity import heat_map
 from fedpft.tracking.names import kept_in_summary, wandb_metrics
 from fedpft.tracking.trackers import make_trackers
-from fedpft.tracking.wandb import check_tracking
+from fedpft.tracking.wandb import NOT_FOLLOWED, check_tracking
 from tests.wandb_file import OfflineRun
 
 ROUNDS = [
@@ -116,6 +117,93 @@ def test_artifacts_tell_the_adapters_descent_and_hold_no_weights_of_fm_or_sub_fm
     files = [[(entry.ref, entry.local_path) for entry in found.manifest.contents] for found in artifacts]
     assert files[:2] == [[(f"fedpft://fm/{fm}", "")], [(f"fedpft://sub-fm/{sub_fm}", "")]]
     assert [Path(path).name for _, path in files[2]] == ["adapter_model.safetensors"]
+
+
+def test_what_is_sent_lies_in_the_wandb_folder_and_the_runs_files_are_found_wherever_that_is(output: Path):
+    found = record_run(output)
+    (adapter,) = found.artifacts
+    paths = [Path(entry.local_path) for entry in adapter.manifest.contents]
+    assert all(path.is_relative_to(found.folder) and path.read_bytes() == b"weights" for path in paths)
+    saved = [entry.path for record in found.records if record.HasField("files") for entry in record.files.files]
+    assert "adapter/adapter_model.safetensors" in saved, "by its place in the folder"
+    moved = found.folder.rename(output.with_name("elsewhere"))
+    assert (moved / "files/adapter/adapter_model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_wandb_that_dies_costs_one_warning(output: Path, recwarn: pytest.WarningsRecorder, capfd):
+    tracker = make_trackers(load_config(None, ["tracking.wandb=offline"]), output)
+    tracker.log_round(ROUNDS[0])
+    for process in psutil.Process().children(recursive=True):
+        if "wandb" in Path(process.exe()).name:
+            process.kill()
+            process.wait()
+    for record in ROUNDS[1:] * 3:
+        tracker.log_round(record)
+    tracker.finish({"fm": 0.5}, {})
+    said = [str(warning.message) for warning in recwarn if "Weights" in str(warning.message)]
+    assert len(said) == 1
+    assert said[0].startswith("Weights & Biases failed, the run goes on without it: ")
+    assert len((output / "rounds.jsonl").read_text().splitlines()) == 1 + 3 * len(ROUNDS[1:])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_wandb_that_cannot_begin_costs_one_warning(output: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(**_):
+        raise OSError("~/.config is a file")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    with pytest.warns(UserWarning, match=r"^Weights & Biases failed, the run goes on without it: OSError: ~/\.config"):
+        tracker = make_trackers(load_config(None, ["tracking.wandb=offline"]), output)
+    tracker.log_round(ROUNDS[0])
+    assert list(tracker.locations) == ["rounds"]
+
+
+def test_artifacts_that_cannot_be_made_cost_a_warning_and_the_run_is_whole(output: Path, monkeypatch):
+    def fail(*_, **__):
+        raise PermissionError("~/.cache")
+
+    monkeypatch.setattr("fedpft.tracking.wandb.WandbTracker._copy", fail)
+    with pytest.warns(UserWarning, match=r"its run has not all artifacts: PermissionError: ~/\.cache"):
+        found = record_run(output)
+    assert found.summary["result/fm"] == 0.8
+    assert next(record.exit.exit_code for record in found.records if record.HasField("exit")) == 0
+
+
+def test_out_of_reach_a_run_is_recorded_offline(output: Path, monkeypatch: pytest.MonkeyPatch):
+    init, modes = wandb.init, []
+
+    def fail(*, mode, **settings):
+        modes.append(mode)
+        if mode == "online":
+            raise wandb.errors.CommError("no network\nmore")
+        return init(mode=mode, **settings)
+
+    monkeypatch.setattr(wandb, "init", fail)
+    with pytest.warns(UserWarning, match=r"^Weights & Biases: no network; recorded offline, send it later: wandb sy"):
+        tracker = make_trackers(load_config(None, ["tracking.wandb=online"]), output)
+    tracker.finish({}, {})
+    assert modes == ["online", "offline"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "variables", "named"),
+    [
+        ("offline", {"WANDB_MODE": "disabled"}, ["WANDB_MODE=disabled (tracking.wandb)"]),
+        ("offline", {"WANDB_DISABLED": "true", "WANDB_PROJECT": "x"}, ["WANDB_DISABLED=true", "(tracking.project)"]),
+        ("disabled", {"WANDB_MODE": "online", "WANDB_PROJECT": "x"}, ["WANDB_MODE=online (tracking.wandb)"]),
+        ("offline", {"WANDB_MODE": "offline", "WANDB_DISABLED": "false"}, []),
+        ("disabled", {"WANDB_DISABLED": "true", "WANDB_NAME": "x"}, []),
+    ],
+)
+def test_wandbs_own_variables_that_are_not_followed_are_named(monkeypatch, recwarn, mode, variables, named):
+    for name in NOT_FOLLOWED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_tracking(TrackingConfig(wandb=mode))
+    said = " ".join(str(warning.message) for warning in recwarn)
+    assert all(part in said for part in named)
+    assert bool(said) == bool(named)
 
 
 def test_an_adapter_tuned_on_the_fm_itself_descends_from_it_alone(output: Path):
