@@ -3,6 +3,7 @@
 What cannot work raises :class:`ConfigError` with the key, what was found and what is allowed, before any model loads.
 """
 
+from fedpft.config.algorithms import AggregatorConfig, ServerOptimiserConfig
 from fedpft.config.checks import ConfigError
 from fedpft.config.compare import changed_settings
 from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfig
@@ -30,6 +31,7 @@ from fedpft.metrics.table import TaskKind
 
 __all__ = [
     "AdapterAlignConfig",
+    "AggregatorConfig",
     "AlignConfig",
     "CacheConfig",
     "CheckpointConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "PretrainConfig",
     "PublicConfig",
     "ServerConfig",
+    "ServerOptimiserConfig",
     "TaskConfig",
     "TaskKind",
     "TrackingConfig",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
+from fedpft.config.algorithms import AggregatorConfig, ServerOptimiserConfig
 from fedpft.config.checks import (
     require,
     require_gpus,
@@ -52,6 +53,8 @@ class FederatedConfig:
     itself with probability clients_per_round / num_clients. A round that draws nobody counts, and changes nothing."""
     aggregation: Literal["weighted", "uniform"] = "weighted"
     """Weights of the mean: examples of each client, or equal."""
+    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    server: ServerOptimiserConfig = field(default_factory=ServerOptimiserConfig)
     local_epochs: int = 1
     """Passes of a client over its data in a round."""
     batch_size: int = 4
@@ -97,6 +100,7 @@ class FederatedConfig:
                 allowed,
             )
         self._check_attendance()
+        self.aggregator.check_cohort(self.cohort_size)
 
     @property
     def cohort_size(self) -> int:

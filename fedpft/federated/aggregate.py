@@ -1,34 +1,47 @@
-"""From the cohort's updates to the next global adapter."""
+"""From the cohort's updates to their aggregate: who has answered, whose turn it is, and what of them is kept."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from fedpft.federated.messages import ClientReport, ClientUpdate
+from fedpft.federated.aggregators.base import Memory
+from fedpft.federated.messages import ClientReport, ClientUpdate, RoundPlan
 from fedpft.federated.sampling import Cohort
+from fedpft.federated.server_rule import ServerRule
 from fedpft.models.activations import ActivationCounts
 
 Report = TypeVar("Report", bound=ClientReport)
 
 
 class Aggregation:
-    """The weighted mean of a round's adapters, `sum_i w_i W_i / sum_i w_i`, and the sum of its activation counts.
+    """A round's aggregate of adapters, by default their weighted mean, and the sum of its activation counts.
 
-    `w_i` is the client's number of examples (`weighted`) or 1 (`uniform`), times how often it was drawn. Updates are
-    summed in float64 in one fixed order, whatever the order of arrival, so the bits do not depend on who trained where.
-    Of an update whose turn has come only its report stays: what is held does not grow with the cohort, as long as
-    clients start in that order.
+    A weight is the client's number of examples (`weighted`) or 1 (`uniform`), times how often it was drawn. The
+    aggregator gets adapters in one fixed order, whatever the order of arrival, so the bits do not depend on who trained
+    where. Of an update whose turn has come only its report stays, and what the aggregator makes of it.
 
     Args:
+        plan: the round's.
         order: the cohort's clients, each once.
         cohort: how often each was drawn.
         kind: of the weights.
+        rule: the server's.
+        arrays: what it remembers of the rounds before.
 
     """
 
-    def __init__(self, order: Iterable[int], cohort: Cohort, kind: Literal["weighted", "uniform"]) -> None:
+    def __init__(
+        self,
+        plan: RoundPlan,
+        order: Sequence[int],
+        cohort: Cohort,
+        kind: Literal["weighted", "uniform"],
+        rule: ServerRule | None = None,
+        arrays: Memory = MappingProxyType({}),
+    ) -> None:
         self.reports: list[ClientReport] = []
         """Of the good updates, in order of arrival."""
         self.counts: ActivationCounts | None = None
@@ -37,8 +50,8 @@ class Aggregation:
         """Size of all adapters and counts."""
         self._turns, self._cohort, self._kind = deque(order), cohort, kind
         self._early: dict[int, ClientUpdate | None] = {}
-        self._sum = np.zeros(())
-        self._total_weight = 0.0
+        self._plan, self._rule, self._arrays = plan, rule or ServerRule(), arrays
+        self._state = self._rule.aggregator.init(plan.adapter, len(order), self._rule.memory(arrays))
 
     @property
     def num_held(self) -> int:
@@ -59,25 +72,27 @@ class Aggregation:
         self._early.setdefault(client_id, None)
         self._advance()
 
-    def adapter(self) -> np.ndarray:
-        """Return the mean of all that was added, (P,) float32; at least one was."""
+    def next_adapter(self) -> tuple[np.ndarray, Memory]:
+        """Return the adapter, (P,) float32, that all that was added leads to, and what the server's rule remembers.
+
+        At least one update was added, and as many as the rule needs.
+        """
         for client_id in set(self._turns) - self._early.keys():
             self.drop(client_id)
-        assert self._total_weight > 0, "there is no mean of nothing"
-        return (self._sum / self._total_weight).astype(np.float32)
+        aggregate, memory = self._rule.aggregator.finish(self._state)
+        return self._rule.next_adapter(self._plan, aggregate, memory, self._arrays)
 
     def _advance(self) -> None:
         while self._turns and self._turns[0] in self._early:
             update = self._early.pop(self._turns.popleft())
             if update is not None:
-                self._sum_up(update)
+                self._take(update)
 
-    def _sum_up(self, update: ClientUpdate) -> None:
-        weight = self._cohort[update.client_id] * (update.num_examples if self._kind == "weighted" else 1.0)
-        if self._sum.shape != update.adapter.shape:
-            self._sum = np.zeros_like(update.adapter, dtype=np.float64)
-        self._sum += np.multiply(update.adapter, weight, dtype=np.float64)
-        self._total_weight += weight
+    def _take(self, update: ClientUpdate) -> None:
+        client_id = update.client_id
+        weight = self._cohort[client_id] * (update.num_examples if self._kind == "weighted" else 1.0)
+        adapter = self._rule.transformed(update.adapter, self._plan, client_id)
+        self._state = self._rule.aggregator.add(self._state, adapter, weight)
 
 
 def mean_loss(reports: Sequence[ClientReport]) -> float:

@@ -6,7 +6,7 @@
       v
     pool.run(plan) ---> clients train in parallel, updates arrive in any order
       |  3. wait for an update or a failure of every client of the cohort, refuse what would spoil the aggregate
-      |  4. aggregate, in the order in which clients start: each update as soon as its turn comes
+      |  4. aggregate, in the order in which clients start: each update as soon as its turn comes; the server's step
       |  5. every t rounds: the method re-aligns the proxy; changed weights go to the pool
       |  6. every e rounds and at the end: evaluate
       |  7. track
@@ -18,7 +18,8 @@ The driver waits for the whole cohort in step 3; clients wait for the driver in 
 method by their protocols only.
 
 A client that failed or was refused is dropped from the round: the others' weights are renormalised. With fewer than
-`min_clients` good updates the round does not count: adapter and proxy stay as they were and the next round begins.
+`min_clients` good updates, or than the aggregator needs, the round does not count: adapter, proxy and what the server
+remembers stay as they were and the next round begins.
 A round for which nobody was drawn counts, although it changes nothing: it is what the law of `poisson` says.
 """
 
@@ -38,6 +39,7 @@ from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate,
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.sampling import Attendance, draw_attendance, longest_first, round_lr
+from fedpft.federated.server_rule import ServerRule
 from fedpft.federated.spending import actor_utilisation, add_round, clients_spent
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
@@ -55,6 +57,8 @@ class ServerState:
     rounds_done: int
     adapter: np.ndarray
     """(P,) float32."""
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the server's rule remembers, by name."""
     proxy_version: int = 0
     """Grows by one with every change of the proxy's weights."""
     pending_bytes: int = 0
@@ -81,6 +85,8 @@ class Driver:
     """Neurons of each FFN whose activations the clients count."""
     method: Method
     pool: ClientPool
+    rule: ServerRule = field(default_factory=ServerRule)
+    """From the updates to the next adapter."""
     evaluate: Callable[[np.ndarray], Mapping[str, Any]]
     """Adapter -> what goes into the record, as JSON: `{"fm": 0.8, "sub_fm": 0.7}`, perhaps more."""
     evaluation_interval: int
@@ -112,11 +118,12 @@ class Driver:
         # 2. plan
         plan = self._plan(state, round_index)
         # 3. run the clients
-        aggregation, failures = self._run_clients(plan, attendance)
+        aggregation, failures = self._run_clients(plan, attendance, state)
         fit_seconds = time.perf_counter() - start
         # 4. aggregate
-        counted = attendance.is_empty or len(aggregation.reports) >= self.config.min_clients
-        adapter = aggregation.adapter() if counted and aggregation.reports else state.adapter
+        counted = attendance.is_empty or len(aggregation.reports) >= self._fewest_updates
+        has_moved = counted and aggregation.reports
+        adapter, arrays = aggregation.next_adapter() if has_moved else (state.adapter, state.arrays)
         record = self._record(plan, attendance, aggregation, failures, state, counted)
         record |= actor_utilisation(aggregation.reports, self.pool.num_actors, fit_seconds)
         pending_bytes = 0 if attendance.cohort else state.pending_bytes
@@ -125,6 +132,7 @@ class Driver:
             state,
             rounds_done=round_index,
             adapter=adapter,
+            arrays=arrays,
             pending_bytes=pending_bytes,
             uncounted_rounds=uncounted_rounds,
         )
@@ -163,12 +171,14 @@ class Driver:
         counts = self.method.wants_counts(round_index, self.config.rounds)
         return RoundPlan(round_index=round_index, lr=lr, adapter=state.adapter, count_activations=counts)
 
-    def _run_clients(self, plan: RoundPlan, attendance: Attendance) -> tuple[Aggregation, list[ClientFailure]]:
+    def _run_clients(
+        self, plan: RoundPlan, attendance: Attendance, state: ServerState
+    ) -> tuple[Aggregation, list[ClientFailure]]:
         """Return what was made of the good updates, and a failure for each client without one."""
         cohort = attendance.cohort
         self.observer.round_started(plan.round_index, self.config.rounds, list(cohort))
         order = longest_first(cohort, self.partition.sizes)
-        aggregation = Aggregation(order, cohort, self.config.aggregation)
+        aggregation = Aggregation(plan, order, cohort, self.config.aggregation, self.rule, state.arrays)
         failures: list[ClientFailure] = []
         awaited = set(order)
         for outcome in self.pool.run(plan, order):
@@ -227,10 +237,17 @@ class Driver:
             **({} if counted else {"counted": False}),
         }
 
+    @property
+    def _fewest_updates(self) -> int:
+        return max(self.config.min_clients, self.rule.min_updates)
+
     def _why_stopped(self, state: ServerState, record: Mapping[str, Any]) -> str:
         found = f"the last one, round {state.rounds_done}, has {len(record['clients'])} good updates"
         absent = [f"{len(record[key])} {key}" for key in ("dropped", "unavailable", "stragglers") if key in record]
         allowed = f"federated.min_clients = {self.config.min_clients}"
+        if self.rule.min_updates > self.config.min_clients:
+            kind = self.config.aggregator.kind
+            allowed = f"the {self.rule.min_updates} that federated.aggregator.kind = {kind} needs"
         why = "; ".join([", ".join([found, *absent]), allowed, *record.get("failures", [])[-1:]])
         return f"{state.uncounted_rounds} rounds in a row did not count: {why}"
 

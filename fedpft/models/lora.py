@@ -160,6 +160,11 @@ def adapter_layout(model: nn.Module) -> AdapterLayout:
     return tuple((name, tuple(parameter.shape)) for name, parameter in adapter_parameters(model).items())
 
 
+def is_head(model: nn.Module) -> np.ndarray:
+    """Return (P,) bool: which numbers of the flat vector are the task head's."""
+    return np.concatenate([np.full(int(np.prod(shape)), "lora_" not in name) for name, shape in adapter_layout(model)])
+
+
 @torch.no_grad()
 def get_adapter(model: nn.Module) -> np.ndarray:
     """Return a copy of the adapter as one (P,) float32 vector."""

@@ -19,13 +19,14 @@ from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.package import client_package
 from fedpft.federated.pool import ClientPool
+from fedpft.federated.server_rule import server_rule
 from fedpft.federated.spending import run_spent
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
 from fedpft.methods.carry_over import CarryOver
 from fedpft.metrics.table import METRICS
 from fedpft.models.costs import costs
-from fedpft.models.lora import AdaptedModel, get_adapter
+from fedpft.models.lora import AdaptedModel, get_adapter, is_head
 from fedpft.run.same_fm import fm_record
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
@@ -80,7 +81,7 @@ def tune(
     start = time.perf_counter()  # of the rounds, once they begin
 
     def checkpoint(state: ServerState) -> None:
-        server = {name: value for name, value in vars(state).items() if name != "adapter"}
+        server = {name: value for name, value in vars(state).items() if name not in ("adapter", "arrays")}
         extra = {
             "fm": record,
             "construction": construction,
@@ -88,10 +89,11 @@ def tune(
             "rounds_seconds": time.perf_counter() - start,
         }
         tensors = method.saved_proxy
-        keep(RunCheckpoint(server=server, adapter=state.adapter, proxy=tensors, untuned=untuned, extra=extra))
+        kept: dict[str, Any] = {"adapter": state.adapter, "arrays": state.arrays, "proxy": tensors}
+        keep(RunCheckpoint(server=server, **kept, untuned=untuned, extra=extra))
 
     if saved:
-        state, untuned = ServerState(adapter=saved.adapter, **saved.server), saved.untuned
+        state, untuned = ServerState(adapter=saved.adapter, arrays=saved.arrays, **saved.server), saved.untuned
         evaluation.fidelity_seconds = saved.extra["fidelity_seconds"]
     else:
         state = ServerState(rounds_done=0, adapter=get_adapter(proxy.model))
@@ -113,6 +115,7 @@ def tune(
         num_neurons=proxy.num_neurons,
         method=method,
         pool=pool,
+        rule=server_rule(config.federated, is_head(proxy.model)),
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         goal=METRICS[data.metrics[0]].goal,

@@ -3,12 +3,13 @@
     output_dir/checkpoints/round-0007/
         adapter.safetensors    the global adapter
         proxy.safetensors      the proxy's tensors; a hard link to the checkpoint before while its version is the same
+        arrays.safetensors     what the server's optimiser and aggregator remember, if they do
         state.json             all else, with a checksum of every file and of itself
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed, so that it is there whole or not at
-all; the newest two stay. What is not here is no state: aggregation is a weighted mean (the server has no optimiser),
-local optimisers live for one fit, activation counts for the round that aligns, and every random draw derives from the
-seed and the round. A part of a run that does have more to remember puts it into `RunCheckpoint.extra`.
+all; the newest two stay. What is not here is no state: local optimisers live for one fit, activation counts for the
+round that aligns, and every random draw derives from the seed and the round. A part of a run that does have more to
+remember puts it into `RunCheckpoint.extra`.
 """
 
 import hashlib
@@ -28,12 +29,14 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-FORMAT = 1
+FORMATS = {False: 1, True: 2}
+"""Whether there are arrays -> format: a version that knows none shall not go on without them."""
 FOLDER = "checkpoints"
 """In a run's `output_dir`."""
 NUM_KEPT = 2
 _ADAPTER, _PROXY, _STATE = "adapter.safetensors", "proxy.safetensors", "state.json"
-_TENSOR_FIELDS = ("adapter", "proxy")
+_ARRAYS = "arrays.safetensors"
+_TENSOR_FIELDS = ("adapter", "proxy", "arrays")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,8 @@ class RunCheckpoint:
     """(P,) float32."""
     proxy: Callable[[], Mapping[str, Tensor]]
     """Gives the proxy's tensors (`Method.saved_proxy`); asked only when `proxy_version` is new."""
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the server's rule remembers, by name."""
     untuned: Mapping[str, Any]
     """Metrics before the first round."""
     run_id: str = ""
@@ -117,6 +122,9 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             safetensors.numpy.save_file({"adapter": checkpoint.adapter}, temporary / _ADAPTER)
             checksums = {_ADAPTER: _settle(temporary / _ADAPTER)}
+            if checkpoint.arrays:
+                safetensors.numpy.save_file(dict(checkpoint.arrays), temporary / _ARRAYS)
+                checksums[_ARRAYS] = _settle(temporary / _ARRAYS)
             checksums[_PROXY] = self._put_proxy(checkpoint, temporary / _PROXY)
             _write_state(checkpoint, checksums, temporary / _STATE)
             for folder in (final, *(old for old in _folders(self._folder) if _round(old) > checkpoint.rounds_done)):
@@ -164,21 +172,22 @@ def _load(folder: Path) -> RunCheckpoint:
     checksum = content.pop("checksum")
     if checksum != _checksum_of(content):
         raise ValueError(f"{_STATE} was altered")
-    if content["format"] != FORMAT:
-        raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+    if content["format"] not in FORMATS.values():
+        raise ValueError(f"format {content['format']}, this version reads {max(FORMATS.values())} and older")
     for name, expected in content["files"].items():
         if _checksum(folder / name) != expected:
             raise ValueError(f"{name} was altered")
     return RunCheckpoint(
         **content["state"],
         adapter=safetensors.numpy.load_file(folder / _ADAPTER)["adapter"],
+        arrays=safetensors.numpy.load_file(folder / _ARRAYS) if _ARRAYS in content["files"] else {},
         proxy=partial(safetensors.torch.load_file, folder / _PROXY),
     )
 
 
 def _write_state(checkpoint: RunCheckpoint, checksums: Mapping[str, str], path: Path) -> None:
     state = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name not in _TENSOR_FIELDS}
-    content = {"format": FORMAT, "files": checksums, "state": state}
+    content = {"format": FORMATS[bool(checkpoint.arrays)], "files": checksums, "state": state}
     path.write_text(json.dumps(content | {"checksum": _checksum_of(content)}, indent=1) + "\n", encoding="utf-8")
     _settle(path)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
-from fedpft.federated.messages import ClientUpdate
+from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.models.activations import ActivationCounts
 from tests.conftest import GOLDEN
 
@@ -18,16 +18,22 @@ def update(client_id, adapter, num_examples=1, loss=0.0, counts=None):
     return ClientUpdate(client_id=client_id, num_examples=num_examples, adapter=adapter, metrics=metrics, counts=counts)
 
 
+def round_plan(size):
+    adapter = np.zeros(size, dtype=np.float32)
+    return RoundPlan(round_index=1, lr=0.1, adapter=adapter, count_activations=False)
+
+
 def aggregate(updates, cohort, kind, order=None):
     """Return the aggregation of updates that arrive in this order; each client has its turn by id."""
-    aggregation = Aggregation(sorted(cohort) if order is None else order, cohort, kind)
+    plan = round_plan(len(updates[0].adapter))
+    aggregation = Aggregation(plan, sorted(cohort) if order is None else order, cohort, kind)
     for each in updates:
         aggregation.add(each)
     return aggregation
 
 
 def aggregate_adapters(updates, cohort, kind):
-    return aggregate(updates, cohort, kind).adapter()
+    return aggregate(updates, cohort, kind).next_adapter()[0]
 
 
 def once(updates):
@@ -111,20 +117,20 @@ def test_the_order_of_the_sum_is_the_one_that_was_fixed(clients, kind, random):
     for client_id in order:
         weight = cohort[client_id] * (updates[client_id].num_examples if kind == "weighted" else 1)
         total, total_weight = total + weight * updates[client_id].adapter.astype(np.float64), total_weight + weight
-    found = aggregate(random.sample(updates, len(updates)), cohort, kind, order).adapter()
+    found = aggregate(random.sample(updates, len(updates)), cohort, kind, order).next_adapter()[0]
     assert found.tobytes() == (total / total_weight).astype(np.float32).tobytes()
 
 
 def test_only_updates_before_their_turn_are_held():
     """Client 5 comes first, then 2, 9 and 7; a client that is dropped has had its turn."""
-    aggregation = Aggregation([5, 2, 9, 7], dict.fromkeys([2, 5, 7, 9], 1), "uniform")
+    aggregation = Aggregation(round_plan(1), [5, 2, 9, 7], dict.fromkeys([2, 5, 7, 9], 1), "uniform")
     held = []
     for step in (aggregation.add, 5), (aggregation.add, 9), (aggregation.add, 7), (aggregation.drop, 2):
         client_id = step[1]
         step[0](client_id if step[0] == aggregation.drop else update(client_id, [client_id]))
         held.append(aggregation.num_held)
     assert held == [0, 1, 2, 0]
-    assert aggregation.adapter().tolist() == [7.0]
+    assert aggregation.next_adapter()[0].tolist() == [7.0]
     assert [report.client_id for report in aggregation.reports] == [5, 9, 7]
     assert not any(hasattr(report, "adapter") for report in aggregation.reports)
 
@@ -133,7 +139,7 @@ def test_clients_that_never_answered_or_answered_twice_change_no_mean():
     aggregation = aggregate([update(3, [1.0]), update(1, [3.0])], dict.fromkeys([1, 2, 3], 1), "uniform")
     aggregation.drop(3)
     aggregation.drop(99)
-    assert aggregation.adapter().tolist() == [2.0]
+    assert aggregation.next_adapter()[0].tolist() == [2.0]
 
 
 def test_mean_of_equal_adapters_is_that_adapter():

@@ -74,10 +74,10 @@ def test_the_first_rounds_update_is_that_of_training_the_fm_by_hand():
     plan = RoundPlan(round_index=1, lr=1e-2, adapter=get_adapter(proxy.model), count_activations=False)
     clients = (1, 3)
     updates = [LocalClient(package).fit(plan, client_id) for client_id in clients]
-    aggregation = Aggregation(clients, dict.fromkeys(clients, 1), "weighted")
+    aggregation = Aggregation(plan, clients, dict.fromkeys(clients, 1), "weighted")
     for update in updates:
         aggregation.add(update)
-    found = aggregation.adapter()
+    found, _ = aggregation.next_adapter()
 
     expected, sizes = [], []
     for client_id in clients:

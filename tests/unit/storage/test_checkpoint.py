@@ -12,7 +12,7 @@ import torch
 from fedpft.storage.checkpoint import Checkpoints, RunCheckpoint, load_newest
 
 SERVER = {"pending_bytes": 12, "last_evaluation": {"fm": 0.1 + 0.2}, "best": {"round": 1, "fm": 0.5}}
-TENSOR_FIELDS = {"adapter", "proxy"}
+TENSOR_FIELDS = {"adapter", "proxy", "arrays"}
 
 
 def checkpoint(rounds_done=1, version=0, **changes):
@@ -67,6 +67,20 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
         assert torch.equal(loaded.proxy()[name], tensor)
         assert loaded.proxy()[name].dtype == tensor.dtype
     assert (loaded.rounds_done, loaded.proxy_version) == (3, 2)
+
+
+def test_arrays_of_the_server_come_back_bit_for_bit_and_raise_the_format_of_what_holds_them(tmp_path):
+    arrays = {"server/m": np.linspace(0, 1 / 3, 5), "server/v": np.full(5, 1e-6)}
+    made = Checkpoints(tmp_path, 1)
+    made.save(checkpoint(1))
+    made.save(checkpoint(2, arrays=arrays))
+    loaded = load_newest(tmp_path).arrays
+    assert {name: value.tobytes() for name, value in loaded.items()} == {n: a.tobytes() for n, a in arrays.items()}
+    formats = [json.loads((tmp_path / name / "state.json").read_text())["format"] for name in names(tmp_path)]
+    assert formats == [1, 2], "a version without a server optimiser reads what has none, and nothing else"
+    (tmp_path / "round-0002/arrays.safetensors").unlink()
+    with pytest.warns(UserWarning, match="round-0002: unusable checkpoint skipped"):
+        assert load_newest(tmp_path).rounds_done == 1
 
 
 def test_only_safetensors_and_json_are_written(tmp_path):
@@ -174,10 +188,10 @@ def test_a_torn_newest_is_skipped_with_one_line_that_names_it(tmp_path, file, sp
 
 
 def test_another_format_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedpft.storage.checkpoint.FORMAT", 2)
+    monkeypatch.setattr("fedpft.storage.checkpoint.FORMATS", {False: 3})
     filled(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.warns(UserWarning, match="format 2, this version reads 1"):
+    with pytest.warns(UserWarning, match="format 3, this version reads 2 and older"):
         assert load_newest(tmp_path) is None
 
 

@@ -1,0 +1,153 @@
+"""Settings of what the server makes of a round's updates: how it aggregates them, and the step that it then takes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedpft.config.checks import require, require_non_negative, require_positive, require_positive_or_none
+
+OWN_PART = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""How a part outside this package is named: `module:name`."""
+
+
+@dataclass(frozen=True)
+class AggregatorFacts:
+    """What is known of an aggregator before it runs."""
+
+    factor: int = 0
+    """Without `factor * num_byzantine + constant` updates its guarantee does not hold."""
+    constant: int = 1
+    is_stacked: bool = True
+    """Whether it needs all updates at once; else what it holds does not grow with the cohort."""
+    weighs: bool = False
+    """Whether updates have weights (`federated.aggregation`)."""
+
+    def fewest(self, num_byzantine: int) -> int:
+        """Return how many updates it needs."""
+        return self.factor * num_byzantine + self.constant
+
+
+AGGREGATORS: Mapping[str, AggregatorFacts] = {
+    "mean": AggregatorFacts(is_stacked=False, weighs=True),
+    "median": AggregatorFacts(2, 1),
+    "trimmed_mean": AggregatorFacts(2, 1),
+    "krum": AggregatorFacts(2, 3),
+    "multi_krum": AggregatorFacts(2, 3),
+    "bulyan": AggregatorFacts(4, 3),
+    "geometric_median": AggregatorFacts(2, 1),
+    "norm_bound": AggregatorFacts(is_stacked=False),
+    "centered_clipping": AggregatorFacts(2, 1),
+}
+"""`federated.aggregator.kind` -> what is known of it."""
+
+OWN_AGGREGATOR = AggregatorFacts(weighs=True)
+"""What is assumed of an aggregator of others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorConfig:
+    """How a round's updates become one; all but `mean` bound what a few bad clients can do, whatever they send."""
+
+    kind: str = "mean"
+    """`mean`, with the weights of `federated.aggregation`; robust rules, which take no weights: `median` and
+    `trimmed_mean` of each number, `krum` (the update with the nearest neighbours), `multi_krum` (the mean of the best
+    such), `bulyan` (a trimmed mean of Krum's choices), `geometric_median`, `norm_bound` (the mean of updates that are
+    scaled down to a norm), `centered_clipping` (around the round before's); or `module:name`, one of your own."""
+    num_byzantine: int = 0
+    """How many bad updates in a round the robust rules withstand; each needs a number of updates that grows with it."""
+    num_selected: int | None = None
+    """`multi_krum`: updates that its mean takes; null: all but `num_byzantine`."""
+    norm: float = 1.0
+    """`norm_bound`, `centered_clipping`: updates further than this from 0, or from the centre, are scaled down."""
+    iterations: int = 8
+    """`geometric_median`, `centered_clipping`: steps towards the fixed point."""
+    smoothing: float = 1e-6
+    """`geometric_median`: distances below this count as this, so that no weight is infinite."""
+
+    def __post_init__(self) -> None:
+        section = "federated.aggregator"
+        require(
+            self.kind in AGGREGATORS or self.is_own,
+            f"{section}.kind",
+            self.kind,
+            f"{', '.join(AGGREGATORS)}, or module:name for one of your own",
+        )
+        require_non_negative(section, self, "num_byzantine")
+        require_positive_or_none(section, self, "num_selected")
+        require_positive(section, self, "norm", "iterations", "smoothing")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether `kind` names none of this package's rules."""
+        return OWN_PART.fullmatch(self.kind) is not None
+
+    @property
+    def facts(self) -> AggregatorFacts:
+        """What is known of the rule."""
+        return AGGREGATORS.get(self.kind, OWN_AGGREGATOR)
+
+    @property
+    def min_updates(self) -> int:
+        """With fewer good updates a round does not count."""
+        selected = self.num_selected if self.kind == "multi_krum" else None
+        return max(self.facts.fewest(self.num_byzantine), selected or 1)
+
+    def check_cohort(self, cohort_size: int) -> None:
+        """Raise a ConfigError unless a whole cohort is enough for the rule."""
+        facts = self.facts
+        enough = facts.fewest(self.num_byzantine) <= cohort_size
+        needs = f"{facts.factor} * num_byzantine + {facts.constant}"
+        allowed = f"{self.kind} needs {needs} updates in a round, which has at most {cohort_size}"
+        require(enough, "federated.aggregator.num_byzantine", self.num_byzantine, allowed)
+        if self.kind == "multi_krum" and self.num_selected is not None:
+            allowed = f"null or at most the clients of a round, {cohort_size}"
+            require(self.num_selected <= cohort_size, "federated.aggregator.num_selected", self.num_selected, allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptimiserConfig:
+    """The server's step with a round's aggregate (Reddi et al. 2021); `update` is the aggregate minus the adapter."""
+
+    kind: str = "avg"
+    """`avg`: the adapter plus `lr * update`, so with `lr` 1 the aggregate itself; `momentum` (FedAvgM); `adam`, `yogi`,
+    `adagrad`: a rate of its own for each number; or `module:name`, one of your own."""
+    lr: float | None = None
+    """null: 1 for `avg` and `momentum`, 0.01 for the others."""
+    head_lr: float | None = None
+    """Of the task head; null: `lr`."""
+    beta1: float = 0.9
+    """How much of the earlier updates is kept; `avg` has none."""
+    beta2: float = 0.99
+    """`adam`, `yogi`: how much of the earlier squares is kept."""
+    tau: float = 1e-3
+    """`adam`, `yogi`, `adagrad`: added to the root of the squares, so that small updates do not become large ones."""
+
+    def __post_init__(self) -> None:
+        section = "federated.server"
+        require(
+            self.kind in SERVER_OPTIMISERS or self.is_own,
+            f"{section}.kind",
+            self.kind,
+            f"{', '.join(SERVER_OPTIMISERS)}, or module:name for one of your own",
+        )
+        require_positive_or_none(section, self, "lr", "head_lr")
+        require_positive(section, self, "tau")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{section}.{name}", value, "a fraction in [0, 1)")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether `kind` names none of this package's."""
+        return OWN_PART.fullmatch(self.kind) is not None
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Of LoRA and of the head."""
+        lr = self.lr or (0.01 if self.kind in ADAPTIVE else 1.0)
+        return lr, self.head_lr or lr
+
+
+ADAPTIVE = ("adam", "yogi", "adagrad")
+SERVER_OPTIMISERS = ("avg", "momentum", *ADAPTIVE)
+"""Values of `federated.server.kind`."""
