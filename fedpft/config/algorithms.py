@@ -17,6 +17,8 @@ class AggregatorFacts:
     factor: int = 0
     """Without `factor * num_byzantine + constant` updates its guarantee does not hold."""
     constant: int = 1
+    reads: tuple[str, ...] | None = ("num_byzantine",)
+    """Settings of the section that it reads; None: not known."""
     is_stacked: bool = True
     """Whether it needs all updates at once; else what it holds does not grow with the cohort."""
     weighs: bool = False
@@ -28,19 +30,19 @@ class AggregatorFacts:
 
 
 AGGREGATORS: Mapping[str, AggregatorFacts] = {
-    "mean": AggregatorFacts(is_stacked=False, weighs=True),
+    "mean": AggregatorFacts(reads=(), is_stacked=False, weighs=True),
     "median": AggregatorFacts(2, 1),
     "trimmed_mean": AggregatorFacts(2, 1),
     "krum": AggregatorFacts(2, 3),
-    "multi_krum": AggregatorFacts(2, 3),
+    "multi_krum": AggregatorFacts(2, 3, reads=("num_byzantine", "num_selected")),
     "bulyan": AggregatorFacts(4, 3),
-    "geometric_median": AggregatorFacts(2, 1),
-    "norm_bound": AggregatorFacts(is_stacked=False),
-    "centered_clipping": AggregatorFacts(2, 1),
+    "geometric_median": AggregatorFacts(2, 1, reads=("num_byzantine", "iterations", "smoothing")),
+    "norm_bound": AggregatorFacts(reads=("norm",), is_stacked=False),
+    "centered_clipping": AggregatorFacts(2, 1, reads=("num_byzantine", "norm", "iterations")),
 }
 """`federated.aggregator.kind` -> what is known of it."""
 
-OWN_AGGREGATOR = AggregatorFacts(weighs=True)
+OWN_AGGREGATOR = AggregatorFacts(reads=None, weighs=True)
 """What is assumed of an aggregator of others."""
 
 
@@ -149,5 +151,14 @@ class ServerOptimiserConfig:
 
 
 ADAPTIVE = ("adam", "yogi", "adagrad")
-SERVER_OPTIMISERS = ("avg", "momentum", *ADAPTIVE)
-"""Values of `federated.server.kind`."""
+"""Those that have a rate for each number."""
+
+_RATES = ("lr", "head_lr")
+SERVER_OPTIMISERS: Mapping[str, tuple[str, ...]] = {
+    "avg": _RATES,
+    "momentum": (*_RATES, "beta1"),
+    "adam": (*_RATES, "beta1", "beta2", "tau"),
+    "yogi": (*_RATES, "beta1", "beta2", "tau"),
+    "adagrad": (*_RATES, "beta1", "tau"),
+}
+"""`federated.server.kind` -> settings of the section that it reads."""

@@ -1,6 +1,9 @@
 """Settings that change nothing in a run, or hardly what their author wants."""
 
-from fedpft.config.federated import PoolConfig
+from dataclasses import fields
+
+from fedpft.config.algorithms import SERVER_OPTIMISERS, AggregatorConfig, ServerOptimiserConfig
+from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AdapterAlignConfig
 from fedpft.config.run import Config
 from fedpft.config.unread import unread_settings
@@ -23,7 +26,8 @@ def doubtful_settings(config: Config) -> list[str]:
     together = config.pool.clients_per_batch
     if isinstance(together, int) and together > max(1, federated.cohort_size):
         lines.append(f"pool.clients_per_batch = {together}: a round has only {federated.cohort_size} clients")
-    if federated.sampling == "md" and federated.aggregation == "weighted":
+    lines += _of_the_server_rule(federated)
+    if federated.sampling == "md" and federated.aggregation == "weighted" and federated.aggregator.facts.weighs:
         lines.append(
             "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"
         )
@@ -57,4 +61,29 @@ def doubtful_settings(config: Config) -> list[str]:
             f"align.layers.kind = {config.align.layers.kind} has no effect with method.kept_layers = "
             "2 * method.adapter_layers: there is no emulator to align"
         )
+    return lines
+
+
+def _of_the_server_rule(federated: FederatedConfig) -> list[str]:
+    """Return lines about the aggregator and the server's optimiser."""
+    aggregator, server, lines = federated.aggregator, federated.server, []
+    if not aggregator.facts.weighs:
+        lines.append(
+            f"federated.aggregator.kind = {aggregator.kind} ignores example counts, which a bad client could invent: "
+            "federated.aggregation has no effect"
+        )
+    if aggregator.kind in ("trimmed_mean", "krum", "multi_krum", "bulyan") and aggregator.num_byzantine == 0:
+        lines.append(f"federated.aggregator.num_byzantine = 0: {aggregator.kind} withstands no bad client")
+    for part, section, defaults, read in (
+        (aggregator, "aggregator", AggregatorConfig(), aggregator.facts.reads),
+        (server, "server", ServerOptimiserConfig(), SERVER_OPTIMISERS.get(server.kind)),
+    ):
+        if read is None:
+            continue  # of others
+        changed = [e.name for e in fields(part) if getattr(part, e.name) != getattr(defaults, e.name)]
+        lines += [
+            f"federated.{section}.{name} has no effect with federated.{section}.kind = {part.kind}"
+            for name in changed
+            if name != "kind" and name not in read
+        ]
     return lines

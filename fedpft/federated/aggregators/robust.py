@@ -41,7 +41,8 @@ def multi_krum(updates: np.ndarray, f: int, num_selected: int | None = None) -> 
 def bulyan(updates: np.ndarray, f: int) -> np.ndarray:
     """Return the mean of each number's n - 4f values nearest to the median (El Mhamdi et al. 2018).
 
-    Only n - 2f updates have values there: Krum chooses them one after the other, each among those that are left.
+    Only n - 2f updates have values there: Krum chooses them one after the other, each among those that are left; of
+    equal scores the first.
     """
     distances = square_distances(updates)
     left, chosen = list(range(len(updates))), []
