@@ -1,4 +1,4 @@
-"""Commands to begin with: a folder to start from, and the config's schema for an editor."""
+"""Commands to begin with: a folder to start from, what a config may name, and its schema for an editor."""
 
 import json
 import shlex
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
+
+from fedpft.cli.arguments import Format, print_json
 
 start_app = typer.Typer()
 
@@ -25,6 +28,18 @@ def init(starter: StarterName = "quickstart", folder: Folder = None) -> None:
     for path in write_starter(starter, folder):
         print(path)
     print(f"next  cd {shlex.quote(str(folder))} && fedpft run config.yaml")
+
+
+@start_app.command()
+def plugins(form: Format = "text") -> None:
+    """List the parts that a config may name: built-in ones, and those of installed packages with where they are."""
+    from fedpft.report.parts import print_parts
+    from fedpft.run.parts import known_parts
+
+    if form == "json":
+        print_json({"parts": known_parts()})
+    else:
+        print_parts(Console(), known_parts())
 
 
 @start_app.command()

@@ -1,13 +1,10 @@
 """Settings of what the server makes of a round's updates: how it aggregates them, and the step that it then takes."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedpft.config.checks import require, require_non_negative, require_positive, require_positive_or_none
-
-OWN_PART = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""How a part outside this package is named: `module:name`."""
+from fedpft.config.plugins import is_own
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class AggregatorConfig:
             self.kind in AGGREGATORS or self.is_own,
             f"{section}.kind",
             self.kind,
-            f"{', '.join(AGGREGATORS)}, or module:name for one of your own",
+            f"{', '.join(AGGREGATORS)}, module:name or a plug-in's name",
         )
         require_non_negative(section, self, "num_byzantine")
         require_positive_or_none(section, self, "num_selected")
@@ -80,8 +77,8 @@ class AggregatorConfig:
 
     @property
     def is_own(self) -> bool:
-        """Whether `kind` names none of this package's rules."""
-        return OWN_PART.fullmatch(self.kind) is not None
+        """Whether `kind` names a rule of others."""
+        return self.kind not in AGGREGATORS and is_own("aggregator", self.kind)
 
     @property
     def facts(self) -> AggregatorFacts:
@@ -130,7 +127,7 @@ class ServerOptimiserConfig:
             self.kind in SERVER_OPTIMISERS or self.is_own,
             f"{section}.kind",
             self.kind,
-            f"{', '.join(SERVER_OPTIMISERS)}, or module:name for one of your own",
+            f"{', '.join(SERVER_OPTIMISERS)}, module:name or a plug-in's name",
         )
         require_positive_or_none(section, self, "lr", "head_lr")
         require_positive(section, self, "tau")
@@ -140,8 +137,8 @@ class ServerOptimiserConfig:
 
     @property
     def is_own(self) -> bool:
-        """Whether `kind` names none of this package's."""
-        return OWN_PART.fullmatch(self.kind) is not None
+        """Whether `kind` names one of others."""
+        return self.kind not in SERVER_OPTIMISERS and is_own("server_optimiser", self.kind)
 
     @property
     def rates(self) -> tuple[float, float]:

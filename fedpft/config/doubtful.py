@@ -1,7 +1,5 @@
 """Settings that change nothing in a run, or hardly what their author wants."""
 
-from dataclasses import fields
-
 from fedpft.config.algorithms import SERVER_OPTIMISERS, AggregatorConfig, ServerOptimiserConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AdapterAlignConfig
@@ -74,16 +72,15 @@ def _of_the_server_rule(federated: FederatedConfig) -> list[str]:
         )
     if aggregator.kind in ("trimmed_mean", "krum", "multi_krum", "bulyan") and aggregator.num_byzantine == 0:
         lines.append(f"federated.aggregator.num_byzantine = 0: {aggregator.kind} withstands no bad client")
-    for part, section, defaults, read in (
-        (aggregator, "aggregator", AggregatorConfig(), aggregator.facts.reads),
-        (server, "server", ServerOptimiserConfig(), SERVER_OPTIMISERS.get(server.kind)),
+    of_server = SERVER_OPTIMISERS.get(server.kind)
+    for section, part, default, read in (
+        ("aggregator", aggregator, AggregatorConfig(), aggregator.facts.reads),
+        ("server", server, ServerOptimiserConfig(), of_server),
     ):
-        if read is None:
-            continue  # of others
-        changed = [e.name for e in fields(part) if getattr(part, e.name) != getattr(defaults, e.name)]
+        changed = [name for name, value in vars(part).items() if value != getattr(default, name) and name != "kind"]
         lines += [
             f"federated.{section}.{name} has no effect with federated.{section}.kind = {part.kind}"
             for name in changed
-            if name != "kind" and name not in read
+            if read is not None and name not in read  # None: a part of others
         ]
     return lines

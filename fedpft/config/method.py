@@ -1,13 +1,16 @@
 """Settings of the method: compression, adapter, alignments."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fedpft.config.checks import require, require_non_negative, require_positive
+from fedpft.config.plugins import is_own
 
 METHOD_NAMES = ("fedpft", "fedot", "full")
 """The methods that come with this package; all that a `Literal` would say, were it not for those of others."""
+
+SCORER_NAMES = ("weight_norm", "activation", "greedy", "random")
+"""The scorers that come with this package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +19,16 @@ class MethodConfig:
 
     name: str = "fedpft"
     """`fedpft`: a sub-FM of compressed FFNs (its ablations are settings of `align`); `fedot`: offsite tuning, a proxy
-    of fewer layers; `full`: FedPETuning, clients tune the FM itself; or `module:Class`, an own one with the protocol
-    `fedpft.methods.base.Method`, whose sub-FMs are never cached."""
+    of fewer layers; `full`: FedPETuning, clients tune the FM itself; or one of others, `module:Class` or a plug-in's
+    name, with the protocol `fedpft.methods.base.Method`, whose sub-FMs are never cached."""
     retained_ratio: float = 0.25
     """`fedpft`: neurons kept in every compressed FFN, a fraction in (0, 1]."""
     uncompressed_layers: tuple[int, ...] = ()
     """`fedpft`: layers whose FFN stays whole; negative numbers count from the last layer."""
-    scorer: Literal["weight_norm", "activation", "greedy", "random"] = "weight_norm"
+    scorer: str = "weight_norm"
     """`fedpft`: neuron saliency, the paper's `weight_norm`; on public data, `activation`, or `greedy` elimination of
-    what others can take over; or the `random` control."""
+    what others can take over; the `random` control; or one of others, `module:function` or a plug-in's name, whose
+    sub-FMs are never cached."""
     adapter_layers: int = 2
     """`fedot`: layers at either end of the FM that carry the adapter; no other layer has LoRA."""
     kept_layers: int | None = None
@@ -36,8 +40,10 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         known = self.name in METHOD_NAMES or self.is_own
-        require(known, "method.name", self.name, f"{', '.join(METHOD_NAMES)}, or module:Class for a method of your own")
+        require(known, "method.name", self.name, f"{', '.join(METHOD_NAMES)}, module:Class or a plug-in's name")
         require(0 < self.retained_ratio <= 1, "method.retained_ratio", self.retained_ratio, "a fraction in (0, 1]")
+        known = self.scorer in SCORER_NAMES or is_own("scorer", self.scorer)
+        require(known, "method.scorer", self.scorer, f"{', '.join(SCORER_NAMES)}, module:function or a plug-in's name")
         require_positive("method", self, "adapter_layers")
         fewest = 2 * self.adapter_layers
         enough = self.kept_layers is None or self.kept_layers >= fewest
@@ -45,8 +51,8 @@ class MethodConfig:
 
     @property
     def is_own(self) -> bool:
-        """Whether `name` is that of a class which is none of this package's methods."""
-        return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.name) is not None
+        """Whether `name` is that of a method of others."""
+        return self.name not in METHOD_NAMES and is_own("method", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

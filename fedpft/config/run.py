@@ -14,6 +14,7 @@ from fedpft.config.method import (
     MethodConfig,
     NeuronAlignConfig,
 )
+from fedpft.config.plugins import is_own
 
 CONFIG_VERSION = 1
 """Raised when a key changes its name or meaning; CHANGELOG.md then says what to change in a file."""
@@ -107,6 +108,12 @@ class TrackingConfig:
     """null: `run`; a sweep's trials have `trial`."""
     tags: tuple[str, ...] = ()
     """Beside the method's and the task's name."""
+    also: tuple[str, ...] = ()
+    """Trackers of others, `module:Class` or a plug-in's name, made with (config, output_dir)."""
+
+    def __post_init__(self) -> None:
+        for name in self.also:
+            require(is_own("tracker", name), "tracking.also", name, "module:Class or a plug-in's name")
 
 
 @dataclass(frozen=True, kw_only=True)

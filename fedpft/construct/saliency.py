@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fedpft.config.method import SCORER_NAMES
+from fedpft.config.plugins import is_own, load_part
 from fedpft.models.activations import NeuronWatch
 from fedpft.models.ffn import FFN, find_backbone
 
@@ -171,12 +173,14 @@ def find_scorer(scorer: Scorer | str) -> Scorer:
 
 
 def named_scorer(name: str, seed: int, batches: Callable[[], Iterable[Mapping[str, Tensor]]]) -> Scorer:
-    """Return one of the four scorers by its name; `batches` are made for those alone that read them.
+    """Return one of the four scorers by its name, or one of others; `batches` are made for those alone that read them.
 
     Raises:
         ValueError: an unknown name.
 
     """
+    if name not in SCORER_NAMES and is_own("scorer", name):
+        return load_part("scorer", name)
     if name == "random":
         return random_scorer(seed)
     readers = {"activation": activation_scorer, "greedy": greedy_scorer}

@@ -20,6 +20,7 @@ from fedpft.federated.aggregators.base import Aggregator, Memory, moved
 from fedpft.federated.aggregators.mean import Mean
 from fedpft.federated.aggregators.table import make_aggregator
 from fedpft.federated.messages import RoundPlan
+from fedpft.federated.own_parts import own_aggregator, own_optimiser
 from fedpft.federated.server_optimisers import Adaptive, Momentum, ServerOptimiser
 
 Transform = Callable[[np.ndarray, int, int], np.ndarray]
@@ -83,9 +84,12 @@ def server_rule(config: FederatedConfig, is_head: np.ndarray) -> ServerRule:
         config: of the run.
         is_head: (P,) bool, which numbers of the adapter are the task head's.
 
+    Raises:
+        ConfigError: a part of others that cannot be imported or made.
+
     """
     return ServerRule(
-        aggregator=make_aggregator(config.aggregator),
+        aggregator=(own_aggregator if config.aggregator.is_own else make_aggregator)(config.aggregator),
         min_updates=config.aggregator.min_updates,
         optimiser=make_optimiser(config.server, is_head),
     )
@@ -93,6 +97,8 @@ def server_rule(config: FederatedConfig, is_head: np.ndarray) -> ServerRule:
 
 def make_optimiser(config: ServerOptimiserConfig, is_head: np.ndarray) -> ServerOptimiser | None:
     """Return the step that the settings ask for; None where the aggregate is the next adapter."""
+    if config.is_own:
+        return own_optimiser(config)
     lora, head = config.rates
     if config.kind == "avg" and lora == head == 1:
         return None

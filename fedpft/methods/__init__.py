@@ -1,9 +1,8 @@
 """The registry of methods, by `method.name`."""
 
-import importlib
 from collections.abc import Callable
 
-from fedpft.config import ConfigError
+from fedpft.config.plugins import load_part
 from fedpft.methods.base import Method
 from fedpft.methods.full_model import FullModel
 from fedpft.methods.offsite_tuning import OffsiteTuning
@@ -16,7 +15,7 @@ def find_method(name: str) -> Callable[..., Method]:
     """Return the class of a method, called with (fm, public, config, progress).
 
     Args:
-        name: a key of `METHODS`, or `module:Class`; of a notebook or script, `__main__:Class`.
+        name: a key of `METHODS`, a plug-in's, or `module:Class`; of a notebook or script, `__main__:Class`.
 
     Raises:
         ConfigError: the module cannot be imported here, or has no such class.
@@ -24,9 +23,4 @@ def find_method(name: str) -> Callable[..., Method]:
     """
     if name in METHODS:
         return METHODS[name]
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        allowed = "a class that this process can import"
-        raise ConfigError(f"method.name: found {name!r} ({error}), allowed: {allowed}") from None
+    return load_part("method", name)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fedpft.align.public import PublicData
 from fedpft.config import Config, LayerAlignConfig, MethodConfig
+from fedpft.config.method import SCORER_NAMES
 from fedpft.config.unread import is_read
 from fedpft.construct.compress import resolve_layers
 from fedpft.construct.layer_drop import choose_layers
@@ -41,8 +42,8 @@ SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {
 
 
 def can_be_cached(public: PublicData, config: Config) -> bool:
-    """Whether everything that the sub-FM depends on is known; the code of an own method is not."""
-    if config.method.is_own:
+    """Whether everything that the sub-FM depends on is known; the code of a method or scorer of others is not."""
+    if config.method.is_own or config.method.scorer not in SCORER_NAMES:
         return False
     return public.identity is not None or not _reads_public_data(config)
 

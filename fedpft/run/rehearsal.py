@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedModel
@@ -14,6 +15,7 @@ from fedpft.config import Config, ConfigError, TaskKind
 from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.tasks.loading import TaskData
+from fedpft.federated.server_rule import server_rule
 from fedpft.methods import find_method
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flags import restored_flags
@@ -36,6 +38,7 @@ def rehearse(config: Config, task: TaskData) -> None:
 
     """
     fm = architecture(config.fm, task.modality, len(task.label_names), task.kind)
+    server_rule(config.federated, np.zeros(0, dtype=bool))  # parts of others can be imported and made
     find_method(config.method.name)(fm, _NOBODY_READS, config, SilentProgress())  # which checks what it is given
     if task.kind in PROBLEM_TYPES:
         fm.config.problem_type = PROBLEM_TYPES[task.kind]  # the FM may have been one of another kind

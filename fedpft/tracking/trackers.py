@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedpft.config import Config, ConfigError
+from fedpft.config.plugins import make_part
 from fedpft.metrics.table import Goal
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
@@ -199,6 +200,7 @@ def make_trackers(
     primary metric is better.
     """
     others = [Tolerated(tracker, type(tracker).__name__) for tracker in more]
+    others += [Tolerated(make_part("tracker", name, config, output_dir), name) for name in config.tracking.also]
     if config.tracking.wandb != "disabled":
         from fedpft.tracking.wandb import NAME, WandbTracker
 

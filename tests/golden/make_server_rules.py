@@ -20,10 +20,10 @@ for library in ("torchvision", "seaborn"):
     if importlib.util.find_spec(library) is None:
         sys.modules[library] = MagicMock()
 
-import byzfl
-from flwr.common import FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.server.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from flwr.server.strategy import aggregate as flower
+import byzfl  # noqa: E402
+from flwr.common import FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays  # noqa: E402
+from flwr.server.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi  # noqa: E402
+from flwr.server.strategy import aggregate as flower  # noqa: E402
 
 PLACE = Path(__file__).with_name("server_rules.json")
 SHAPES = {"11 updates, 2 bad": (11, 23, 2), "7 updates, 1 bad": (7, 5, 1), "16 updates, 3 bad": (16, 9, 3)}

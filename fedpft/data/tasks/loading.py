@@ -9,6 +9,7 @@ from typing import Literal
 import datasets
 
 from fedpft.config import TaskConfig, TaskKind
+from fedpft.config.plugins import adopt
 from fedpft.data.sources.columns import (
     IMAGE,
     LABEL,
@@ -75,6 +76,9 @@ def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers, given
             that the task cannot have.
 
     """
+    adopt("task", config.name, TASKS)
+    for name in config.metrics:
+        adopt("metric", name, METRICS)
     row = TaskRow() if config.name == "custom" else find_row(config.name, TASKS, "task.name")
     kind = config.kind or row.kind
     check_keys(config, kind)

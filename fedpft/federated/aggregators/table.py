@@ -25,5 +25,5 @@ MAKERS: Mapping[str, Callable[[AggregatorConfig], Aggregator]] = {
 
 
 def make_aggregator(config: AggregatorConfig) -> Aggregator:
-    """Return the rule that the settings ask for."""
+    """Return the rule of this package that the settings ask for."""
     return MAKERS[config.kind](config)

@@ -13,6 +13,7 @@ from typing import Any
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.config.compare import HARMLESS
 from fedpft.config.flat import flat_settings
+from fedpft.config.plugins import adopt
 from fedpft.metrics.table import METRICS
 from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE
 
@@ -114,6 +115,7 @@ def _read_run(folder: Path) -> Run:
     (result,) = _read_json(folder / "result.json", whole=True)
     if missing := [key for key in NEEDED if key not in result]:
         raise ConfigError(f"{folder / 'result.json'}: found no {', '.join(missing)}, allowed: what `fedpft run` writes")
+    adopt("metric", result["metric"].rpartition("/")[2], METRICS)
     if result["metric"].rpartition("/")[2] not in METRICS:
         found, allowed = repr(result["metric"]), ", ".join(METRICS)
         raise ConfigError(f"{folder / 'result.json'}: metric: found {found}, allowed: {allowed}")

@@ -95,12 +95,8 @@ def test_unknown_key_names_itself_and_the_closest(override, expected):
         ("federated.lr=fast", "federated.lr", "'fast'", "Float"),
         ("seed=null", "seed", "'None'", "int"),
         ("federated.rounds=[1,2]", "federated.rounds", "[1, 2]", "Integer"),
-        (
-            "method.scorer=magnitude",
-            "method.scorer",
-            "'magnitude'",
-            "['weight_norm', 'activation', 'greedy', 'random']",
-        ),
+        ("method.plug_in=paste", "method.plug_in", "'paste'", "['copy', 'distill']"),
+        ("method.scorer=magnitude", "method.scorer", "'magnitude'", "weight_norm, activation, greedy, random"),
         ("pool.actors=true", "pool.actors", "'true'", "auto, per_client or an integer > 0"),
     ],
 )
