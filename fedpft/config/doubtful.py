@@ -27,6 +27,14 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append(
             "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"
         )
+    if federated.sampling == "power_of_choice" and federated.aggregation == "weighted":
+        lines.append(
+            "federated.sampling = power_of_choice draws candidates by data volume: aggregation = uniform is its partner"
+        )
+    if federated.sampling == "power_of_choice" and federated.drawn_candidates == federated.clients_per_round:
+        lines.append("federated.sampling = power_of_choice has no choice: there are only clients_per_round candidates")
+    if federated.sampling != "power_of_choice" and federated.num_candidates is not None:
+        lines.append("federated.num_candidates has no effect without federated.sampling = power_of_choice")
     if federated.sampling == "full" and federated.over_selection > 1:
         lines.append("federated.over_selection has no effect with federated.sampling = full")
     if federated.speed_sigma and federated.deadline is None and federated.over_selection == 1:

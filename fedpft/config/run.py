@@ -170,6 +170,11 @@ class Config:
         """Seed of all that the server makes before federated learning: `server.seed`, or the run's."""
         return self.seed if self.server.seed is None else self.server.seed
 
+    @property
+    def client_seed(self) -> int:
+        """Seed of what is drawn of clients and their data: `federated.seed`, or the run's."""
+        return self.seed if self.federated.seed is None else self.federated.seed
+
     def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig]:
         """Return the alignments that descend, by their sections."""
         kinds = {"layers": self.align.layers.kind, "neurons": self.align.neurons.kind, "adapter": self.method.plug_in}

@@ -83,7 +83,7 @@ def build_data(
     if task.kind == "causal_lm":
         assert isinstance(processor, PreTrainedTokenizerBase), "of one modality"
         task = _tokenised(task, processor, config)  # some examples have no room for a response: nobody owns them
-    partition = partition_task(task, config.federated, config.seed)
+    partition = partition_task(task, config.federated, config.client_seed)
     collate: Collator
     splits = [task.train, task.evaluation, *task.other_evaluations.values()]
     if isinstance(processor, PreTrainedTokenizerBase):

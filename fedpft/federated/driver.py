@@ -65,6 +65,8 @@ class ServerState:
     """Rounds in a row, up to the last one done, that did not count."""
     best: Mapping[str, Any] = field(default_factory=dict)
     """`round` and primary metric by model of the evaluation with the best plugged-in FM, the earliest of equals."""
+    client_losses: Mapping[str, float] = field(default_factory=dict)
+    """Client id -> training loss the last time that it trained; empty unless the sampling asks for it."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """What all rounds so far cost; see `spending.add_round`."""
 
@@ -75,6 +77,7 @@ class Driver:
 
     config: FederatedConfig
     seed: int
+    """Of what is drawn of the clients (`Config.client_seed`)."""
     partition: Partition
     """How many examples each client has."""
     num_neurons: Sequence[int]
@@ -108,7 +111,7 @@ class Driver:
         start = time.perf_counter()
         round_index = state.rounds_done + 1
         # 1. sample
-        attendance = draw_attendance(self.config, self.partition.sizes, self.seed, round_index)
+        attendance = self._draw(state, round_index)
         # 2. plan
         plan = self._plan(state, round_index)
         # 3. run the clients
@@ -127,6 +130,7 @@ class Driver:
             adapter=adapter,
             pending_bytes=pending_bytes,
             uncounted_rounds=uncounted_rounds,
+            client_losses=self._losses(state, aggregation),
         )
         # 5. re-align the proxy
         if plan.count_activations and counted and aggregation.reports:
@@ -151,6 +155,16 @@ class Driver:
         if not counted and state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
             raise RunStoppedError(self._why_stopped(state, record))
         return state
+
+    def _draw(self, state: ServerState, round_index: int) -> Attendance:
+        losses = {int(client): loss for client, loss in state.client_losses.items()}
+        return draw_attendance(self.config, self.partition.sizes, self.seed, round_index, losses)
+
+    def _losses(self, state: ServerState, aggregation: Aggregation) -> Mapping[str, float]:
+        if self.config.sampling != "power_of_choice":
+            return {}
+        new = {str(report.client_id): report.metrics["loss"] for report in in_client_order(aggregation.reports)}
+        return {**state.client_losses, **new}
 
     def _plan(self, state: ServerState, round_index: int) -> RoundPlan:
         lr = round_lr(
@@ -212,6 +226,7 @@ class Driver:
             "retries": sum(r.attempts - 1 for r in reports) + sum(f.attempts - 1 for f in failures),
             "unavailable": list(attendance.unavailable),
             "stragglers": list(attendance.stragglers),
+            "candidates": list(attendance.candidates),
         }
         return {
             "round": plan.round_index,

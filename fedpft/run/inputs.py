@@ -60,7 +60,7 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
     """
     progress.stage("load data")
     look = image_check(config, progress)
-    task = load_task(config.task, config.seed, look, given)
+    task = load_task(config.task, config.client_seed, look, given)
     fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
     corpus = load_corpus(config.public, config.server_seed, look, given)
     if is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:

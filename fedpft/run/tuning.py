@@ -108,7 +108,7 @@ def tune(
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
     driver = Driver(
         config=config.federated,
-        seed=config.seed,
+        seed=config.client_seed,
         partition=data.partition,
         num_neurons=proxy.num_neurons,
         method=method,

@@ -10,6 +10,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.evaluation.evaluate import evaluate
 from fedpft.federated.package import local_settings
+from fedpft.federated.sampling import draw_attendance
 from fedpft.models.loading import load_sub_fm
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.pipeline import run
@@ -28,7 +29,7 @@ VARIANTS = {
     "text, layer 0 whole": (
         "text",
         tiny_text_run,
-        ["evaluation.interval=2", "method.uncompressed_layers=[0]", *DISTILLED],
+        ["evaluation.interval=2", "method.uncompressed_layers=[0]", "federated.seed=5", *DISTILLED],
     ),
     "images, uniform sub-FM": ("image", tiny_vision_run, ["evaluation.interval=2"]),
     "images, layer 0 whole": ("image", tiny_vision_run, ["evaluation.interval=2", "method.uncompressed_layers=[0]"]),
@@ -63,6 +64,13 @@ def accuracy(finished, model):
     model = model(fm) if callable(model) and not isinstance(model, torch.nn.Module) else model
     settings = {"metrics": data.metrics, "batch_size": 7, "server": finished.config.server}
     return evaluate(model, data.evaluation, data.collate, **settings)["accuracy"]
+
+
+def test_clients_are_drawn_by_their_own_seed_or_the_runs(finished):
+    config, (_, data) = finished.config, load_fm_and_data(finished.config, SilentProgress())
+    for record in finished.rounds:
+        drawn = draw_attendance(config.federated, data.partition.sizes, config.client_seed, record["round"])
+        assert record["clients"] == list(drawn.cohort)
 
 
 def test_the_output_folder_holds_what_is_promised(finished):

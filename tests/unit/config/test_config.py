@@ -188,6 +188,21 @@ def test_poisson_keeps_all_that_it_draws_with_a_probability(setting, found):
         load_config(None, ["federated.sampling=poisson", f"federated.{setting}"])
 
 
+def test_power_of_choice_needs_as_many_candidates_as_it_chooses():
+    chosen = ["federated.sampling=power_of_choice", "federated.aggregation=uniform"]
+    assert load_config(None, chosen).federated.drawn_candidates == 20
+    assert load_config(None, [*chosen, "federated.num_clients=12"]).federated.drawn_candidates == 12
+    for wrong in (9, 101):
+        with pytest.raises(ConfigError, match=rf"num_candidates: found {wrong}, allowed: null or 10 to 100"):
+            load_config(None, [*chosen, f"federated.num_candidates={wrong}"])
+    with pytest.raises(ConfigError, match=r"over_selection: found 3\.0, allowed: 1 to candidates"):
+        load_config(None, [*chosen, "federated.over_selection=3"])
+    assert doubtful_settings(load_config(None, chosen)) == []
+    assert len(doubtful_settings(load_config(None, [*chosen, "federated.num_candidates=10"]))) == 1
+    assert len(doubtful_settings(load_config(None, ["federated.num_candidates=10"]))) == 1
+    assert len(doubtful_settings(load_config(None, chosen[:1]))) == 1
+
+
 def test_actors_are_too_many_only_beyond_all_clients_that_a_round_may_have():
     def doubtful(sampling, actors):
         return doubtful_settings(load_config(None, [f"federated.sampling={sampling}", f"pool.actors={actors}"]))

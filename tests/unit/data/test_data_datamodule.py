@@ -65,10 +65,18 @@ def corpus(num_texts: int = 200) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"text": [" ".join(WORDS[i % 7 : i % 7 + 9]) for i in range(num_texts)]})
 
 
-def config(**arguments) -> Config:
+def config(seed: int = 42, client_seed: int | None = None, **arguments) -> Config:
     partition = PartitionConfig(**arguments.pop("partition", {}))
-    federated = FederatedConfig(num_clients=3, clients_per_round=2, partition=partition)
-    return Config(fm=FMConfig(max_length=8), federated=federated, public=PublicConfig(chunk_length=10, **arguments))
+    federated = FederatedConfig(num_clients=3, clients_per_round=2, partition=partition, seed=client_seed)
+    public = PublicConfig(chunk_length=10, **arguments)
+    return Config(seed=seed, fm=FMConfig(max_length=8), federated=federated, public=public)
+
+
+def test_who_owns_what_stays_with_the_clients_seed_whatever_the_runs_seed_is(tokenizer):
+    def order(*seeds):
+        return build_data(text_task(), corpus(), tokenizer, config(*seeds)).partition.order.tolist()
+
+    assert order(1, 7) == order(2, 7) == order(7, None) != order(1, None)
 
 
 def test_text_rows_are_cut_and_unpadded(tokenizer):
