@@ -26,6 +26,7 @@ from fedpft.config.run import (
     ServerConfig,
     TrackingConfig,
 )
+from fedpft.config.stop import StopConfig
 from fedpft.metrics.table import TaskKind
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "PretrainConfig",
     "PublicConfig",
     "ServerConfig",
+    "StopConfig",
     "TaskConfig",
     "TaskKind",
     "TrackingConfig",

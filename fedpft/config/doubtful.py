@@ -3,6 +3,7 @@
 from fedpft.config.federated import PoolConfig
 from fedpft.config.method import AdapterAlignConfig
 from fedpft.config.run import Config
+from fedpft.config.stop import StopConfig
 from fedpft.config.unread import unread_settings
 
 
@@ -39,6 +40,7 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append("federated.over_selection has no effect with federated.sampling = full")
     if federated.speed_sigma and federated.deadline is None and federated.over_selection == 1:
         lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
+    lines += _of_early_stop(config)
     if config.pool.kind == "sequential":
         defaults = PoolConfig()
         names = (
@@ -66,3 +68,13 @@ def doubtful_settings(config: Config) -> list[str]:
             "2 * method.adapter_layers: there is no emulator to align"
         )
     return lines
+
+
+def _of_early_stop(config: Config) -> list[str]:
+    stop, rounds, interval = config.stop, config.federated.rounds, config.evaluation.interval
+    num_evaluations = -(-rounds // interval)
+    if stop.patience is not None and stop.patience > num_evaluations - 2:  # the first sets the mark, the last ends all
+        return [f"stop.patience = {stop.patience} has no effect: the run evaluates {num_evaluations} times"]
+    if not stop.is_active and stop != StopConfig():
+        return ["stop.metric and stop.min_delta have no effect without stop.patience or stop.target"]
+    return []

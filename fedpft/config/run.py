@@ -14,6 +14,7 @@ from fedpft.config.method import (
     MethodConfig,
     NeuronAlignConfig,
 )
+from fedpft.config.stop import StopConfig
 
 CONFIG_VERSION = 1
 """Raised when a key changes its name or meaning; CHANGELOG.md then says what to change in a file."""
@@ -148,6 +149,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

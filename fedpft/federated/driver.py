@@ -33,6 +33,7 @@ from fedpft.config import FederatedConfig
 from fedpft.data.partition import Partition
 from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.check import check
+from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.memory import MemoryWatchdog
 from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
@@ -65,6 +66,8 @@ class ServerState:
     """Rounds in a row, up to the last one done, that did not count."""
     best: Mapping[str, Any] = field(default_factory=dict)
     """`round` and primary metric by model of the evaluation with the best plugged-in FM, the earliest of equals."""
+    stop: Mapping[str, Any] = field(default_factory=dict)
+    """What `Driver.stop` remembers; with a `reason` the run is over."""
     client_losses: Mapping[str, float] = field(default_factory=dict)
     """Client id -> training loss the last time that it trained; empty unless the sampling asks for it."""
     spent: Mapping[str, float] = field(default_factory=dict)
@@ -89,6 +92,8 @@ class Driver:
     evaluation_interval: int
     goal: Goal = "max"
     """Which way `fm` is better."""
+    stop: EarlyStop | None = None
+    """Ends the run by its evaluations."""
     tracker: Tracker
     observer: RunObserver
     watchdog: MemoryWatchdog = field(default_factory=MemoryWatchdog)
@@ -96,13 +101,13 @@ class Driver:
     """Called with the state after every round, when all of the round was tracked."""
 
     def run(self, state: ServerState) -> ServerState:
-        """Run the rounds that `state` has not done yet and return the final state.
+        """Run the rounds that `state` has not done yet, or those before an early stop; return the final state.
 
         Raises:
             RunStoppedError: three rounds in a row did not count; the message names the last failure.
 
         """
-        while state.rounds_done < self.config.rounds:
+        while state.rounds_done < self.config.rounds and "reason" not in state.stop:
             state = self.run_round(state)
         return state
 
@@ -139,7 +144,10 @@ class Driver:
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
             evaluation_start = time.perf_counter()
             state = _with_evaluation(state, self.evaluate(state.adapter), self.goal)
+            if self.stop and round_index < self.config.rounds:
+                state = replace(state, stop=self.stop.watch(state.stop, round_index, state.last_evaluation))
             record.update(state.last_evaluation)
+            record |= {"stopped": state.stop["reason"]} if "reason" in state.stop else {}
             record["time/evaluate_seconds"] = time.perf_counter() - evaluation_start
         # 7. track
         record |= self.watchdog.measure(self.pool.memory())

@@ -18,8 +18,8 @@ from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import heat_map
 from fedpft.report.html import PALETTE, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
-from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
-from fedpft.report.wording import duration
+from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models, why_stopped
+from fedpft.report.wording import duration, rounds_done
 from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
@@ -79,10 +79,11 @@ def page(
     )
     parts = [
         paragraph(
-            f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}: {config.fm.path} on "
+            f"{result['method']}, {rounds_done(result)}, seed {result['seed']}: {config.fm.path} on "
             f"{config.task.name}, {config.federated.num_clients} clients; {title}:"
         ),
         f"<dl>{numbers}</dl>",
+        *([paragraph(f"Stopped early: {why}.")] if (why := why_stopped(result)) else []),
         _metric_table(result["metrics"], shown),
         *(section(title, plot(figure, title)) for title, figure in figures.items()),
         _client_section(result),

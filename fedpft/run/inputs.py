@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedpft.config import Config, ConfigError, TaskKind
+from fedpft.config.checks import require
 from fedpft.construct.store import cache_dir
 from fedpft.data.collate import rows
 from fedpft.data.corpora.corpus import sample_texts
@@ -72,7 +73,10 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
         check_texts_fit(config, fm, processor)
         fit_inputs(fm, processor)
     rehearse(config, task)
-    return build_data(task, corpus, processor, config)
+    data = build_data(task, corpus, processor, config)
+    metrics = [*data.metrics, *(f"{name}/{metric}" for name in data.other_evaluations for metric in data.metrics)]
+    require(config.stop.metric in (None, *metrics), "stop.metric", config.stop.metric, ", ".join(["null", *metrics]))
+    return data
 
 
 def image_check(config: Config, progress: Progress) -> Look:

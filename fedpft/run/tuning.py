@@ -14,6 +14,7 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
 from fedpft.data.histogram import label_histograms
 from fedpft.federated.driver import Driver, ServerState
+from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.evaluation import Evaluation
 from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
@@ -106,6 +107,7 @@ def tune(
     observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
     pool.broadcast(client_package(config, proxy, data, step))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
+    stop = EarlyStop(config=config.stop, metric=config.stop.metric or data.metrics[0])
     driver = Driver(
         config=config.federated,
         seed=config.client_seed,
@@ -116,6 +118,7 @@ def tune(
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         goal=METRICS[data.metrics[0]].goal,
+        stop=stop if config.stop.is_active else None,
         tracker=tracker,
         observer=observer,
         checkpoint=checkpoint,
@@ -133,6 +136,7 @@ def tune(
         **evaluation.summary(untuned, final.last_evaluation),
         "best": dict(final.best),
         "rounds": final.rounds_done,
+        **stop.record(final.stop, config.federated.rounds),
         **record,
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,

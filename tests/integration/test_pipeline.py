@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from fedpft.config import ConfigError, dump_config, load_config
+from fedpft.config.sweep import SweepConfig
+from fedpft.config.trials import planned_trials
 from fedpft.evaluation.evaluate import evaluate
 from fedpft.federated.package import local_settings
 from fedpft.federated.sampling import draw_attendance
@@ -15,6 +18,7 @@ from fedpft.models.loading import load_sub_fm
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.pipeline import run
 from fedpft.run.planning import plan
+from fedpft.sweeps.sweep import outcome, play_trial
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_text_run, tiny_vision_run
 
@@ -71,6 +75,23 @@ def test_clients_are_drawn_by_their_own_seed_or_the_runs(finished):
     for record in finished.rounds:
         drawn = draw_attendance(config.federated, data.partition.sizes, config.client_seed, record["round"])
         assert record["clients"] == list(drawn.cohort)
+
+
+def test_a_run_that_reaches_its_target_is_finished_with_all_that_a_run_leaves(tmp_path):
+    config = load_config(None, [*tiny_text_run(tmp_path), "evaluation.interval=2", "stop.target=0.0"])
+    result = run(config).result
+    assert (result["rounds"], result["stopped"]["reason"], result["stopped"]["planned_rounds"]) == (2, "target", 4)
+    lines = (tmp_path / "out/rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("stopped") for line in lines] == [None, "target"]
+    assert result["fm"] == json.loads(lines[-1])["fm"]
+    assert "2 of 4 rounds" in (tmp_path / "out/report.html").read_text()
+    assert not (tmp_path / "out/checkpoints").exists()
+    (trial,) = planned_trials(SweepConfig(base=str(tmp_path / "out/config.yaml"), output_dir=str(tmp_path)))
+    trial, sweep = replace(trial, config=config), SweepConfig(base="", scheduler="asha")
+    reported = []
+    play_trial("fm", None, trial, lambda *report: reported.append(report))
+    assert reported == [(2, result["fm"], result["fm"])]
+    assert outcome(sweep, trial, None).status == "finished"
 
 
 def test_the_output_folder_holds_what_is_promised(finished):

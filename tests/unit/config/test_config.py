@@ -130,6 +130,9 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("align.layers.product_weight=-1", "align.layers.product_weight: found -1.0, allowed: a number >= 0"),
         ("align.neurons.interval=0", "align.neurons.interval: found 0, allowed: a number > 0"),
         ("align.neurons.update_ratio=2", "align.neurons.update_ratio: found 2.0, allowed: a fraction in (0, 1]"),
+        ("stop.patience=0", "stop.patience: found 0, allowed: null or an integer > 0"),
+        ("stop.target=.nan", "stop.target: found nan, allowed: null or a finite number"),
+        ("stop.min_delta=-1", "stop.min_delta: found -1.0, allowed: a number >= 0"),
         ("federated.rounds=0", "federated.rounds: found 0, allowed: a number > 0"),
         ("federated.clients_per_round=101", "federated.clients_per_round: found 101, allowed: at most"),
         ("federated.partition.kind=natural", "federated.partition.column: found None, allowed: a column name"),
@@ -177,6 +180,21 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
 )
 def test_value_out_of_range_names_key_found_and_allowed(override, expected):
     assert message(overrides=[override]).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["stop.patience=2"], False),
+        (["stop.patience=3"], True),
+        (["stop.target=0.5"], False),
+        (["stop.min_delta=0.1"], True),
+        (["stop.metric=accuracy"], True),
+    ],
+)
+def test_a_rule_that_cannot_stop_a_run_of_4_evaluations_is_doubted(overrides, says):
+    given = ["federated.rounds=20", *overrides]
+    assert any("stop." in line for line in doubtful_settings(load_config(None, given))) == says
 
 
 @pytest.mark.parametrize(
