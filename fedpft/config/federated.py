@@ -56,8 +56,8 @@ class FederatedConfig:
     """For `power_of_choice`; null: twice `clients_per_round`, or all clients if there are fewer."""
     seed: int | None = None
     """Of what is drawn of clients and their data: the examples that `task.max_train_examples` and
-    `task.max_eval_examples` leave, who owns them, who takes part, who is absent or late; null: the run's. With a number
-    these stay while `seed` varies the rest: initial values, batches and their order, dropout."""
+    `task.max_eval_examples` leave, who owns them, which of them a client holds out, who takes part, who is absent or
+    late; null: the run's. With a number these stay while `seed` varies the rest: initial values, batches, dropout."""
     aggregation: Literal["weighted", "uniform"] = "weighted"
     """Weights of the mean: examples of each client, or equal."""
     local_epochs: int = 1
@@ -89,6 +89,9 @@ class FederatedConfig:
     examples * local_epochs * its speed factor."""
     speed_sigma: float = 0.0
     """Sigma of the log-normal law of the speed factors, median 1, drawn for every client and round."""
+    client_eval_ratio: float = 0.0
+    """Share of its own examples, rounded down, that each client holds out of training; on them the plugged-in FM is
+    evaluated client by client (classification). 0: nothing is held out."""
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
     def __post_init__(self) -> None:
@@ -109,6 +112,8 @@ class FederatedConfig:
         ok = candidates is None or self.clients_per_round <= candidates <= self.num_clients
         require(ok or self.sampling != "power_of_choice", "federated.num_candidates", candidates, allowed)
         require(self.seed is None or self.seed >= 0, "federated.seed", self.seed, "null or an integer >= 0")
+        ratio = self.client_eval_ratio
+        require(0 <= ratio < 1, "federated.client_eval_ratio", ratio, "a fraction in [0, 1)")
         self._check_attendance()
 
     @property

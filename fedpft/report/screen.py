@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
-from fedpft.report.clients import client_rows
+from fedpft.report.clients import client_note, client_rows
 from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
 from fedpft.report.scores import round_scores, score_rows, why_stopped
@@ -213,6 +213,8 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
         facts.add_row("sub-FM", (made["key"] or "")[:SHOWN_DIGITS], f"{origin}, {duration(made['seconds'])}")
     facts.add_row("wall time", duration(result["wall_seconds"]), "")
     console.print(facts)
+    if note := client_note(result):
+        console.print(f"{note}\n", markup=False, highlight=False, soft_wrap=True)
     if why := why_stopped(result):
         line = f"stopped early, after {rounds_done(result)}: {why}\n"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

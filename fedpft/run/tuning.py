@@ -153,11 +153,17 @@ def tune(
 
 
 def _of_clients(data: FederatedData, last: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `client_expected_accuracy` of a classifier, given its last evaluation."""
+    """Return `client_expected_accuracy` of a classifier, given its last evaluation, and `client_accuracy` if it has it.
+
+    The latter with `values`, client by client, as the former.
+    """
     if "class_accuracy" not in last:
         return {}
-    histograms = label_histograms(data)
-    return {"client_expected_accuracy": client_expected_accuracy(histograms, last["class_accuracy"])}
+    measured = last.get("client_accuracy")
+    return {
+        "client_expected_accuracy": client_expected_accuracy(label_histograms(data), last["class_accuracy"]),
+        **({"client_accuracy": measured | {"values": last["client_accuracies"]}} if measured else {}),
+    }
 
 
 def public_data(data: FederatedData) -> PublicData:

@@ -35,7 +35,7 @@ VARIANTS = {
         tiny_text_run,
         ["evaluation.interval=2", "method.uncompressed_layers=[0]", "federated.seed=5", *DISTILLED],
     ),
-    "images, uniform sub-FM": ("image", tiny_vision_run, ["evaluation.interval=2"]),
+    "images, uniform sub-FM": ("image", tiny_vision_run, ["evaluation.interval=2", "federated.client_eval_ratio=0.25"]),
     "images, layer 0 whole": ("image", tiny_vision_run, ["evaluation.interval=2", "method.uncompressed_layers=[0]"]),
 }
 AUTO = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
@@ -75,6 +75,16 @@ def test_clients_are_drawn_by_their_own_seed_or_the_runs(finished):
     for record in finished.rounds:
         drawn = draw_attendance(config.federated, data.partition.sizes, config.client_seed, record["round"])
         assert record["clients"] == list(drawn.cohort)
+
+
+def test_accuracy_on_the_clients_own_examples_is_in_records_result_and_page(finished):
+    last, result, page = finished.rounds[-1], finished.result, (finished.out / "report.html").read_text()
+    is_measured = finished.config.federated.client_eval_ratio > 0
+    assert ("client_accuracy" in last) == ("client_accuracy" in result) == is_measured
+    assert ("held-out examples" in page) == is_measured
+    if is_measured:
+        assert result["client_accuracy"] == last["client_accuracy"] | {"values": last["client_accuracies"]}
+        assert result["client_accuracy"]["examples"] == 48 // 4
 
 
 def test_a_run_that_reaches_its_target_is_finished_with_all_that_a_run_leaves(tmp_path):
@@ -250,7 +260,8 @@ def test_plan_says_what_the_run_then_did(finished):
     for key in ("num_params_fm", "num_params_sub_fm", "num_params_adapter", "bytes_up_per_client_round", "actors"):
         assert planned[key] == finished.result[key]
     assert planned["label_histogram"].shape == (finished.config.federated.num_clients, len(planned["label_names"]))
-    assert planned["label_histogram"].sum() == 48
+    held_out = 12 if finished.config.federated.client_eval_ratio else 0
+    assert planned["label_histogram"].sum() == 48 - held_out, "what clients train on"
     assert planned["config_yaml"] == dump_config(finished.config)
 
 

@@ -188,6 +188,15 @@ def test_result_shows_the_accuracy_on_the_clients_labels():
     assert "accuracy, mean client 75.0 % 10th perc. 52.0 %, worst 50.0 %" in rows
 
 
+def test_result_shows_the_accuracy_on_the_clients_own_examples_and_who_has_none():
+    spread = {"mean": 0.75, "variance": 0.01, "worst_decile": 0.5, "clients": 9, "without": 3, "values": []}
+    console = make_console(terminal=False)
+    print_result(console, RESULT | {"client_accuracy": spread}, {})
+    rows = [" ".join(line.split()) for line in written(console).splitlines()]
+    assert "accuracy, own examples 75.0 % worst 10 % 50.0 %, var. 0.0100" in rows
+    assert "3 of 12 clients are too small to hold out an example" in rows
+
+
 def test_result_ends_with_the_clients_that_never_trained():
     console = make_console(terminal=False)
     print_result(console, RESULT | {"never_trained": [3, 7]}, {"result": Path("result.json")})
