@@ -27,6 +27,7 @@ from fedpft.config.run import (
     ServerConfig,
     TrackingConfig,
 )
+from fedpft.config.stop import StopConfig
 from fedpft.metrics.table import TaskKind
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "PublicConfig",
     "ServerConfig",
     "ServerOptimiserConfig",
+    "StopConfig",
     "TaskConfig",
     "TaskKind",
     "TrackingConfig",

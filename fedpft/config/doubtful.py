@@ -4,6 +4,7 @@ from fedpft.config.algorithms import SERVER_OPTIMISERS, AggregatorConfig, Server
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AdapterAlignConfig
 from fedpft.config.run import Config
+from fedpft.config.stop import StopConfig
 from fedpft.config.unread import unread_settings
 
 
@@ -29,10 +30,19 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append(
             "federated.sampling = md already draws by data volume: aggregation = uniform is its unbiased partner"
         )
+    if federated.sampling == "power_of_choice" and federated.aggregation == "weighted":
+        lines.append(
+            "federated.sampling = power_of_choice draws candidates by data volume: aggregation = uniform is its partner"
+        )
+    if federated.sampling == "power_of_choice" and federated.drawn_candidates == federated.clients_per_round:
+        lines.append("federated.sampling = power_of_choice has no choice: there are only clients_per_round candidates")
+    if federated.sampling != "power_of_choice" and federated.num_candidates is not None:
+        lines.append("federated.num_candidates has no effect without federated.sampling = power_of_choice")
     if federated.sampling == "full" and federated.over_selection > 1:
         lines.append("federated.over_selection has no effect with federated.sampling = full")
     if federated.speed_sigma and federated.deadline is None and federated.over_selection == 1:
         lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
+    lines += _of_early_stop(config)
     if config.pool.kind == "sequential":
         defaults = PoolConfig()
         names = (
@@ -84,3 +94,13 @@ def _of_the_server_rule(federated: FederatedConfig) -> list[str]:
             if read is not None and name not in read  # None: a part of others
         ]
     return lines
+
+
+def _of_early_stop(config: Config) -> list[str]:
+    stop, rounds, interval = config.stop, config.federated.rounds, config.evaluation.interval
+    num_evaluations = -(-rounds // interval)
+    if stop.patience is not None and stop.patience > num_evaluations - 2:  # the first sets the mark, the last ends all
+        return [f"stop.patience = {stop.patience} has no effect: the run evaluates {num_evaluations} times"]
+    if not stop.is_active and stop != StopConfig():
+        return ["stop.metric and stop.min_delta have no effect without stop.patience or stop.target"]
+    return []

@@ -48,9 +48,17 @@ class FederatedConfig:
     """Communication rounds."""
     clients_per_round: int = 10
     """Drawn for each round (with `sampling: full` all are; with `poisson` so many on average)."""
-    sampling: Literal["uniform", "md", "full", "poisson"] = "uniform"
+    sampling: Literal["uniform", "md", "full", "poisson", "power_of_choice"] = "uniform"
     """`uniform` without replacement; `md` by data volume with replacement; `full`: everyone; `poisson`: each client by
-    itself with probability clients_per_round / num_clients. A round that draws nobody counts, and changes nothing."""
+    itself with probability clients_per_round / num_clients (a round that draws nobody counts, and changes nothing);
+    `power_of_choice`: of `num_candidates`, drawn by data volume without replacement, those whose training loss was
+    highest the last time they trained, before all those who never did: nothing is evaluated for it."""
+    num_candidates: int | None = None
+    """For `power_of_choice`; null: twice `clients_per_round`, or all clients if there are fewer."""
+    seed: int | None = None
+    """Of what is drawn of clients and their data: the examples that `task.max_train_examples` and
+    `task.max_eval_examples` leave, who owns them, which of them a client holds out, who takes part, who is absent or
+    late; null: the run's. With a number these stay while `seed` varies the rest: initial values, batches, dropout."""
     aggregation: Literal["weighted", "uniform"] = "weighted"
     """Weights of the mean: examples of each client, or equal."""
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
@@ -84,6 +92,9 @@ class FederatedConfig:
     examples * local_epochs * its speed factor."""
     speed_sigma: float = 0.0
     """Sigma of the log-normal law of the speed factors, median 1, drawn for every client and round."""
+    client_eval_ratio: float = 0.0
+    """Share of its own examples, rounded down, that each client holds out of training; on them the plugged-in FM is
+    evaluated client by client (classification). 0: nothing is held out."""
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
     def __post_init__(self) -> None:
@@ -91,7 +102,7 @@ class FederatedConfig:
         require_positive("federated", self, *names, "head_lr_ratio", "max_grad_norm")
         require_non_negative("federated", self, "weight_decay")
         require(0 < self.lr_decay <= 1, "federated.lr_decay", self.lr_decay, "a fraction in (0, 1]")
-        if self.sampling in ("uniform", "poisson"):
+        if self.sampling in ("uniform", "poisson", "power_of_choice"):
             allowed = f"at most federated.num_clients = {self.num_clients}"
             require(
                 self.clients_per_round <= self.num_clients,
@@ -99,6 +110,13 @@ class FederatedConfig:
                 self.clients_per_round,
                 allowed,
             )
+        candidates = self.num_candidates
+        allowed = f"null or {self.clients_per_round} to {self.num_clients}, clients_per_round to num_clients"
+        ok = candidates is None or self.clients_per_round <= candidates <= self.num_clients
+        require(ok or self.sampling != "power_of_choice", "federated.num_candidates", candidates, allowed)
+        require(self.seed is None or self.seed >= 0, "federated.seed", self.seed, "null or an integer >= 0")
+        ratio = self.client_eval_ratio
+        require(0 <= ratio < 1, "federated.client_eval_ratio", ratio, "a fraction in [0, 1)")
         self._check_attendance()
         self.aggregator.check_cohort(self.cohort_size)
 
@@ -106,6 +124,11 @@ class FederatedConfig:
     def cohort_size(self) -> int:
         """How many clients a round draws; with `poisson` on average."""
         return self.num_clients if self.sampling == "full" else self.clients_per_round
+
+    @property
+    def drawn_candidates(self) -> int:
+        """How many candidates `power_of_choice` draws for a round."""
+        return self.num_candidates or min(2 * self.clients_per_round, self.num_clients)
 
     def _check_attendance(self) -> None:
         drawn = self.num_clients if self.sampling == "full" else min(self.clients_per_round, self.num_clients)
@@ -116,6 +139,9 @@ class FederatedConfig:
         if self.sampling == "uniform":
             most = self.num_clients / self.clients_per_round
             allowed = f"1 to num_clients / clients_per_round = {most:g}"
+        elif self.sampling == "power_of_choice":
+            most = self.drawn_candidates / self.clients_per_round
+            allowed = f"1 to candidates / clients_per_round = {most:g}"
         elif self.sampling == "poisson":
             most, allowed = 1.0, "1 with federated.sampling = poisson, which keeps all that it draws"
         require(1 <= self.over_selection <= most, "federated.over_selection", self.over_selection, allowed)

@@ -15,6 +15,7 @@ from fedpft.config.method import (
     NeuronAlignConfig,
 )
 from fedpft.config.plugins import is_own
+from fedpft.config.stop import StopConfig
 
 CONFIG_VERSION = 1
 """Raised when a key changes its name or meaning; CHANGELOG.md then says what to change in a file."""
@@ -155,6 +156,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -179,6 +181,11 @@ class Config:
     def server_seed(self) -> int:
         """Seed of all that the server makes before federated learning: `server.seed`, or the run's."""
         return self.seed if self.server.seed is None else self.server.seed
+
+    @property
+    def client_seed(self) -> int:
+        """Seed of what is drawn of clients and their data: `federated.seed`, or the run's."""
+        return self.seed if self.federated.seed is None else self.federated.seed
 
     def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig]:
         """Return the alignments that descend, by their sections."""

@@ -48,7 +48,7 @@ class FederatedData:
     """The data of a run. Rows: `input_ids` (, `token_type_ids`) or `image`, and `label` (not in public text)."""
 
     train: datasets.Dataset
-    """All clients' examples; client k owns the rows `partition.shard(k)`."""
+    """All clients' examples; client k trains on the rows `partition.shard(k)`."""
     evaluation: datasets.Dataset
     public: datasets.Dataset
     partition: Partition
@@ -60,6 +60,8 @@ class FederatedData:
     """The primary one first."""
     other_evaluations: Mapping[str, datasets.Dataset] = field(default_factory=dict)
     """Further evaluation sets by name."""
+    held_out: Partition | None = None
+    """Rows of `train` on which nobody trains: each client's own for its evaluation; None: there are none."""
     tokenizer: PreTrainedTokenizerBase | None = None
     """The FM's; None: a model of images."""
 
@@ -83,7 +85,12 @@ def build_data(
     if task.kind == "causal_lm":
         assert isinstance(processor, PreTrainedTokenizerBase), "of one modality"
         task = _tokenised(task, processor, config)  # some examples have no room for a response: nobody owns them
-    partition = partition_task(task, config.federated, config.seed)
+    partition = partition_task(task, config.federated, config.client_seed)
+    held_out, ratio = None, config.federated.client_eval_ratio
+    if ratio:
+        if task.kind != "classification":
+            fail("federated.client_eval_ratio", ratio, f"0 because task.kind is {task.kind}: only classes are counted")
+        partition, held_out = partition.hold_out(ratio, numpy_rng(config.client_seed, "held_out"))
     collate: Collator
     splits = [task.train, task.evaluation, *task.other_evaluations.values()]
     if isinstance(processor, PreTrainedTokenizerBase):
@@ -123,6 +130,7 @@ def build_data(
         evaluation=evaluation,
         public=public,
         partition=partition,
+        held_out=held_out,
         collate=collate,
         label_names=task.label_names,
         modality=task.modality,

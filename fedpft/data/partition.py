@@ -57,6 +57,23 @@ class Partition:
             offsets = self.offsets[first : first + MAX_LISTED_CLIENTS + 1]
             yield Partition(self.order[offsets[0] : offsets[-1]], offsets - offsets[0])
 
+    def hold_out(self, ratio: float, rng: np.random.Generator) -> "tuple[Partition, Partition]":
+        """Return what clients train on, in the same order, and what each holds out.
+
+        Args:
+            ratio: of each client's examples, rounded down; below 1, so that everybody keeps one.
+            rng: which ones; all clients' draws are made at once.
+
+        """
+        sizes = self.sizes
+        held = np.floor(ratio * sizes + 1e-9).astype(np.int64)  # 0.29 * 100 is a little less than 29
+        owner = np.repeat(np.arange(self.num_clients), sizes)
+        shuffled = np.lexsort((rng.random(len(self.order)), owner))  # each client's own examples among themselves
+        is_held = np.empty(len(self.order), dtype=bool)
+        is_held[shuffled] = np.arange(len(self.order)) - self.offsets[owner] < held[owner]
+        of_sizes = Partition.of_sizes
+        return of_sizes(self.order[~is_held], sizes - held), of_sizes(self.order[is_held], held)
+
     def label_histogram(self, labels: np.ndarray, num_labels: int) -> np.ndarray:
         """Return (K, num_labels) int64: how many examples of each label each client owns, given all `labels`."""
         owner = np.repeat(np.arange(self.num_clients), self.sizes)

@@ -1,11 +1,12 @@
 """Metrics of a model on a whole labelled data set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from lightning import Fabric
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -42,22 +43,54 @@ def evaluate(
 
     """
     fabric = server_fabric(server, mixed=True)
-    fabric.to_device(model)
     made = {name: METRICS[name].make(model.config.num_labels).to(fabric.device) for name in metrics}
     updated = [*made.values(), *([counts.to(fabric.device)] if counts is not None else [])]
+    for _, logits, labels in _answers(model, dataset, collate, batch_size, fabric, on_step):
+        for metric in updated:
+            metric.update(logits, labels)
+    return {name: computed(metric, METRICS[name]) for name, metric in made.items()}
+
+
+@torch.no_grad()
+def is_right(
+    model: AdaptedModel,
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    *,
+    batch_size: int,
+    server: ServerConfig,
+    on_step: StepReport | None = None,
+) -> np.ndarray:
+    """Return (examples,) bool: whether a classifier gives each its label; arguments as of :func:`evaluate`."""
+    found = np.zeros(len(dataset), dtype=bool)
+    fabric = server_fabric(server, mixed=True)
+    for indices, logits, labels in _answers(model, dataset, collate, batch_size, fabric, on_step):
+        found[indices] = (logits.argmax(-1) == labels).cpu().numpy()
+    return found
+
+
+def _answers(
+    model: AdaptedModel,
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    batch_size: int,
+    fabric: Fabric,
+    on_step: StepReport | None,
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """Yield rows, logits and labels, batch by batch, until every example had its turn."""
+    fabric.to_device(model)
     order = _by_length(dataset)
     with restored_flags(model):
         model.eval()
         for start in range(0, len(order), batch_size):
-            batch = fabric.to_device(dict(collate(rows(dataset, order[start : start + batch_size]))))
+            indices = order[start : start + batch_size]
+            batch = fabric.to_device(dict(collate(rows(dataset, indices))))
             labels = batch.pop("labels")
             with fabric.autocast():
                 logits = model(**batch).logits
-            for metric in updated:
-                metric.update(logits, labels)
+            yield indices, logits, labels
             if on_step is not None:
                 on_step(min(start + batch_size, len(order)), len(order), {})
-    return {name: computed(metric, METRICS[name]) for name, metric in made.items()}
 
 
 def _by_length(dataset: Dataset) -> np.ndarray:

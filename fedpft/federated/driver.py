@@ -34,6 +34,7 @@ from fedpft.config import FederatedConfig
 from fedpft.data.partition import Partition
 from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.check import check
+from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.memory import MemoryWatchdog
 from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
@@ -69,6 +70,10 @@ class ServerState:
     """Rounds in a row, up to the last one done, that did not count."""
     best: Mapping[str, Any] = field(default_factory=dict)
     """`round` and primary metric by model of the evaluation with the best plugged-in FM, the earliest of equals."""
+    stop: Mapping[str, Any] = field(default_factory=dict)
+    """What `Driver.stop` remembers; with a `reason` the run is over."""
+    client_losses: Mapping[str, float] = field(default_factory=dict)
+    """Client id -> training loss the last time that it trained; empty unless the sampling asks for it."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """What all rounds so far cost; see `spending.add_round`."""
 
@@ -79,6 +84,7 @@ class Driver:
 
     config: FederatedConfig
     seed: int
+    """Of what is drawn of the clients (`Config.client_seed`)."""
     partition: Partition
     """How many examples each client has."""
     num_neurons: Sequence[int]
@@ -92,6 +98,8 @@ class Driver:
     evaluation_interval: int
     goal: Goal = "max"
     """Which way `fm` is better."""
+    stop: EarlyStop | None = None
+    """Ends the run by its evaluations."""
     tracker: Tracker
     observer: RunObserver
     watchdog: MemoryWatchdog = field(default_factory=MemoryWatchdog)
@@ -99,13 +107,13 @@ class Driver:
     """Called with the state after every round, when all of the round was tracked."""
 
     def run(self, state: ServerState) -> ServerState:
-        """Run the rounds that `state` has not done yet and return the final state.
+        """Run the rounds that `state` has not done yet, or those before an early stop; return the final state.
 
         Raises:
             RunStoppedError: three rounds in a row did not count; the message names the last failure.
 
         """
-        while state.rounds_done < self.config.rounds:
+        while state.rounds_done < self.config.rounds and "reason" not in state.stop:
             state = self.run_round(state)
         return state
 
@@ -114,7 +122,7 @@ class Driver:
         start = time.perf_counter()
         round_index = state.rounds_done + 1
         # 1. sample
-        attendance = draw_attendance(self.config, self.partition.sizes, self.seed, round_index)
+        attendance = self._draw(state, round_index)
         # 2. plan
         plan = self._plan(state, round_index)
         # 3. run the clients
@@ -135,6 +143,7 @@ class Driver:
             arrays=arrays,
             pending_bytes=pending_bytes,
             uncounted_rounds=uncounted_rounds,
+            client_losses=self._losses(state, aggregation),
         )
         # 5. re-align the proxy
         if plan.count_activations and counted and aggregation.reports:
@@ -143,7 +152,10 @@ class Driver:
         if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
             evaluation_start = time.perf_counter()
             state = _with_evaluation(state, self.evaluate(state.adapter), self.goal)
+            if self.stop and round_index < self.config.rounds:
+                state = replace(state, stop=self.stop.watch(state.stop, round_index, state.last_evaluation))
             record.update(state.last_evaluation)
+            record |= {"stopped": state.stop["reason"]} if "reason" in state.stop else {}
             record["time/evaluate_seconds"] = time.perf_counter() - evaluation_start
         # 7. track
         record |= self.watchdog.measure(self.pool.memory())
@@ -159,6 +171,16 @@ class Driver:
         if not counted and state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
             raise RunStoppedError(self._why_stopped(state, record))
         return state
+
+    def _draw(self, state: ServerState, round_index: int) -> Attendance:
+        losses = {int(client): loss for client, loss in state.client_losses.items()}
+        return draw_attendance(self.config, self.partition.sizes, self.seed, round_index, losses)
+
+    def _losses(self, state: ServerState, aggregation: Aggregation) -> Mapping[str, float]:
+        if self.config.sampling != "power_of_choice":
+            return {}
+        new = {str(report.client_id): report.metrics["loss"] for report in in_client_order(aggregation.reports)}
+        return {**state.client_losses, **new}
 
     def _plan(self, state: ServerState, round_index: int) -> RoundPlan:
         lr = round_lr(
@@ -222,6 +244,7 @@ class Driver:
             "retries": sum(r.attempts - 1 for r in reports) + sum(f.attempts - 1 for f in failures),
             "unavailable": list(attendance.unavailable),
             "stragglers": list(attendance.stragglers),
+            "candidates": list(attendance.candidates),
         }
         return {
             "round": plan.round_index,

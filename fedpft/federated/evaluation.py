@@ -10,8 +10,10 @@ from torchmetrics import Metric
 from fedpft.config import Config
 from fedpft.data.collate import rows
 from fedpft.data.datamodule import FederatedData
-from fedpft.evaluation.evaluate import evaluate
+from fedpft.data.sources.subsets import subset
+from fedpft.evaluation.evaluate import evaluate, is_right
 from fedpft.evaluation.fidelity import measure_fidelity
+from fedpft.federated.client_accuracy import client_accuracy
 from fedpft.methods.base import Method, Proxy
 from fedpft.methods.carry_over import CarriedOver
 from fedpft.metrics.table import METRICS, class_accuracy, class_counts
@@ -30,7 +32,8 @@ class Evaluation:
     evaluation sets as `set/metric`. With the meter (`evaluation.fidelity_examples` above 0) also `leakage_gap`, the
     plugged-in FM's primary metric minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and `time/fidelity_seconds`,
     what the meter took (a part of the round's `time/evaluate_seconds`). Of a classifier also `class_accuracy`, what the
-    plugged-in FM gets right of each class of the main evaluation set (None: it has none of the class).
+    plugged-in FM gets right of each class of the main evaluation set (None: it has none of the class). Where clients
+    hold out examples, what :func:`client_accuracy` says of the plugged-in FM, after one pass over all of them.
 
     Args:
         method: has built its proxy.
@@ -57,6 +60,8 @@ class Evaluation:
         shuffled = numpy_rng(config.seed, "fidelity").permutation(len(data.evaluation))
         drawn = shuffled[: 0 if proxy.is_fm else self._settings.fidelity_examples]
         self._batch = data.collate(rows(data.evaluation, drawn)) if len(drawn) else None
+        held_out = data.held_out
+        self._held_out = subset(data.train, held_out.order) if held_out is not None and len(held_out.order) else None
         self.fidelity_seconds = 0.0
         """What the meter took in the whole run."""
 
@@ -74,6 +79,8 @@ class Evaluation:
         record = self._record(scores) | carried.record
         if counts is not None:
             record["class_accuracy"] = class_accuracy(counts)
+        if self._held_out is not None:
+            record |= self._of_clients(carried.fm)
         return record if self._batch is None else record | self._meter(adapter, record, time.perf_counter())
 
     def untuned(self, adapter: np.ndarray) -> dict[str, Any]:
@@ -107,6 +114,19 @@ class Evaluation:
         primary = self._data.metrics[0]
         values = {model: score[primary] for model, score in scores.items()}
         return {**values, "metric": primary, "metric_goal": METRICS[primary].goal, "metrics": dict(scores)}
+
+    def _of_clients(self, fm: AdaptedModel) -> dict[str, Any]:
+        assert self._data.held_out is not None
+        self._progress.stage("evaluate on the clients' own held-out examples")
+        right = is_right(
+            fm,
+            self._held_out,
+            self._data.collate,
+            batch_size=self._settings.batch_size,
+            server=self._server,
+            on_step=self._progress.progress,
+        )
+        return client_accuracy(right, self._data.held_out)
 
     def _meter(self, adapter: np.ndarray, record: Mapping[str, Any], start: float) -> dict[str, Any]:
         assert self._batch is not None

@@ -1,9 +1,10 @@
 """Which clients take part in a round, who of them is simulated to be absent or late, and at which learning rate."""
 
 import math
+import types
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,8 @@ class Attendance:
     """Absent for the whole round."""
     stragglers: tuple[int, ...] = ()
     """Past the deadline, or after enough others; their work would be thrown away, so they do not train."""
+    candidates: tuple[int, ...] = ()
+    """Of whom `power_of_choice` chose all of the above."""
 
     @property
     def is_empty(self) -> bool:
@@ -32,16 +35,36 @@ class Attendance:
         return not (self.cohort or self.unavailable or self.stragglers)
 
 
-def draw_attendance(config: FederatedConfig, sizes: np.ndarray, seed: int, round_index: int) -> Attendance:
-    """Draw a round's clients and simulate who of them comes and finishes; `sizes` as in :func:`sample_cohort`.
+def draw_attendance(
+    config: FederatedConfig,
+    sizes: np.ndarray,
+    seed: int,
+    round_index: int,
+    losses: Mapping[int, float] = types.MappingProxyType({}),
+) -> Attendance:
+    """Draw a round's clients and simulate who of them comes and finishes.
 
     A function of its arguments; without dropout, over-selection and deadline the cohort is what was sampled.
+
+    Args:
+        config: how.
+        sizes: as in :func:`sample_cohort`.
+        seed: of all draws.
+        round_index: from 1.
+        losses: for `power_of_choice`, see :func:`choose_by_loss`.
+
     """
     wanted = len(sizes) if config.sampling in ("full", "poisson") else config.clients_per_round
     num_draws = math.ceil(config.clients_per_round * config.over_selection - 1e-9)  # 10 * 1.1 is a little above 11
-    drawn = sample_cohort(config.sampling, sizes, num_draws, numpy_rng(seed, "cohort", round_index))
+    rng, candidates = numpy_rng(seed, "cohort", round_index), tuple[int, ...]()
+    if config.sampling == "power_of_choice":
+        candidates = draw_candidates(sizes, config.drawn_candidates, rng)
+        drawn: Cohort = dict.fromkeys(choose_by_loss(candidates, losses, num_draws), 1)
+    else:
+        drawn = sample_cohort(config.sampling, sizes, num_draws, rng)
     times = {client: finishing_time(config, int(sizes[client]), seed, round_index, client) for client in drawn}
-    return attend(drawn, times, num_wanted=wanted, deadline=config.deadline)
+    found = attend(drawn, times, num_wanted=wanted, deadline=config.deadline)
+    return replace(found, candidates=tuple(sorted(candidates)))
 
 
 def finishing_time(config: FederatedConfig, num_examples: int, seed: int, round_index: int, client_id: int) -> float:
@@ -99,6 +122,27 @@ def sample_cohort(
         drawn = rng.choice(num_clients, size=clients_per_round, replace=True, p=sizes / sizes.sum())
     client_ids, times = np.unique(drawn, return_counts=True)
     return dict(zip(client_ids.tolist(), times.tolist(), strict=True))
+
+
+def draw_candidates(sizes: np.ndarray, num_candidates: int, rng: np.random.Generator) -> tuple[int, ...]:
+    """Draw different clients by data volume, in the order of the draws; `sizes` as in :func:`sample_cohort`."""
+    drawn = rng.choice(len(sizes), size=num_candidates, replace=False, p=sizes / sizes.sum())
+    return tuple(drawn.tolist())
+
+
+def choose_by_loss(candidates: Sequence[int], losses: Mapping[int, float], num_chosen: int) -> list[int]:
+    """Return the candidates with the highest losses, by id: `rpow-d` of Cho et al. 2020 (arXiv 2010.01243).
+
+    Args:
+        candidates: different clients; of equal losses those that come first are chosen.
+        losses: mean training loss of each client the last time that it trained, which came with its update. So it is
+            that of an older adapter, costs neither a pass over data nor a message, and does not depend on where clients
+            run. A client without one never trained; its loss counts as infinite.
+        num_chosen: at most the candidates.
+
+    """
+    by_loss = sorted(candidates, key=lambda client: -losses.get(client, math.inf))  # stable
+    return sorted(by_loss[:num_chosen])
 
 
 def longest_first(client_ids: Iterable[int], sizes: np.ndarray) -> list[int]:

@@ -14,6 +14,7 @@ from fedpft.data.corpora.public import CORPORA
 from fedpft.data.tasks.table import TASKS
 from fedpft.report.compute import compute_rows
 from fedpft.report.scores import MODELS, metric_change, shown_models
+from fedpft.report.wording import rounds_done
 
 PIPELINES = {"text": "text-classification", "image": "image-classification", "causal_lm": "text-generation"}
 """Modality, or kind of task -> the hub's name of what the model does."""
@@ -135,7 +136,7 @@ def _facts(result: Mapping[str, Any], config: Config) -> Iterator[tuple[str, str
     law = f" (alpha {partition.dirichlet_alpha:g}, {partition.concentration})" if partition.kind == "dirichlet" else ""
     corpus = CORPORA.get(config.public.name)
     public = hub_id(config.public.path or (corpus.path if corpus else None))
-    yield "Method", f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}"
+    yield "Method", f"{result['method']}, {rounds_done(result)}, seed {result['seed']}"
     yield "Private data", f"{config.task.name}, {partition.kind} partition{law} among {federated.num_clients} clients"
     yield "Public data", config.public.name + (f" ({public})" if public else "") + ", read by the server alone"
     yield (

@@ -13,13 +13,13 @@ from fedpft.config import Config, load_config
 from fedpft.config.compare import HARMLESS
 from fedpft.config.flat import flat_settings
 from fedpft.metrics.table import metric_row
-from fedpft.report.clients import ABOUT, SPREAD, TITLE, accuracy_boxes
+from fedpft.report.clients import VIEWS, View, accuracy_boxes, client_note
 from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import heat_map
 from fedpft.report.html import PALETTE, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
-from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models
-from fedpft.report.wording import duration
+from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models, why_stopped
+from fedpft.report.wording import duration, rounds_done
 from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE, write_text
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
@@ -79,30 +79,33 @@ def page(
     )
     parts = [
         paragraph(
-            f"{result['method']}, {result['rounds']} rounds, seed {result['seed']}: {config.fm.path} on "
+            f"{result['method']}, {rounds_done(result)}, seed {result['seed']}: {config.fm.path} on "
             f"{config.task.name}, {config.federated.num_clients} clients; {title}:"
         ),
         f"<dl>{numbers}</dl>",
+        *([paragraph(f"Stopped early: {why}.")] if (why := why_stopped(result)) else []),
         _metric_table(result["metrics"], shown),
         *(section(title, plot(figure, title)) for title, figure in figures.items()),
-        _client_section(result),
+        *(_client_section(result, view) for view in VIEWS),
         section("What it costs", table(["cost", "value"], _cost_rows(result), "costs")),
         section("Settings other than the defaults", table(["key", "value"], _setting_rows(config), "settings")),
     ]
     return document(result["name"], parts)
 
 
-def _client_section(result: Mapping[str, Any]) -> str:
-    """Return the spread over clients; nothing for a run without classes."""
-    spread = result.get("client_expected_accuracy")
+def _client_section(result: Mapping[str, Any], view: View) -> str:
+    """Return the spread over clients; nothing for a run that has none."""
+    spread = result.get(view.key)
     if not spread:
         return ""
     values = [value for value in spread["values"] if value is not None]
-    said = "; ".join(f"{title} {metric_value(spread[key], 'accuracy')}" for key, title in SPREAD.items())
+    said = "; ".join(f"{title} {view.shown(key, spread[key])}" for key, title in view.spread.items())
     number = spread.get("clients", len(values))
     clients = f"{number} clients" + (f", {len(values)} of them drawn" if number > len(values) else "")
     figure = accuracy_boxes({"clients": values}, PALETTE[:1])
-    return section(TITLE, paragraph(f"{said}; {clients}"), plot(figure, TITLE), note(ABOUT))
+    without = f"; {client_note(result)}" if "without" in spread and client_note(result) else ""
+    said = f"{said}; {clients}{without}"
+    return section(escape(view.title), paragraph(said), plot(figure, view.title), note(view.about))
 
 
 def _cost_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:

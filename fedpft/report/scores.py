@@ -46,6 +46,19 @@ def round_scores(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def why_stopped(result: Mapping[str, Any]) -> str:
+    """Return why a run ended before its last round; empty if it did not."""
+    stopped = result.get("stopped")
+    if not stopped:
+        return ""
+    metric, title = stopped["metric"], metric_title(stopped["metric"])
+    if stopped["reason"] == "target":
+        return f"{title} has reached its target {metric_value(stopped['target'], metric)}"
+    best = f"{metric_value(stopped['best'], metric)} of round {stopped['round']}"
+    by = f" by more than {stopped['min_delta']:g}" if stopped["min_delta"] else ""
+    return f"{title} did not beat {best}{by} in {stopped['num_worse']} evaluation(s)"
+
+
 def score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield title, value and note of each row in the final table: one a model for the primary metric.
 

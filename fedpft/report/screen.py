@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fedpft.report.cache import SHOWN_DIGITS
-from fedpft.report.clients import client_rows
+from fedpft.report.clients import client_note, client_rows
 from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
-from fedpft.report.scores import round_scores, score_rows
-from fedpft.report.wording import duration, round_line
+from fedpft.report.scores import round_scores, score_rows, why_stopped
+from fedpft.report.wording import duration, round_line, rounds_done
 
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
     from fedpft.federated.messages import ClientFailure, ClientUpdate
@@ -120,6 +120,8 @@ class Screen:
         rounds.update(index, rounds.total, record["train_loss"], self._scores)
         if not self._live:
             self._line(round_line(record, rounds.total, scores))
+        if "stopped" in record:
+            rounds.update(index, index, None, f"{self._scores}  stopped early: {record['stopped']}")
         if index == rounds.total:
             self._leave_line(rounds)
             self._rounds = None
@@ -197,7 +199,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 
 def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
     """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
-    facts = _facts_table(f"{result['name']}: {result['method']}, {result['rounds']} rounds, seed {result['seed']}")
+    facts = _facts_table(f"{result['name']}: {result['method']}, {rounds_done(result)}, seed {result['seed']}")
     for row in (*score_rows(result), *client_rows(result)):
         facts.add_row(*row)
     facts.add_section()
@@ -211,6 +213,11 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
         facts.add_row("sub-FM", (made["key"] or "")[:SHOWN_DIGITS], f"{origin}, {duration(made['seconds'])}")
     facts.add_row("wall time", duration(result["wall_seconds"]), "")
     console.print(facts)
+    if note := client_note(result):
+        console.print(f"{note}\n", markup=False, highlight=False, soft_wrap=True)
+    if why := why_stopped(result):
+        line = f"stopped early, after {rounds_done(result)}: {why}\n"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if line := cosine_line(result, console.width):
         console.print(f"{line}\n", highlight=False)
     width = max(map(len, paths), default=0)

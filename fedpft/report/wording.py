@@ -17,10 +17,17 @@ def round_line(record: Mapping[str, Any], num_rounds: int | None, scores: Sequen
         f"lr {record['lr']:.1e}",
         duration(record["seconds"]),
         *scores,
+        f"stops early: {record['stopped']}" if "stopped" in record else "",
     ]
     said = [part for part in parts if part]
     line = "  ".join(said)
     return line if len(line) <= _MAX_LINE_LENGTH else " ".join(said)
+
+
+def rounds_done(result: Mapping[str, Any]) -> str:
+    """Return how many rounds a run did, e.g. `8 rounds`, `6 of 8 rounds`."""
+    planned = result.get("stopped", {}).get("planned_rounds")
+    return f"{result['rounds']} rounds" if planned is None else f"{result['rounds']} of {planned} rounds"
 
 
 def duration(seconds: float) -> str:

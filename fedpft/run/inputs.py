@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedpft.config import Config, TaskKind
+from fedpft.config.checks import require
 from fedpft.construct.store import cache_dir
 from fedpft.data.corpora.corpus import sample_texts
 from fedpft.data.corpora.public import load_corpus
@@ -58,7 +59,7 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
     """
     progress.stage("load data")
     look = image_check(config, progress)
-    task = load_task(config.task, config.seed, look, given)
+    task = load_task(config.task, config.client_seed, look, given)
     fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
     corpus = load_corpus(config.public, config.server_seed, look, given)
     if is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:
@@ -70,7 +71,10 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
         check_texts_fit(config, fm, processor)
         fit_inputs(fm, processor)
     rehearse(config, task)
-    return build_data(task, corpus, processor, config)
+    data = build_data(task, corpus, processor, config)
+    metrics = [*data.metrics, *(f"{name}/{metric}" for name in data.other_evaluations for metric in data.metrics)]
+    require(config.stop.metric in (None, *metrics), "stop.metric", config.stop.metric, ", ".join(["null", *metrics]))
+    return data
 
 
 def image_check(config: Config, progress: Progress) -> Look:

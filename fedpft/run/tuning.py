@@ -14,6 +14,7 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
 from fedpft.data.histogram import label_histograms
 from fedpft.federated.driver import Driver, ServerState
+from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.evaluation import Evaluation
 from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
@@ -108,9 +109,10 @@ def tune(
     observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
     pool.broadcast(client_package(config, proxy, data, step))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
+    stop = EarlyStop(config=config.stop, metric=config.stop.metric or data.metrics[0])
     driver = Driver(
         config=config.federated,
-        seed=config.seed,
+        seed=config.client_seed,
         partition=data.partition,
         num_neurons=proxy.num_neurons,
         method=method,
@@ -119,6 +121,7 @@ def tune(
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         goal=METRICS[data.metrics[0]].goal,
+        stop=stop if config.stop.is_active else None,
         tracker=tracker,
         observer=observer,
         checkpoint=checkpoint,
@@ -136,6 +139,7 @@ def tune(
         **evaluation.summary(untuned, final.last_evaluation),
         "best": dict(final.best),
         "rounds": final.rounds_done,
+        **stop.record(final.stop, config.federated.rounds),
         **record,
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
@@ -152,11 +156,17 @@ def tune(
 
 
 def _of_clients(data: FederatedData, last: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `client_expected_accuracy` of a classifier, given its last evaluation."""
+    """Return `client_expected_accuracy` of a classifier, given its last evaluation, and `client_accuracy` if it has it.
+
+    The latter with `values`, client by client, as the former.
+    """
     if "class_accuracy" not in last:
         return {}
-    histograms = label_histograms(data)
-    return {"client_expected_accuracy": client_expected_accuracy(histograms, last["class_accuracy"])}
+    measured = last.get("client_accuracy")
+    return {
+        "client_expected_accuracy": client_expected_accuracy(label_histograms(data), last["class_accuracy"]),
+        **({"client_accuracy": measured | {"values": last["client_accuracies"]}} if measured else {}),
+    }
 
 
 def public_data(data: FederatedData) -> PublicData:

@@ -18,7 +18,7 @@ from fedpft.config.flat import flat_settings
 from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import planned_trials
 from fedpft.metrics.table import Goal
-from fedpft.report.clients import SPREAD
+from fedpft.report.clients import EXPECTED
 from fedpft.report.compare.groups import differing_keys
 from fedpft.storage.output import write_json
 
@@ -206,7 +206,7 @@ def _sections(dashboard: Dashboard) -> Iterator[tuple[str, str, list[Any]]]:
             lines("memory of a client", "clients/memory_bytes_max"),
             wr.BarPlot(
                 title="accuracy that clients may expect: mean, 10th percentile, worst (classifiers)",
-                metrics=[f"result/client_expected_accuracy.{key}" for key in SPREAD],
+                metrics=[f"result/client_expected_accuracy.{key}" for key in EXPECTED.spread],
             ),
         ],
     )

@@ -28,7 +28,8 @@ METRIC_NAMES = {
 
 STEP_METRICS = {
     **dict.fromkeys(
-        ("server/*", "metrics/*", "clients/*", "comm/*", "time/*", "memory/*", "fidelity/*", "plug_in/*"), "round"
+        ("server/*", "metrics/*", "clients/*", "client_accuracy/*", "comm/*", "time/*", "memory/*", "fidelity/*",
+         "plug_in/*"), "round"
     ),
     "align/*": "align/step",
 }  # fmt: skip
@@ -42,6 +43,9 @@ _KEPT: Mapping[str, Kept] = {
     "server/align_*loss*": "min",
     "align/step_loss": "min",
     "clients/loss_*": "min",
+    "client_accuracy/variance": "min",
+    "client_accuracy/m*": "max",
+    "client_accuracy/worst_decile": "max",
     "fidelity/hidden_error*": "min",
     "plug_in/*_loss": "min",
     "fidelity/gradient_cosine*": "max",

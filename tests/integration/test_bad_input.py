@@ -82,6 +82,10 @@ REFUSED = {
         "output_dir: found ",
     ),
     "a GPU that is not there": ("server.accelerator=cuda", "server.accelerator: found 'cuda', allowed: auto or cpu"),
+    "a stop by a metric that is not evaluated": (
+        "stop={metric: loss, patience: 2}",
+        "stop.metric: found 'loss', allowed: null, accuracy",
+    ),
     "W&B without a key": ("tracking.wandb=online", "tracking.wandb: found 'online', but W&B says: "),
 }
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +9,16 @@ from peft import PeftModel
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from fedpft.config import ConfigError, dump_config, load_config
+from fedpft.config.sweep import SweepConfig
+from fedpft.config.trials import planned_trials
 from fedpft.evaluation.evaluate import evaluate
 from fedpft.federated.package import local_settings
+from fedpft.federated.sampling import draw_attendance
 from fedpft.models.loading import load_sub_fm
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.pipeline import run
 from fedpft.run.planning import plan
+from fedpft.sweeps.sweep import outcome, play_trial
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_text_run, tiny_vision_run
 
@@ -28,9 +33,9 @@ VARIANTS = {
     "text, layer 0 whole": (
         "text",
         tiny_text_run,
-        ["evaluation.interval=2", "method.uncompressed_layers=[0]", *DISTILLED],
+        ["evaluation.interval=2", "method.uncompressed_layers=[0]", "federated.seed=5", *DISTILLED],
     ),
-    "images, uniform sub-FM": ("image", tiny_vision_run, ["evaluation.interval=2"]),
+    "images, uniform sub-FM": ("image", tiny_vision_run, ["evaluation.interval=2", "federated.client_eval_ratio=0.25"]),
     "images, layer 0 whole": ("image", tiny_vision_run, ["evaluation.interval=2", "method.uncompressed_layers=[0]"]),
 }
 AUTO = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
@@ -63,6 +68,40 @@ def accuracy(finished, model):
     model = model(fm) if callable(model) and not isinstance(model, torch.nn.Module) else model
     settings = {"metrics": data.metrics, "batch_size": 7, "server": finished.config.server}
     return evaluate(model, data.evaluation, data.collate, **settings)["accuracy"]
+
+
+def test_clients_are_drawn_by_their_own_seed_or_the_runs(finished):
+    config, (_, data) = finished.config, load_fm_and_data(finished.config, SilentProgress())
+    for record in finished.rounds:
+        drawn = draw_attendance(config.federated, data.partition.sizes, config.client_seed, record["round"])
+        assert record["clients"] == list(drawn.cohort)
+
+
+def test_accuracy_on_the_clients_own_examples_is_in_records_result_and_page(finished):
+    last, result, page = finished.rounds[-1], finished.result, (finished.out / "report.html").read_text()
+    is_measured = finished.config.federated.client_eval_ratio > 0
+    assert ("client_accuracy" in last) == ("client_accuracy" in result) == is_measured
+    assert ("held-out examples" in page) == is_measured
+    if is_measured:
+        assert result["client_accuracy"] == last["client_accuracy"] | {"values": last["client_accuracies"]}
+        assert result["client_accuracy"]["examples"] == 48 // 4
+
+
+def test_a_run_that_reaches_its_target_is_finished_with_all_that_a_run_leaves(tmp_path):
+    config = load_config(None, [*tiny_text_run(tmp_path), "evaluation.interval=2", "stop.target=0.0"])
+    result = run(config).result
+    assert (result["rounds"], result["stopped"]["reason"], result["stopped"]["planned_rounds"]) == (2, "target", 4)
+    lines = (tmp_path / "out/rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("stopped") for line in lines] == [None, "target"]
+    assert result["fm"] == json.loads(lines[-1])["fm"]
+    assert "2 of 4 rounds" in (tmp_path / "out/report.html").read_text()
+    assert not (tmp_path / "out/checkpoints").exists()
+    (trial,) = planned_trials(SweepConfig(base=str(tmp_path / "out/config.yaml"), output_dir=str(tmp_path)))
+    trial, sweep = replace(trial, config=config), SweepConfig(base="", scheduler="asha")
+    reported = []
+    play_trial("fm", None, trial, lambda *report: reported.append(report))
+    assert reported == [(2, result["fm"], result["fm"])]
+    assert outcome(sweep, trial, None).status == "finished"
 
 
 def test_the_output_folder_holds_what_is_promised(finished):
@@ -221,7 +260,8 @@ def test_plan_says_what_the_run_then_did(finished):
     for key in ("num_params_fm", "num_params_sub_fm", "num_params_adapter", "bytes_up_per_client_round", "actors"):
         assert planned[key] == finished.result[key]
     assert planned["label_histogram"].shape == (finished.config.federated.num_clients, len(planned["label_names"]))
-    assert planned["label_histogram"].sum() == 48
+    held_out = 12 if finished.config.federated.client_eval_ratio else 0
+    assert planned["label_histogram"].sum() == 48 - held_out, "what clients train on"
     assert planned["config_yaml"] == dump_config(finished.config)
 
 

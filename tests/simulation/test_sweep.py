@@ -108,7 +108,10 @@ def test_a_sweep_from_python_gives_a_row_for_each_trial_with_its_numbers_or_why_
 
 
 def ranks():
-    """Return a way to play trials: report the rank of the adapter in each of 9 rounds; rank 7 is bad luck, 9 worse."""
+    """Return a way to play trials: report the rank of the adapter in each of 9 rounds; rank 7 is bad luck, 9 worse.
+
+    A run of rank 5 has enough after 4 rounds.
+    """
 
     def play(trial, report):  # a local one, so that it travels by value
         rank = trial.config.lora.rank
@@ -116,7 +119,7 @@ def ranks():
             raise ValueError("bad luck")
         if rank == 9:
             os.kill(os.getpid(), signal.SIGKILL)
-        for round_index in range(1, 10):
+        for round_index in range(1, 5 if rank == 5 else 10):
             report(round_index, float(rank), float(rank))
 
     return play
@@ -129,16 +132,16 @@ def rank_sweep(tmp_path, **settings):
 
 @pytest.mark.cluster
 def test_asha_stops_a_bad_trial_early_and_one_that_fails_or_dies_spoils_no_other_and_is_told(local_ray, tmp_path):
-    space = {"lora.rank": {"grid": [4, 7, 9, 1]}}
+    space = {"lora.rank": {"grid": [4, 7, 9, 5, 1]}}
     sweep = rank_sweep(tmp_path, space=space, scheduler="asha", reduction_factor=2, max_concurrent=1, max_retries=0)
     heard = Heard()
     ended = engine.run_trials(sweep, planned_trials(sweep), ranks(), heard)
-    assert {name: round_index for name, round_index, _ in heard.reported} == {"rank-4": 9, "rank-1": 1}
+    assert {name: round_index for name, round_index, _ in heard.reported} == {"rank-4": 9, "rank-5": 4, "rank-1": 1}
     errors = {trial.name: error for trial, error in ended}
-    assert (errors["rank-4"], errors["rank-1"]) == (None, None)
+    assert (errors["rank-4"], errors["rank-5"], errors["rank-1"]) == (None, None, None)
     assert errors["rank-7"] == "ValueError: bad luck"
     assert "died" in errors["rank-9"]
-    assert heard.ended == {"rank-4": False, "rank-7": True, "rank-9": True, "rank-1": False}
+    assert heard.ended == {"rank-4": False, "rank-7": True, "rank-9": True, "rank-5": False, "rank-1": False}
 
 
 @pytest.mark.cluster

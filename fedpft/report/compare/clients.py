@@ -1,10 +1,10 @@
-"""The accuracy that clients may expect, group by group: who pays for a good mean."""
+"""Accuracy client by client, group by group: who pays for a good mean."""
 
 from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fedpft.report.clients import SPREAD, accuracy_boxes
+from fedpft.report.clients import View, accuracy_boxes
 from fedpft.report.compare.groups import Group
 from fedpft.report.compare.runs import Run
 
@@ -12,23 +12,24 @@ if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
 
 
-def client_spread(group: Group) -> dict[str, float]:
-    """Return the keys of `SPREAD`, each the mean over the group's runs; empty unless all of them have it."""
-    found = [_of_run(run) for run in group.runs]
-    return {key: fmean(each[key] for each in found) for key in SPREAD} if all(found) else {}
+def client_spread(group: Group, view: View) -> dict[str, float]:
+    """Return the view's numbers, each the mean over the group's runs; empty unless all of them have it."""
+    found = [_of_run(run, view) for run in group.runs]
+    return {key: fmean(each[key] for each in found) for key in view.spread} if all(found) else {}
 
 
-def client_figure(groups: Mapping[str, Group], colours: Mapping[str, str]) -> "Figure":
+def client_figure(groups: Mapping[str, Group], colours: Mapping[str, str], view: View) -> "Figure":
     """Return a box for each group: every client of every seed once.
 
     Args:
         groups: label -> group with a :func:`client_spread`.
         colours: by label.
+        view: of which the clients' values are.
 
     """
     names = {label: label.replace(", ", ",<br>") for label in groups}
     rows = {
-        names[label]: [value for run in group.runs for value in _of_run(run)["values"] if value is not None]
+        names[label]: [value for run in group.runs for value in _of_run(run, view)["values"] if value is not None]
         for label, group in groups.items()
     }
     figure = accuracy_boxes(rows, [colours[label] for label in groups])
@@ -37,5 +38,5 @@ def client_figure(groups: Mapping[str, Group], colours: Mapping[str, str]) -> "F
     return figure
 
 
-def _of_run(run: Run) -> Mapping[str, Any]:
-    return run.result.get("client_expected_accuracy") or {}
+def _of_run(run: Run, view: View) -> Mapping[str, Any]:
+    return run.result.get(view.key) or {}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fedpft.config import ConfigError
 from fedpft.metrics.table import Goal, metric_row
+from fedpft.report.clients import EXPECTED, VIEWS, View
 from fedpft.report.compare.clients import client_spread
 from fedpft.report.compare.costs import AXES, group_costs, pareto_front
 from fedpft.report.compare.groups import Group, differing_keys, group_runs, require_comparable, short_value
@@ -42,10 +43,9 @@ class Comparison:
         """Keys of `AXES` that any group measured."""
         return [key for key in AXES if any(key in costs for costs in self.costs.values())]
 
-    @property
-    def client_spreads(self) -> dict[str, dict[str, float]]:
-        """Label -> how the accuracy that clients may expect spreads, of the groups that have it."""
-        spreads = {group.label: client_spread(group) for group in self.groups}
+    def client_spreads(self, view: View = EXPECTED) -> dict[str, dict[str, float]]:
+        """Return label -> how accuracy spreads over clients, of the groups that have it."""
+        spreads = {group.label: client_spread(group, view) for group in self.groups}
         return {label: spread for label, spread in spreads.items() if spread}
 
     def price(self, label: str, axis: str) -> str | None:
@@ -131,7 +131,7 @@ class Comparison:
                 "difference": asdict(found) if (found := self.differences.get(group.label)) else None,
                 "verdict": self.verdict(group.label) if group.label in self.differences else None,
                 "costs": self.costs[group.label],
-                "client_expected_accuracy": self.client_spreads.get(group.label),
+                **{view.key: self.client_spreads(view).get(group.label) for view in VIEWS},
                 "runs": [{"folder": str(run.folder), "seed": run.seed, self.metric: run.value} for run in group.runs],
             }
             for group in self.groups

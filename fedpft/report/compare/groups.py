@@ -92,7 +92,7 @@ def _terms(run: Run) -> dict[str, Any]:
         "metric": run.result["metric"],
         **task,
         "evaluation examples": run.result["num_eval_examples"],
-        "rounds": run.result["rounds"],
+        "rounds": run.result.get("stopped", {}).get("planned_rounds", run.result["rounds"]),
     }
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from html import escape
 
-from fedpft.report.clients import ABOUT, SPREAD, TITLE
+from fedpft.report.clients import VIEWS, View
 from fedpft.report.compare.clients import client_figure
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
@@ -22,7 +22,7 @@ from fedpft.report.compare.figures import (
 from fedpft.report.compare.groups import short_key
 from fedpft.report.html import choice, details, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
-from fedpft.report.scores import CURVES, metric_title, metric_value
+from fedpft.report.scores import CURVES, metric_title
 
 _MIN_AXIS_WIDTH = 110
 """Pixels that an axis of parallel coordinates, or a column of the fidelity meter, needs."""
@@ -88,8 +88,7 @@ def _sections(comparison: Comparison) -> Iterator[str]:
     if owned := dict(partitions(comparison)):
         panels = {title: plot(partition_figure(table), f"partition, {title}") for title, table in owned.items()}
         yield section("Partition: label shares in each client", choice("partition", panels))
-    if comparison.client_spreads:
-        yield _client_section(comparison)
+    yield from (_client_section(comparison, view) for view in VIEWS if comparison.client_spreads(view))
     if figure := spread_figure(comparison):
         about = "Mean training loss of each client in the last round that it finished, all seeds together."
         width = _MIN_AXIS_WIDTH * len(comparison.groups)
@@ -102,17 +101,17 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         yield section("Settings that differ", table(titles, cells, "settings that differ", labels))
 
 
-def _client_section(comparison: Comparison) -> str:
-    spreads = comparison.client_spreads
+def _client_section(comparison: Comparison, view: View) -> str:
+    spreads = comparison.client_spreads(view)
     rows = (
-        [_name(comparison, label), *(metric_value(spread[key], "accuracy") for key in SPREAD)]
+        [_name(comparison, label), *(view.shown(key, spread[key]) for key in view.spread)]
         for label, spread in spreads.items()
     )
-    numbers = table(["group", *SPREAD.values()], rows, "expected accuracy of the clients", list(spreads))
+    numbers = table(["group", *view.spread.values()], rows, escape(view.title), list(spreads))
     groups = {group.label: group for group in comparison.groups if group.label in spreads}
-    figure = client_figure(groups, group_colours(comparison))
-    about = f"{ABOUT} Table: mean over seeds; figure: every client of every seed."
-    return section(TITLE, numbers, plot(figure, TITLE, _MIN_BOX_WIDTH), note(about))
+    figure = client_figure(groups, group_colours(comparison), view)
+    about = f"{view.about} Table: mean over seeds; figure: every client of every seed."
+    return section(escape(view.title), numbers, plot(figure, view.title, _MIN_BOX_WIDTH), note(about))
 
 
 def _filter(comparison: Comparison) -> str:

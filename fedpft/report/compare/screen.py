@@ -9,11 +9,11 @@ from rich.filesize import decimal as format_bytes
 from rich.markup import escape
 from rich.table import Table
 
-from fedpft.report.clients import SPREAD
+from fedpft.report.clients import VIEWS
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
 from fedpft.report.compare.groups import short_key
-from fedpft.report.scores import metric_title, metric_value
+from fedpft.report.scores import metric_title
 
 
 def print_comparison(console: Console, comparison: Comparison, files: Mapping[str, Path]) -> None:
@@ -30,11 +30,12 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
         cells = (_price(comparison.price(label, axis), label in front) for axis, front in fronts.items())
         prices.add_row(escape(label), *cells)
     console.print(prices)
-    if spreads := comparison.client_spreads:
-        clients = _table("accuracy, expected by clients", *SPREAD.values())
-        for label, spread in spreads.items():
-            clients.add_row(escape(label), *(metric_value(spread[key], "accuracy") for key in SPREAD))
-        console.print(clients)
+    for view in VIEWS:
+        if spreads := comparison.client_spreads(view):
+            clients = _table(view.row, *view.spread.values())
+            for label, spread in spreads.items():
+                clients.add_row(escape(label), *(view.shown(key, spread[key]) for key in view.spread))
+            console.print(clients)
     if rows := comparison.setting_rows():
         settings = _table("settings", *(short_key(key) for key, _ in rows), wraps=True)
         for index, label in enumerate(labels):

@@ -68,7 +68,7 @@ def test_a_setting_that_cannot_work_is_one_line_with_key_found_and_allowed(fails
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("federated.sampling=uniforn", ("federated.sampling", "uniforn", "uniform", "md", "full", "poisson")),
+        ("federated.sampling=uniforn", ("federated.sampling", "uniforn", "uniform", "md", "full", "power_of_choice")),
         ("federated.rounds=ten", ("federated.rounds", "ten")),
     ],
 )

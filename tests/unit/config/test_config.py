@@ -126,6 +126,9 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("align.layers.product_weight=-1", "align.layers.product_weight: found -1.0, allowed: a number >= 0"),
         ("align.neurons.interval=0", "align.neurons.interval: found 0, allowed: a number > 0"),
         ("align.neurons.update_ratio=2", "align.neurons.update_ratio: found 2.0, allowed: a fraction in (0, 1]"),
+        ("stop.patience=0", "stop.patience: found 0, allowed: null or an integer > 0"),
+        ("stop.target=.nan", "stop.target: found nan, allowed: null or a finite number"),
+        ("stop.min_delta=-1", "stop.min_delta: found -1.0, allowed: a number >= 0"),
         ("federated.rounds=0", "federated.rounds: found 0, allowed: a number > 0"),
         ("federated.clients_per_round=101", "federated.clients_per_round: found 101, allowed: at most"),
         ("federated.partition.kind=natural", "federated.partition.column: found None, allowed: a column name"),
@@ -176,12 +179,42 @@ def test_value_out_of_range_names_key_found_and_allowed(override, expected):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["stop.patience=2"], False),
+        (["stop.patience=3"], True),
+        (["stop.target=0.5"], False),
+        (["stop.min_delta=0.1"], True),
+        (["stop.metric=accuracy"], True),
+    ],
+)
+def test_a_rule_that_cannot_stop_a_run_of_4_evaluations_is_doubted(overrides, says):
+    given = ["federated.rounds=20", *overrides]
+    assert any("stop." in line for line in doubtful_settings(load_config(None, given))) == says
+
+
+@pytest.mark.parametrize(
     ("setting", "found"),
     [("over_selection=1.5", "over_selection: found 1.5, allowed: 1 with"), ("clients_per_round=101", "at most")],
 )
 def test_poisson_keeps_all_that_it_draws_with_a_probability(setting, found):
     with pytest.raises(ConfigError, match=found):
         load_config(None, ["federated.sampling=poisson", f"federated.{setting}"])
+
+
+def test_power_of_choice_needs_as_many_candidates_as_it_chooses():
+    chosen = ["federated.sampling=power_of_choice", "federated.aggregation=uniform"]
+    assert load_config(None, chosen).federated.drawn_candidates == 20
+    assert load_config(None, [*chosen, "federated.num_clients=12"]).federated.drawn_candidates == 12
+    for wrong in (9, 101):
+        with pytest.raises(ConfigError, match=rf"num_candidates: found {wrong}, allowed: null or 10 to 100"):
+            load_config(None, [*chosen, f"federated.num_candidates={wrong}"])
+    with pytest.raises(ConfigError, match=r"over_selection: found 3\.0, allowed: 1 to candidates"):
+        load_config(None, [*chosen, "federated.over_selection=3"])
+    assert doubtful_settings(load_config(None, chosen)) == []
+    assert len(doubtful_settings(load_config(None, [*chosen, "federated.num_candidates=10"]))) == 1
+    assert len(doubtful_settings(load_config(None, ["federated.num_candidates=10"]))) == 1
+    assert len(doubtful_settings(load_config(None, chosen[:1]))) == 1
 
 
 def test_actors_are_too_many_only_beyond_all_clients_that_a_round_may_have():

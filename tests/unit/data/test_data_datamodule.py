@@ -65,10 +65,39 @@ def corpus(num_texts: int = 200) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"text": [" ".join(WORDS[i % 7 : i % 7 + 9]) for i in range(num_texts)]})
 
 
-def config(**arguments) -> Config:
+def config(seed: int = 42, client_seed: int | None = None, **arguments) -> Config:
     partition = PartitionConfig(**arguments.pop("partition", {}))
-    federated = FederatedConfig(num_clients=3, clients_per_round=2, partition=partition)
-    return Config(fm=FMConfig(max_length=8), federated=federated, public=PublicConfig(chunk_length=10, **arguments))
+    federated = FederatedConfig(num_clients=3, clients_per_round=2, partition=partition, seed=client_seed)
+    public = PublicConfig(chunk_length=10, **arguments)
+    return Config(seed=seed, fm=FMConfig(max_length=8), federated=federated, public=public)
+
+
+def test_who_owns_what_stays_with_the_clients_seed_whatever_the_runs_seed_is(tokenizer):
+    def order(*seeds):
+        return build_data(text_task(), corpus(), tokenizer, config(*seeds)).partition.order.tolist()
+
+    assert order(1, 7) == order(2, 7) == order(7, None) != order(1, None)
+
+
+def test_clients_hold_out_some_of_their_own_examples_by_their_seed_and_train_on_the_others(tokenizer):
+    def built(ratio, client_seed=1):
+        plain = config(2, client_seed)
+        federated = dataclasses.replace(plain.federated, client_eval_ratio=ratio)
+        return build_data(text_task(), corpus(), tokenizer, dataclasses.replace(plain, federated=federated))
+
+    whole, data = built(0.0).partition, built(0.5)
+    assert built(0.0).held_out is None
+    for client in range(3):
+        kept, held, owned = (part.shard(client).tolist() for part in (data.partition, data.held_out, whole))
+        assert (len(kept), len(held)) == (2, 2)
+        assert sorted(kept + held) == sorted(owned)
+        assert kept == [row for row in owned if row in kept], "in the same order"
+    assert built(0.5).held_out.order.tolist() == data.held_out.order.tolist()
+    assert built(0.2).held_out.sizes.tolist() == [0, 0, 0], "4 examples are too few for a fifth"
+    regression = dataclasses.replace(text_task(), kind="regression")
+    federated = dataclasses.replace(config().federated, client_eval_ratio=0.5)
+    with pytest.raises(ConfigError, match=r"client_eval_ratio: found 0\.5, allowed: 0 because task\.kind is"):
+        build_data(regression, corpus(), tokenizer, dataclasses.replace(config(), federated=federated))
 
 
 def test_text_rows_are_cut_and_unpadded(tokenizer):

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 
@@ -260,6 +261,31 @@ def test_cohorts_depend_on_the_seed_only():
         made.run(start())
         cohorts.append(made.pool.cohorts)
     assert cohorts[0] == cohorts[1] != cohorts[2]
+
+
+def test_power_of_choice_takes_the_candidates_who_had_the_highest_losses_when_they_trained_last():
+    """The fake client's loss is its id: once all have trained, the candidates with the highest ids come."""
+    settings = {"sampling": "power_of_choice", "clients_per_round": 2, "num_candidates": 3, "rounds": 12}
+    made, _ = driver(**settings)
+    states = []
+    straight = replace(made, checkpoint=states.append).run(start())
+    known = set()
+    for record in made.tracker.records:
+        (left,) = set(record["candidates"]) - set(record["clients"])
+        assert len(record["candidates"]) == 3
+        assert left in known or known.isdisjoint(record["clients"]), "who never trained comes first"
+        assert left not in known or all(left < client for client in record["clients"] if client in known)
+        known.update(record["clients"])
+    assert {int(client) for client in straight.client_losses} == known
+    again, _ = driver(**settings)
+    saved = json.loads(json.dumps({k: v for k, v in vars(states[2]).items() if k != "adapter"}))
+    resumed = again.run(ServerState(adapter=states[2].adapter, **saved))
+    assert resumed.adapter.tobytes() == straight.adapter.tobytes()
+    assert [r["clients"] for r in again.tracker.records] == [r["clients"] for r in made.tracker.records[3:]]
+
+
+def test_losses_are_remembered_only_where_the_sampling_asks_for_them():
+    assert driver()[0].run(start()).client_losses == {}
 
 
 def test_md_sampling_trains_a_client_once_and_counts_it_as_often_as_drawn():

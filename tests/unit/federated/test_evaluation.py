@@ -7,6 +7,7 @@ import pytest
 from fedpft.config import Config, EvaluationConfig, LoraConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.data.collate import TextCollator
+from fedpft.data.partition import Partition
 from fedpft.evaluation.evaluate import evaluate
 from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.federated import evaluation as module_under_test
@@ -43,7 +44,7 @@ def made(num_examples=8, *, seed=0, layer_pairs=None, metrics=("accuracy",), oth
     carry_over = carry_over or (lambda adapter: CarriedOver(fm=method.plug_in(adapter), is_copy=True))
     config = Config(seed=seed, evaluation=EvaluationConfig(batch_size=5, fidelity_examples=num_examples), server=SERVER)
     sets = {"evaluation": DATASET, "other_evaluations": dict(others)}
-    data = Mock(**sets, collate=TextCollator(TOKENIZER), metrics=metrics, **of_data)
+    data = Mock(**sets, collate=TextCollator(TOKENIZER), metrics=metrics, **{"held_out": None} | of_data)
     proxy = Proxy(model=method.sub_fm, watched_layers=(), layer_pairs=layer_pairs)
     return Evaluation(method, proxy, carry_over, data, config, progress), method, progress
 
@@ -61,6 +62,23 @@ def accuracy(model):
 
 def stages(progress):
     return [made_call.args[0] for made_call in progress.stage.mock_calls]
+
+
+def test_each_clients_own_examples_are_counted_in_one_pass_over_all_of_them():
+    held_out = Partition.of_sizes(np.random.default_rng(0).permutation(23)[:14], np.array([5, 0, 8, 1]))
+    evaluation, method, progress = made(0, train=DATASET, held_out=held_out)
+    adapter = tuned(method)
+    record = evaluation(adapter)
+    assert progress.progress.call_count == 5 + 5 + 3, "two models on the evaluation set, and 14 examples, 5 at a time"
+    plain, other, _ = made(0)
+    assert plain(adapter) == {key: value for key, value in record.items() if not key.startswith("client_")}
+    fm = other.plug_in(adapter)
+    for client, found in enumerate(record["client_accuracies"]):
+        shard = held_out.shard(client)
+        own = {"metrics": ["accuracy"], "batch_size": 23, "server": SERVER}
+        alone = evaluate(fm, DATASET.select(shard), TextCollator(TOKENIZER), **own)["accuracy"] if len(shard) else None
+        assert found == (None if alone is None else pytest.approx(alone, abs=1e-6))
+    assert (record["client_accuracy"]["clients"], record["client_accuracy"]["without"]) == (3, 1)
 
 
 def test_of_a_classifier_the_record_has_the_accuracy_of_each_class_of_the_main_set_at_no_further_pass():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpft.federated.sampling import longest_first, round_lr, sample_cohort
+from fedpft.federated.sampling import choose_by_loss, draw_candidates, longest_first, round_lr, sample_cohort
 from fedpft.seeding import numpy_rng
 from tests.conftest import GOLDEN
 
@@ -130,6 +130,28 @@ def test_poisson_with_a_higher_rate_draws_all_that_a_lower_one_does(num_clients,
     )
     assert set(small) <= set(large)
     assert len(sample_cohort("poisson", np.ones(num_clients), num_clients, np.random.default_rng(seed))) == num_clients
+
+
+def test_candidates_differ_and_come_in_proportion_to_data_volume():
+    first = Counter()
+    for index in range(4000):
+        drawn = draw_candidates(SIZES, 6, numpy_rng(0, "cohort", index))
+        assert len(set(drawn)) == 6
+        first[drawn[0]] += 1
+    assert [first[client] / 4000 for client in range(20)] == pytest.approx(SIZES / SIZES.sum(), abs=0.02)
+    assert sorted(draw_candidates(SIZES, 20, np.random.default_rng(0))) == list(range(20))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.permutations(range(8)), st.dictionaries(st.integers(0, 7), st.floats(0, 9)), st.integers(1, 8))
+def test_the_highest_losses_are_chosen_after_those_who_never_trained(candidates, losses, num_chosen):
+    chosen = choose_by_loss(candidates, losses, num_chosen)
+    assert chosen == sorted(chosen)
+    assert len(chosen) == num_chosen
+    left = set(candidates) - set(chosen)
+    for one, other in itertools.product(chosen, left):
+        ranks = [(losses.get(client, np.inf), -candidates.index(client)) for client in (one, other)]
+        assert ranks[0] > ranks[1]
 
 
 def test_md_keeps_multiplicities():

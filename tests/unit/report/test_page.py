@@ -46,7 +46,16 @@ def test_the_page_says_on_what_at_which_price_and_with_which_settings_but_not_wh
     assert 'traffic up <span class="quiet">per client and round</span></th><td>2.0 kB</td>' in html
     assert ">lora.<wbr>rank</th><td>3</td>" in html
     assert "secret/place" not in html
+    assert "Stopped early" not in html
     assert "num_clients" not in html, "as the default has it"
+
+
+def test_the_page_says_why_a_run_stopped_early():
+    limits = {"patience": None, "min_delta": 0.0, "target": 0.8, "planned_rounds": 9}
+    stopped = {"metric": "accuracy", "best": 0.823, "round": 2, "num_worse": 0, "reason": "target", **limits}
+    html = page(RESULT | {"stopped": stopped}, CONFIG, ROUNDS)
+    assert "fedpft, 2 of 9 rounds, seed 42" in html
+    assert "Stopped early: accuracy has reached its target 80.0 %." in html
 
 
 def test_further_metrics_have_a_table_each_in_its_own_unit():

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from fedpft.federated.messages import ClientFailure, ClientUpdate
+from fedpft.report.scores import why_stopped
 from fedpft.report.screen import Screen, partition_picture, print_plan, print_result
 from fedpft.report.wording import round_line
 
@@ -187,6 +188,15 @@ def test_result_shows_the_accuracy_on_the_clients_labels():
     assert "accuracy, mean client 75.0 % 10th perc. 52.0 %, worst 50.0 %" in rows
 
 
+def test_result_shows_the_accuracy_on_the_clients_own_examples_and_who_has_none():
+    spread = {"mean": 0.75, "variance": 0.01, "worst_decile": 0.5, "clients": 9, "without": 3, "values": []}
+    console = make_console(terminal=False)
+    print_result(console, RESULT | {"client_accuracy": spread}, {})
+    rows = [" ".join(line.split()) for line in written(console).splitlines()]
+    assert "accuracy, own examples 75.0 % worst 10 % 50.0 %, var. 0.0100" in rows
+    assert "3 of 12 clients are too small to hold out an example" in rows
+
+
 def test_result_ends_with_the_clients_that_never_trained():
     console = make_console(terminal=False)
     print_result(console, RESULT | {"never_trained": [3, 7]}, {"result": Path("result.json")})
@@ -245,3 +255,23 @@ def test_result_without_the_meter_says_nothing_of_it():
     console = make_console(terminal=False)
     print_result(console, RESULT, {})
     assert not any(word in written(console) for word in ("gradient", "leakage", "fidelity"))
+
+
+STOPPED = {"metric": "accuracy", "best": 0.83, "round": 3, "num_worse": 2, "reason": "patience", "patience": 2}
+STOPPED |= {"min_delta": 0.0, "target": None, "planned_rounds": 20}
+
+
+def test_a_run_that_stopped_early_says_after_which_round_of_how_many_and_why():
+    console = make_console(terminal=False)
+    with Screen(console) as screen:
+        screen.round_started(3, 20, [1])
+        record = {"round": 3, "clients": [1], "train_loss": 0.9, "lr": 1e-4, "seconds": 1.0, "stopped": "patience"}
+        screen.round_finished(record | EVALUATED)
+    print_result(console, RESULT | {"stopped": STOPPED}, {})
+    first, last, *table = written(console).splitlines()
+    assert first.endswith("stops early: patience")
+    assert re.fullmatch(r"3 rounds  .* stopped early: patience", last)
+    assert "8 of 20 rounds, seed 42" in table[0]
+    assert "stopped early, after 8 of 20 rounds: accuracy did not beat 83.0 % of round 3 in 2 evaluation(s)" in table
+    target = RESULT | {"stopped": STOPPED | {"reason": "target", "target": 0.8}}
+    assert why_stopped(target) == "accuracy has reached its target 80.0 %"

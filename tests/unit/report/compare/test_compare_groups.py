@@ -77,6 +77,16 @@ def test_runs_that_measure_something_else_are_refused_with_the_reason(tmp_path, 
         require_comparable(runs, [key])
 
 
+def test_runs_that_stopped_early_are_compared_by_the_rounds_that_were_planned(tmp_path):
+    run_folder(tmp_path / "a")
+    run_folder(tmp_path / "b", seed=2, rounds=1, stopped={"planned_rounds": 2})
+    run_folder(tmp_path / "c", seed=3, rounds=2, stopped={"planned_rounds": 4})
+    runs, _ = read_runs([tmp_path])
+    require_comparable(runs[:2])
+    with pytest.raises(ConfigError, match=r"not comparable, rounds: found 2 in .*, 4 in"):
+        require_comparable(runs)
+
+
 def test_only_some_differences_can_be_allowed(tmp_path):
     with pytest.raises(
         ConfigError, match=r"--allow-different: found metric, allowed: rounds, task\.max_train_examples"

@@ -4,6 +4,7 @@ from html import unescape
 
 import pytest
 
+from fedpft.report.clients import EXPECTED
 from fedpft.report.compare.clients import client_figure
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.figures import (
@@ -129,19 +130,28 @@ def test_a_clients_last_loss_counts_and_equal_partitions_are_shown_once(comparis
 
 def test_clients_of_every_seed_are_points_and_the_table_has_means_over_seeds(comparison, html):
     half = comparison.groups[0]
-    figure = client_figure({half.label: half}, group_colours(comparison))
+    figure = client_figure({half.label: half}, group_colours(comparison), EXPECTED)
     assert list(by_group(figure)[HALF].x) == pytest.approx([0.50, 1.0, 0.52, 1.0, 0.51, 1.0])
-    assert comparison.client_spreads[HALF] == pytest.approx({"mean": 0.81, "p10": 0.61, "min": 0.51})
+    assert comparison.client_spreads()[HALF] == pytest.approx({"mean": 0.81, "p10": 0.61, "min": 0.51})
     assert "<td>81.0 %</td><td>61.0 %</td><td>51.0 %</td>" in html
     (written,) = (group for group in comparison.as_json()["groups"] if group["label"] == HALF)
-    assert written["client_expected_accuracy"] == comparison.client_spreads[HALF]
+    assert written["client_expected_accuracy"] == comparison.client_spreads()[HALF]
+
+
+def test_accuracy_on_the_clients_own_examples_stands_beside_the_expected_one(tmp_path):
+    spread = {"mean": 0.7, "variance": 0.0225, "worst_decile": 0.4, "values": [0.4, None, 1.0]}
+    for seed in (1, 2):
+        run_folder(tmp_path / str(seed), seed=seed, client_accuracy=spread)
+    html = compare_page(compare([tmp_path]))
+    assert "<td>70.0 %</td><td>0.0225</td><td>40.0 %</td>" in html
+    assert "Expected accuracy of the clients" in html
 
 
 def test_a_group_in_which_a_run_lacks_the_clients_accuracy_has_no_mean_over_seeds(tmp_path):
     run_folder(tmp_path / "a", seed=1)
     run_folder(tmp_path / "b", seed=2, client_expected_accuracy=None)
     found = compare([tmp_path])
-    assert found.client_spreads == {}
+    assert found.client_spreads() == {}
     assert "Expected accuracy" not in compare_page(found)
 
 
