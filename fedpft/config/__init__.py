@@ -3,6 +3,7 @@
 What cannot work raises :class:`ConfigError` with the key, what was found and what is allowed, before any model loads.
 """
 
+from fedpft.config.adversary import AdversaryConfig
 from fedpft.config.algorithms import AggregatorConfig, ServerOptimiserConfig
 from fedpft.config.checks import ConfigError
 from fedpft.config.compare import changed_settings
@@ -32,6 +33,7 @@ from fedpft.metrics.table import TaskKind
 
 __all__ = [
     "AdapterAlignConfig",
+    "AdversaryConfig",
     "AggregatorConfig",
     "AlignConfig",
     "CacheConfig",

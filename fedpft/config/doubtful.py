@@ -1,5 +1,6 @@
 """Settings that change nothing in a run, or hardly what their author wants."""
 
+from fedpft.config.adversary import DEFAULT_SCALES, AdversaryConfig
 from fedpft.config.algorithms import SERVER_OPTIMISERS, AggregatorConfig, ServerOptimiserConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AdapterAlignConfig
@@ -43,6 +44,7 @@ def doubtful_settings(config: Config) -> list[str]:
     if federated.speed_sigma and federated.deadline is None and federated.over_selection == 1:
         lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
     lines += _of_early_stop(config)
+    lines += _of_adversary(federated)
     if config.pool.kind == "sequential":
         defaults = PoolConfig()
         names = (
@@ -103,4 +105,16 @@ def _of_early_stop(config: Config) -> list[str]:
         return [f"stop.patience = {stop.patience} has no effect: the run evaluates {num_evaluations} times"]
     if not stop.is_active and stop != StopConfig():
         return ["stop.metric and stop.min_delta have no effect without stop.patience or stop.target"]
+    return []
+
+
+def _of_adversary(federated: FederatedConfig) -> list[str]:
+    adversary, number = federated.adversary, round(federated.adversary.fraction * federated.num_clients)
+    if adversary.kind == "none":
+        return [] if adversary == AdversaryConfig() else ["federated.adversary has no effect with its kind = none"]
+    if not number:
+        found = f"federated.adversary.fraction = {adversary.fraction:g}"
+        return [f"{found} of {federated.num_clients} clients is nobody: there is no adversary"]
+    if adversary.scale is not None and adversary.kind not in DEFAULT_SCALES:
+        return [f"federated.adversary.scale has no effect with its kind = {adversary.kind}"]
     return []

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
+from fedpft.config.adversary import AdversaryConfig
 from fedpft.config.algorithms import AggregatorConfig, ServerOptimiserConfig
 from fedpft.config.checks import (
     require,
@@ -57,8 +58,9 @@ class FederatedConfig:
     """For `power_of_choice`; null: twice `clients_per_round`, or all clients if there are fewer."""
     seed: int | None = None
     """Of what is drawn of clients and their data: the examples that `task.max_train_examples` and
-    `task.max_eval_examples` leave, who owns them, which of them a client holds out, who takes part, who is absent or
-    late; null: the run's. With a number these stay while `seed` varies the rest: initial values, batches, dropout."""
+    `task.max_eval_examples` leave, who owns them, which of them a client holds out, who takes part, who is absent, late
+    or an adversary; null: the run's. With a number these stay while `seed` varies the rest: initial values, batches and
+    their order, dropout."""
     aggregation: Literal["weighted", "uniform"] = "weighted"
     """Weights of the mean: examples of each client, or equal."""
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
@@ -95,6 +97,7 @@ class FederatedConfig:
     client_eval_ratio: float = 0.0
     """Share of its own examples, rounded down, that each client holds out of training; on them the plugged-in FM is
     evaluated client by client (classification). 0: nothing is held out."""
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ STATE_FOLDER = "tune"
 """Beside it: Ray Tune's own state."""
 RANKING_NUMBERS = (
     *("fm", "fm_copied", "sub_fm", "leakage_gap", "metrics.fm.*", "metrics.sub_fm.*", "fidelity.total.*"),
-    "client_accuracy.*",
+    *("client_accuracy.*", "attack_success"),
     *("train_loss", "lr", "seconds", "clients/*", "comm/*", "time/*", "memory/*"),
 )
 """What the record of an evaluation round can have (patterns); whether one has it only the run knows."""

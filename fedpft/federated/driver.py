@@ -32,6 +32,7 @@ import numpy as np
 
 from fedpft.config import FederatedConfig
 from fedpft.data.partition import Partition
+from fedpft.federated.adversary.clients import Adversaries
 from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.check import check
 from fedpft.federated.early_stop import EarlyStop
@@ -100,6 +101,8 @@ class Driver:
     """Which way `fm` is better."""
     stop: EarlyStop | None = None
     """Ends the run by its evaluations."""
+    adversaries: Adversaries | None = None
+    """Clients whose updates are replaced on the way."""
     tracker: Tracker
     observer: RunObserver
     watchdog: MemoryWatchdog = field(default_factory=MemoryWatchdog)
@@ -203,7 +206,8 @@ class Driver:
         aggregation = Aggregation(plan, order, cohort, self.config.aggregation, self.rule, state.arrays)
         failures: list[ClientFailure] = []
         awaited = set(order)
-        for outcome in self.pool.run(plan, order):
+        outcomes = self.pool.run(plan, order)
+        for outcome in outcomes if self.adversaries is None else self.adversaries.attack(plan, outcomes):
             checked = check(outcome, plan, awaited=awaited, num_neurons=self.num_neurons)
             awaited.discard(checked.client_id)
             if isinstance(checked, ClientUpdate):
@@ -245,6 +249,7 @@ class Driver:
             "unavailable": list(attendance.unavailable),
             "stragglers": list(attendance.stragglers),
             "candidates": list(attendance.candidates),
+            "adversaries": sorted(self.adversaries.clients & set(clients)) if self.adversaries else [],
         }
         return {
             "round": plan.round_index,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from torchmetrics import Metric
 
 from fedpft.config import Config
@@ -13,6 +14,7 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.data.sources.subsets import subset
 from fedpft.evaluation.evaluate import evaluate, is_right
 from fedpft.evaluation.fidelity import measure_fidelity
+from fedpft.federated.adversary.poison import with_trigger
 from fedpft.federated.client_accuracy import client_accuracy
 from fedpft.methods.base import Method, Proxy
 from fedpft.methods.carry_over import CarriedOver
@@ -33,7 +35,9 @@ class Evaluation:
     plugged-in FM's primary metric minus the sub-FM's, `fidelity`, a `Fidelity.record()`, and `time/fidelity_seconds`,
     what the meter took (a part of the round's `time/evaluate_seconds`). Of a classifier also `class_accuracy`, what the
     plugged-in FM gets right of each class of the main evaluation set (None: it has none of the class). Where clients
-    hold out examples, what :func:`client_accuracy` says of the plugged-in FM, after one pass over all of them.
+    hold out examples, what :func:`client_accuracy` says of the plugged-in FM, after one pass over all of them. With a
+    backdoor `attack_success`, the share of evaluation examples of other classes that the plugged-in FM takes for the
+    target's once they have the trigger.
 
     Args:
         method: has built its proxy.
@@ -62,6 +66,9 @@ class Evaluation:
         self._batch = data.collate(rows(data.evaluation, drawn)) if len(drawn) else None
         held_out = data.held_out
         self._held_out = subset(data.train, held_out.order) if held_out is not None and len(held_out.order) else None
+        adversary = config.federated.adversary
+        triggered = with_trigger(adversary, data) if adversary.kind == "backdoor" else None
+        self._triggered = triggered if triggered is not None and len(triggered) else None
         self.fidelity_seconds = 0.0
         """What the meter took in the whole run."""
 
@@ -79,6 +86,8 @@ class Evaluation:
         record = self._record(scores) | carried.record
         if counts is not None:
             record["class_accuracy"] = class_accuracy(counts)
+        if self._triggered is not None:
+            record["attack_success"] = self._attack_success(carried.fm)
         if self._held_out is not None:
             record |= self._of_clients(carried.fm)
         return record if self._batch is None else record | self._meter(adapter, record, time.perf_counter())
@@ -115,18 +124,26 @@ class Evaluation:
         values = {model: score[primary] for model, score in scores.items()}
         return {**values, "metric": primary, "metric_goal": METRICS[primary].goal, "metrics": dict(scores)}
 
+    def _attack_success(self, fm: AdaptedModel) -> float:
+        assert self._triggered is not None
+        self._progress.stage("evaluate the backdoor")
+        return round(float(self._is_right(fm, self._triggered).mean()), 6)
+
     def _of_clients(self, fm: AdaptedModel) -> dict[str, Any]:
         assert self._data.held_out is not None
         self._progress.stage("evaluate on the clients' own held-out examples")
-        right = is_right(
+        assert self._held_out is not None
+        return client_accuracy(self._is_right(fm, self._held_out), self._data.held_out)
+
+    def _is_right(self, fm: AdaptedModel, dataset: Dataset) -> np.ndarray:
+        return is_right(
             fm,
-            self._held_out,
+            dataset,
             self._data.collate,
             batch_size=self._settings.batch_size,
             server=self._server,
             on_step=self._progress.progress,
         )
-        return client_accuracy(right, self._data.held_out)
 
     def _meter(self, adapter: np.ndarray, record: Mapping[str, Any], start: float) -> dict[str, Any]:
         assert self._batch is not None

@@ -2,6 +2,8 @@
 
 from fedpft.config import Config
 from fedpft.data.datamodule import FederatedData
+from fedpft.federated.adversary.clients import Adversaries
+from fedpft.federated.adversary.poison import poisoned
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import LocalSettings
 from fedpft.federated.step_costs import StepCosts
@@ -11,14 +13,22 @@ from fedpft.trainer import accelerator
 
 
 def client_package(
-    config: Config, proxy: Proxy, data: FederatedData, step_costs: StepCosts | None = None
+    config: Config,
+    proxy: Proxy,
+    data: FederatedData,
+    step_costs: StepCosts | None = None,
+    adversaries: Adversaries | None = None,
 ) -> ClientPackage:
-    """Return what goes to the clients before the first round: the proxy and the data, nothing of the FM."""
+    """Return what goes to the clients before the first round: the proxy and the data, nothing of the FM.
+
+    Of adversaries the data are spoilt, if that is what they do.
+    """
+    train, partition = poisoned(config, data, adversaries)
     return ClientPackage(
         proxy=pack_model(proxy.model),
         watched_layers=proxy.watched_layers,
-        train=data.train,
-        partition=data.partition,
+        train=train,
+        partition=partition,
         collate=data.collate,
         settings=local_settings(config),
         step_costs=step_costs,

@@ -18,7 +18,7 @@ from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import heat_map
 from fedpft.report.html import PALETTE, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
-from fedpft.report.scores import CURVES, MODELS, metric_title, metric_value, shown_models, why_stopped
+from fedpft.report.scores import CURVES, MODELS, attack_rows, metric_title, metric_value, shown_models, why_stopped
 from fedpft.report.wording import duration, rounds_done
 from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE, write_text
 
@@ -83,6 +83,7 @@ def page(
             f"{config.task.name}, {config.federated.num_clients} clients; {title}:"
         ),
         f"<dl>{numbers}</dl>",
+        *(paragraph(f"{title[0].upper()}{title[1:]}: {value} {about}.") for title, value, about in attack_rows(result)),
         *([paragraph(f"Stopped early: {why}.")] if (why := why_stopped(result)) else []),
         _metric_table(result["metrics"], shown),
         *(section(title, plot(figure, title)) for title, figure in figures.items()),

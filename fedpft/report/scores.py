@@ -59,6 +59,13 @@ def why_stopped(result: Mapping[str, Any]) -> str:
     return f"{title} did not beat {best}{by} in {stopped['num_worse']} evaluation(s)"
 
 
+def attack_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of a backdoor's row; none for a run without one."""
+    if "attack_success" in result:
+        about = "of other classes, once they have the trigger, are taken for the target"
+        yield "attack success", metric_value(result["attack_success"], "accuracy"), about
+
+
 def score_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield title, value and note of each row in the final table: one a model for the primary metric.
 

@@ -16,7 +16,7 @@ from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.clients import client_note, client_rows
 from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
-from fedpft.report.scores import round_scores, score_rows, why_stopped
+from fedpft.report.scores import attack_rows, round_scores, score_rows, why_stopped
 from fedpft.report.wording import duration, round_line, rounds_done
 
 if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
@@ -200,7 +200,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
     """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
     facts = _facts_table(f"{result['name']}: {result['method']}, {rounds_done(result)}, seed {result['seed']}")
-    for row in (*score_rows(result), *client_rows(result)):
+    for row in (*score_rows(result), *attack_rows(result), *client_rows(result)):
         facts.add_row(*row)
     facts.add_section()
     for row in fidelity_rows(result):

@@ -24,6 +24,7 @@ from fedpft.data.sources.images import Look, are_embedded, look_at_headers, look
 from fedpft.data.sources.memory import GivenData
 from fedpft.data.tasks.instructions import without_prompts
 from fedpft.data.tasks.loading import load_task
+from fedpft.federated.adversary.poison import check_adversary
 from fedpft.models import loading
 from fedpft.models.limits import check_texts_fit, fit_inputs
 from fedpft.models.origin import origin_of, remember_origin
@@ -72,6 +73,7 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
         fit_inputs(fm, processor)
     rehearse(config, task)
     data = build_data(task, corpus, processor, config)
+    check_adversary(config.federated.adversary, data)
     metrics = [*data.metrics, *(f"{name}/{metric}" for name in data.other_evaluations for metric in data.metrics)]
     require(config.stop.metric in (None, *metrics), "stop.metric", config.stop.metric, ", ".join(["null", *metrics]))
     return data

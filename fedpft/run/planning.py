@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from fedpft.config import Config, doubtful_settings, dump_config, reported_name
+from fedpft.config.adversary import OMNISCIENT
 from fedpft.config.gpus import server_claim
 from fedpft.data.histogram import label_groups, label_histograms
 from fedpft.federated.pool import SequentialPool
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
 from fedpft.models.costs import costs
-from fedpft.models.lora import get_adapter
+from fedpft.models.lora import AdaptedModel, get_adapter
 from fedpft.models.origin import origin_of
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.tuning import public_data
@@ -45,8 +46,18 @@ def plan(config: Config) -> dict[str, Any]:
         **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step),
         "actors": pool_actors,
         "pool": config.pool.kind,
-        "warnings": [*doubtful_settings(config), *origin_of(fm).notes],
+        "warnings": [*doubtful_settings(config), *origin_of(fm).notes, *_kept_updates(config, proxy.model)],
     }
+
+
+def _kept_updates(config: Config, proxy: AdaptedModel) -> list[str]:
+    """Return a line about the memory of adversaries who must know all updates of a round; none for others."""
+    federated = config.federated
+    if federated.adversary.kind not in OMNISCIENT:
+        return []
+    size = 3 * 8 * federated.cohort_size * get_adapter(proxy).size  # float64, and as much again twice for distances
+    kind = federated.adversary.kind
+    return [f"federated.adversary.kind = {kind} keeps all updates of a round: up to {size / 1e6:.1f} MB in the driver"]
 
 
 def planned_actors(config: Config) -> int:

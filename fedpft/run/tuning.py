@@ -13,6 +13,7 @@ from fedpft.config import Config, reported_name
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
 from fedpft.data.histogram import label_histograms
+from fedpft.federated.adversary.clients import draw_adversaries
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.evaluation import Evaluation
@@ -32,7 +33,7 @@ from fedpft.run.same_fm import fm_record
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
 
-LAST = ("fm", "fm_copied", "sub_fm", "metric", "metric_goal", "plug_in")
+LAST = ("fm", "fm_copied", "sub_fm", "metric", "metric_goal", "plug_in", "attack_success")
 """Of the last evaluation, what the result has under the same name; not every run has all."""
 
 
@@ -107,7 +108,8 @@ def tune(
     step = step_costs(proxy.model, batch)
     compared = compare_steps(batch, method.plug_in(state.adapter), step)
     observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
-    pool.broadcast(client_package(config, proxy, data, step))
+    adversaries = draw_adversaries(config, data.partition.num_clients)
+    pool.broadcast(client_package(config, proxy, data, step, adversaries))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
     stop = EarlyStop(config=config.stop, metric=config.stop.metric or data.metrics[0])
     driver = Driver(
@@ -121,6 +123,7 @@ def tune(
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         goal=METRICS[data.metrics[0]].goal,
+        adversaries=adversaries,
         stop=stop if config.stop.is_active else None,
         tracker=tracker,
         observer=observer,
@@ -137,6 +140,7 @@ def tune(
         "metrics": {"untuned_fm": untuned["metrics"]["fm"], "sub_fm": last["metrics"]["fm"], **last["metrics"]},
         **_of_clients(data, last),
         **evaluation.summary(untuned, final.last_evaluation),
+        **({"adversaries": sorted(adversaries.clients)} if adversaries else {}),
         "best": dict(final.best),
         "rounds": final.rounds_done,
         **stop.record(final.stop, config.federated.rounds),

@@ -12,6 +12,7 @@ from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import planned_trials
 from fedpft.evaluation.evaluate import evaluate
+from fedpft.federated.adversary.poison import with_trigger
 from fedpft.federated.package import local_settings
 from fedpft.federated.sampling import draw_attendance
 from fedpft.models.loading import load_sub_fm
@@ -36,7 +37,14 @@ VARIANTS = {
         ["evaluation.interval=2", "method.uncompressed_layers=[0]", "federated.seed=5", *DISTILLED],
     ),
     "images, uniform sub-FM": ("image", tiny_vision_run, ["evaluation.interval=2", "federated.client_eval_ratio=0.25"]),
-    "images, layer 0 whole": ("image", tiny_vision_run, ["evaluation.interval=2", "method.uncompressed_layers=[0]"]),
+    "images, layer 0 whole": (
+        "image",
+        tiny_vision_run,
+        [
+            *("evaluation.interval=2", "method.uncompressed_layers=[0]"),
+            "federated.adversary={kind: backdoor, fraction: 0.25, target_label: 1}",
+        ],
+    ),
 }
 AUTO = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
 
@@ -85,6 +93,25 @@ def test_accuracy_on_the_clients_own_examples_is_in_records_result_and_page(fini
     if is_measured:
         assert result["client_accuracy"] == last["client_accuracy"] | {"values": last["client_accuracies"]}
         assert result["client_accuracy"]["examples"] == 48 // 4
+
+
+def test_a_backdoors_success_stands_beside_the_clean_accuracy(finished):
+    last, result, page = finished.rounds[-1], finished.result, (finished.out / "report.html").read_text()
+    has_backdoor = finished.config.federated.adversary.kind == "backdoor"
+    assert ("attack_success" in last) == ("attack_success" in result) == ("Attack success" in page) == has_backdoor
+    if has_backdoor:
+        (adversary,) = result["adversaries"]
+        assert any("adversaries" in record for record in finished.rounds), "3 of 4 clients in each of 4 rounds"
+        for record in finished.rounds:
+            assert record.get("adversaries", []) == [adversary] * (adversary in record["clients"])
+
+        def model(fm):
+            return PeftModel.from_pretrained(fm, finished.out / "adapter")
+
+        fm, data = load_fm_and_data(finished.config, SilentProgress())
+        triggered = with_trigger(finished.config.federated.adversary, data)
+        settings = {"metrics": data.metrics, "batch_size": 7, "server": finished.config.server}
+        assert evaluate(model(fm), triggered, data.collate, **settings)["accuracy"] == result["attack_success"]
 
 
 def test_a_run_that_reaches_its_target_is_finished_with_all_that_a_run_leaves(tmp_path):
