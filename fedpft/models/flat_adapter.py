@@ -89,18 +89,31 @@ class FlatAdapter:
             ValueError: the vector's length is not that of the layout.
 
         """
+        self.values[:] = self.row_of(adapter)
+        self.zero_grad()
+
+    def row_of(self, adapter: np.ndarray) -> Tensor:
+        """Return a vector, (P,), as it would lie in a row.
+
+        Raises:
+            ValueError: the vector's length is not that of the layout.
+
+        """
         expected = (sum(self._sizes),)
         if adapter.shape != expected:
             raise ValueError(f"adapter: found shape {adapter.shape}, allowed: {expected} as laid out by the model")
         sizes = [segment.stop - segment.start for segment in self._layout]
-        everything = torch.tensor(adapter, device=self.values.device)
-        for segment, values in zip(self._layout, everything.split(sizes), strict=True):
-            self.values[:, segment] = values
-        self.zero_grad()
+        row = torch.zeros_like(self.values[0])
+        for segment, values in zip(self._layout, torch.tensor(adapter, device=row.device).split(sizes), strict=True):
+            row[segment] = values
+        return row
 
     def read(self, client: int = 0) -> np.ndarray:
         """Return a copy of all values of a row, (P,) float32."""
-        row = self.values[client]
+        return self.vector_of(self.values[client])
+
+    def vector_of(self, row: Tensor) -> np.ndarray:
+        """Return a copy of what lies in a row like one of `values`, (P,) float32."""
         return torch.cat([row[segment] for segment in self._layout]).cpu().numpy()
 
     def zero_grad(self) -> None:
