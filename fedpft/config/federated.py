@@ -108,6 +108,11 @@ class FederatedConfig:
         self.aggregator.check_cohort(self.cohort_size)
 
     @property
+    def num_memory(self) -> int:
+        """How many numbers a client that trains keeps for each weight, besides value and gradient."""
+        return self.client.rows + (self.accumulate > 1)
+
+    @property
     def cohort_size(self) -> int:
         """How many clients a round draws; with `poisson` on average."""
         return self.num_clients if self.sampling == "full" else self.clients_per_round

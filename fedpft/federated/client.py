@@ -80,6 +80,7 @@ class LocalClient:
         self._fabric.to_device(module)
         self._module = module
         self._adapter = FlatAdapter(module.proxy)
+        self._proxys_own = self._adapter.values[0].clone()
         prepare_for_many(module.proxy)
         self._throughput = Throughput(is_to_learn=self._keeps_bits and package.settings.clients_per_batch == "auto")
         self._is_for_one = False
@@ -123,8 +124,9 @@ class LocalClient:
         if len(client_ids) > self._adapter.num_clients:
             self._adapter.face([0])  # the shapes of one client's adapter
             self._adapter = FlatAdapter(module.proxy, len(client_ids))
-        self._adapter.write(plan.adapter)
-        turns = self._turns(plan, client_ids)
+        first = self._row_sent(plan)
+        self._adapter.fill(first)
+        turns = self._turns(plan, first, client_ids)
         module.train()
         gpu_peak = GpuPeak(module, self._fabric.device)
         with ExitStack() as stack:
@@ -155,7 +157,7 @@ class LocalClient:
             ClientUpdate(
                 client_id=turn.client_id,
                 num_examples=turn.num_examples,
-                adapter=self._adapter.vector_of(end.adapter),
+                adapter=self._adapter.vector_of(end.adapter, plan.tuned),
                 state={name: self._adapter.vector_of(values) for name, values in end.own.items()},
                 metrics={
                     "loss": turn.loss_sum / (turn.num_examples * settings.num_epochs),
@@ -246,9 +248,14 @@ class LocalClient:
         columns = zip(self._adapter.columns(plan.tuned), rates, strict=True)
         return client_step(self._settings, plan, [(c, rate) for c, rate in columns if c.start < c.stop])
 
-    def _turns(self, plan: RoundPlan, client_ids: Sequence[int]) -> list[Turn]:
-        adapter, shared = self._adapter.row_of(plan.adapter), self._rows(plan.shared)
-        turns = []
+    def _row_sent(self, plan: RoundPlan) -> Tensor:
+        """Return the adapter that the clients of the round begin with, as a row."""
+        if plan.is_whole:
+            return self._adapter.row_of(plan.adapter)
+        return self._adapter.row_of(plan.adapter, plan.tuned, self._proxys_own)
+
+    def _turns(self, plan: RoundPlan, adapter: Tensor, client_ids: Sequence[int]) -> list[Turn]:
+        shared, turns = self._rows(plan.shared), []
         for client_id in client_ids:
             shard, settings = self._package.partition.shard(client_id), self._settings
             turn = Turn(

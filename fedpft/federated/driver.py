@@ -34,6 +34,7 @@ from fedpft.config import FederatedConfig
 from fedpft.data.partition import Partition
 from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.check import check
+from fedpft.federated.exchange import Exchange
 from fedpft.federated.memory import MemoryWatchdog
 from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
@@ -58,7 +59,7 @@ class ServerState:
     adapter: np.ndarray
     """(P,) float32."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What the server's rule remembers, by name."""
+    """What the server's rule remembers, by name, and of its clients."""
     proxy_version: int = 0
     """Grows by one with every change of the proxy's weights."""
     pending_bytes: int = 0
@@ -87,6 +88,8 @@ class Driver:
     pool: ClientPool
     rule: ServerRule = field(default_factory=ServerRule)
     """From the updates to the next adapter."""
+    exchange: Exchange = field(default_factory=Exchange)
+    """What travels besides the adapter, or of it."""
     evaluate: Callable[[np.ndarray], Mapping[str, Any]]
     """Adapter -> what goes into the record, as JSON: `{"fm": 0.8, "sub_fm": 0.7}`, perhaps more."""
     evaluation_interval: int
@@ -116,14 +119,20 @@ class Driver:
         # 1. sample
         attendance = draw_attendance(self.config, self.partition.sizes, self.seed, round_index)
         # 2. plan
-        plan = self._plan(state, round_index)
+        plan = self.exchange.complete(self._plan(state, round_index), attendance.cohort, state.arrays)
         # 3. run the clients
         aggregation, failures = self._run_clients(plan, attendance, state)
         fit_seconds = time.perf_counter() - start
         # 4. aggregate
         counted = attendance.is_empty or len(aggregation.reports) >= self._fewest_updates
         has_moved = counted and aggregation.reports
-        adapter, arrays = aggregation.next_adapter() if has_moved else (state.adapter, state.arrays)
+        if has_moved:
+            adapter, arrays = aggregation.next_adapter()
+            trained = sorted(report.client_id for report in aggregation.reports)
+            arrays = {**arrays, **self.exchange.remembered(state.arrays, trained, round_index)}
+        else:
+            adapter, arrays = state.adapter, state.arrays
+            self.exchange.forget(round_index)
         record = self._record(plan, attendance, aggregation, failures, state, counted)
         record |= actor_utilisation(aggregation.reports, self.pool.num_actors, fit_seconds)
         pending_bytes = 0 if attendance.cohort else state.pending_bytes
@@ -181,10 +190,12 @@ class Driver:
         aggregation = Aggregation(plan, order, cohort, self.config.aggregation, self.rule, state.arrays)
         failures: list[ClientFailure] = []
         awaited = set(order)
-        for outcome in self.pool.run(plan, order):
-            checked = check(outcome, plan, awaited=awaited, num_neurons=self.num_neurons)
+        asked, keeps_state = self.exchange.asked(plan), self.exchange.variates is not None
+        for outcome in self.pool.run(self.exchange.sent(plan), order):
+            checked = check(outcome, asked, awaited=awaited, num_neurons=self.num_neurons, keeps_state=keeps_state)
             awaited.discard(checked.client_id)
             if isinstance(checked, ClientUpdate):
+                checked = self.exchange.received(checked, plan)
                 self.observer.client_finished(checked)
                 aggregation.add(checked)
             else:
@@ -230,7 +241,8 @@ class Driver:
             "client_losses": [report.metrics["loss"] for report in reports],
             "lr": plan.lr,
             "comm/bytes_up": aggregation.num_bytes,
-            "comm/bytes_down": len(attendance.cohort) * (plan.adapter.nbytes + state.pending_bytes),
+            "comm/bytes_down": self.exchange.bytes_down(plan, attendance.cohort)
+            + len(attendance.cohort) * state.pending_bytes,
             "proxy_version": state.proxy_version,
             **clients_spent(reports),
             **{key: value for key, value in unusual.items() if value},

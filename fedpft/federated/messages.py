@@ -65,11 +65,13 @@ class RoundPlan:
     lr: float
     """Of local steps; within the round it changes only by the clients' own schedule."""
     adapter: np.ndarray
-    """(P,) float32: the global adapter, LoRA and head."""
+    """(P,) float32: the global adapter, LoRA and head; or, on its way, only what is tuned of it."""
     count_activations: bool
     """Whether to count how often each FFN neuron does not fire (for neuron-level alignment)."""
     tuned: Factors = "all"
     """LoRA's other factor gets no step and no decay, and keeps its bits; the head is tuned with either."""
+    is_whole: bool = True
+    """Whether `adapter` is all of it; else the factor that is not tuned is the proxy's own, as it was broadcast."""
     shared: Arrays = field(default_factory=dict)
     """What every client gets besides the adapter: SCAFFOLD's server variate."""
     states: Mapping[int, Arrays] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class ClientUpdate(ClientReport):
     """All that a client returns (up)."""
 
     adapter: np.ndarray
-    """(P,) float32, same layout as the plan's."""
+    """(P,) float32, same layout as the plan's; on its way only what the plan tunes."""
     counts: ActivationCounts | None = None
     state: Arrays = field(default_factory=dict)
     """What the client wants to find again when it trains next; the same names as the plan's `shared`."""

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fedpft.config import Config, doubtful_settings, dump_config, reported_name
 from fedpft.config.gpus import server_claim
@@ -35,18 +36,28 @@ def plan(config: Config) -> dict[str, Any]:
     method = find_method(config.method.name)(fm, public_data(data), untrained, SilentProgress())
     proxy = method.build_proxy()
     batch = typical_batch(data, config.federated.batch_size)
-    step = step_costs(proxy.model, batch, any_length=False)
+    num_memory = config.federated.num_memory
+    step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory)
     return {
         "config_yaml": dump_config(config),
         "method": reported_name(config.method, config.align),
         "label_names": label_groups(data)[1],
         "label_histogram": np.concatenate(list(label_histograms(data))),
-        **costs(fm, proxy.model),
-        **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step),
+        **costs(fm, proxy.model, config.federated.client),
+        **_kept_of_clients(config, proxy.model),
+        **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step, num_memory),
         "actors": pool_actors,
         "pool": config.pool.kind,
         "warnings": [*doubtful_settings(config), *origin_of(fm).notes],
     }
+
+
+def _kept_of_clients(config: Config, proxy: nn.Module) -> dict[str, int]:
+    """Return what the clients' states take on disk when everybody has one; with those that a checkpoint may need."""
+    if not config.federated.client.keeps_state:
+        return {}
+    federated, of_one = config.federated, get_adapter(proxy).nbytes
+    return {"client_states_bytes": of_one * (federated.num_clients + 2 * federated.cohort_size)}
 
 
 def planned_actors(config: Config) -> int:

@@ -85,9 +85,9 @@ class FedNova:
     With gradients `g_k`, a client moves by `x - y = lr * sum_k a_k g_k`, and `a = sum_k a_k` (`normaliser`) is its
     number of steps, more with momentum. The paper's server makes the step `tau * sum_i p_i (y_i - x) / a_i`, with
     `tau = sum_i p_i a_i` over the cohort (`mean_normaliser`). As `sum_i p_i = 1`, this is the weighted mean of
-    `x + tau / a_i * (y_i - x)`: which is what a client sends, so that the mean, whatever streams it, is FedNova's. `tau`
-    only scales the step; it is that of all clients that were drawn, and one that is dropped changes nothing in the
-    others' updates.
+    `x + tau / a_i * (y_i - x)`: which is what a client sends, so that the mean, whatever streams it, is FedNova's.
+    `tau` only scales the step; it is that of all clients that were drawn, and one that is dropped changes nothing in
+    the others' updates.
     """
 
     sgd: SGD

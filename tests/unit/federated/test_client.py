@@ -241,12 +241,25 @@ def test_a_factor_of_lora_that_is_not_tuned_keeps_its_bits_and_the_head_never_do
     both = place.fit(plan_for(package, adapter=adapter), 0).adapter
     for factors in ("A", "B"):
         tuned, plan = tuned_mask(layout, factors), replace(plan_for(package, adapter=adapter), tuned=factors)
-        update = place.fit(plan, 0)
+        update, whole = place.fit(plan, 0), place._adapter.read()
         assert 0 < (tuned & ~is_head).sum() < (~is_head).sum()
-        assert update.adapter[~tuned].tobytes() == adapter[~tuned].tobytes() != both[~tuned].tobytes()
-        assert (update.adapter != adapter)[tuned & ~is_head].mean() > 0.9
-        assert (update.adapter != adapter)[is_head].any()
+        assert whole[~tuned].tobytes() == adapter[~tuned].tobytes() != both[~tuned].tobytes()
+        assert (whole != adapter)[tuned & ~is_head].mean() > 0.9
+        assert (whole != adapter)[is_head].any()
+        assert update.adapter.tobytes() == whole[tuned].tobytes(), "only what is tuned is sent"
         assert place.fit_together(plan, [1, 0])[1].adapter.tobytes() == update.adapter.tobytes()
+
+
+def test_what_is_left_out_of_the_adapter_is_the_proxys_own():
+    package = tiny_package()
+    own, place = first_adapter(package), LocalClient(package)
+    tuned = tuned_mask(adapter_layout(unpack_model(package.proxy)), "B")
+    whole = replace(plan_for(package, adapter=np.where(tuned, own + np.float32(0.01), own)), tuned="B")
+    place.fit(plan_for(package, lr=0.5), 1)  # which moved the proxy's own
+    part = replace(whole, adapter=whole.adapter[tuned], is_whole=False)
+    expected = place.fit(whole, 0).adapter.tobytes()
+    assert place.fit(part, 0).adapter.tobytes() == expected
+    assert place.fit_together(part, [1, 0])[1].adapter.tobytes() == expected
 
 
 def test_the_gradient_of_a_factor_that_is_not_tuned_has_no_part_in_the_clipped_norm():
