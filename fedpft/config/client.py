@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpft.config.checks import require, require_non_negative, require_positive
+from fedpft.config.plugins import is_own
 
-CLIENT_OPTIMISERS = {
+CLIENT_STEPS = {
     "adamw": ("adamw",),
     "sgd": ("sgd",),
     "prox": ("adamw", "sgd"),
@@ -19,10 +20,10 @@ CLIENT_OPTIMISERS = {
 class ClientConfig:
     """How clients make their local steps; the rate is `federated.lr`, which suits AdamW: SGD needs a higher one."""
 
-    kind: Literal["adamw", "sgd", "prox", "scaffold", "fednova"] = "adamw"
+    kind: str = "adamw"
     """`adamw`; `sgd`, with `momentum`; `prox`: a client stays near the adapter that it was sent (FedProx, `mu`);
     `scaffold`: SGD whose drift control variates correct; `fednova`: SGD, and updates normalised by how many steps a
-    client made."""
+    client made; or `module:name` or a plug-in's name, one of others."""
     optimiser: Literal["adamw", "sgd"] | None = None
     """Of `prox`: null is `adamw`. SCAFFOLD and FedNova are made for SGD."""
     momentum: float = 0.0
@@ -36,6 +37,8 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         section = "federated.client"
+        known = self.kind in CLIENT_STEPS or self.is_own
+        require(known, f"{section}.kind", self.kind, f"{', '.join(CLIENT_STEPS)}, module:name or a plug-in's name")
         kinds = " or ".join(self._optimisers)
         allowed = f"null or {kinds} with {section}.kind = {self.kind}"
         if self._optimisers == ("sgd",) and self.kind != "sgd":
@@ -49,6 +52,19 @@ class ClientConfig:
         require_non_negative(section, self, "warmup_steps")
 
     @property
+    def is_own(self) -> bool:
+        """Whether `kind` names a rule of others."""
+        return self.kind not in CLIENT_STEPS and is_own("client_step", self.kind)
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """Settings of this section that do something with this kind; None: it is not known."""
+        if self.is_own:
+            return None
+        common = ("kind", "optimiser", "schedule", "warmup_steps")
+        return (*common, *(["mu"] * (self.kind == "prox")), *(["momentum"] * (self.base == "sgd")))
+
+    @property
     def base(self) -> str:
         """The optimiser of the steps, `adamw` or `sgd`."""
         return self.optimiser or self._optimisers[0]
@@ -60,10 +76,10 @@ class ClientConfig:
 
     @property
     def rows(self) -> int:
-        """How many numbers a client that trains keeps for each weight, besides value and gradient."""
-        own = 2 if self.base == "adamw" else int(self.momentum > 0)
+        """How many numbers a client that trains keeps for each weight, besides value and gradient; of others, 2."""
+        own = int(self.momentum > 0) if self.base == "sgd" else 2
         return own + (self.kind in ("prox", "scaffold"))
 
     @property
     def _optimisers(self) -> tuple[str, ...]:
-        return CLIENT_OPTIMISERS[self.kind]
+        return CLIENT_STEPS.get(self.kind, ("adamw", "sgd"))

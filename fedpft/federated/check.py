@@ -29,6 +29,8 @@ def check(
     if isinstance(outcome, ClientFailure):
         return outcome
     flaw = _flaw(outcome, plan, awaited, list(num_neurons))
+    if flaw is None and outcome.state and not keeps_state:
+        flaw = "a state that nobody asked for"
     if flaw is None and keeps_state:
         flaw = _flaw_of_state(outcome.state, plan.shared)
     if flaw is None:

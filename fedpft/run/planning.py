@@ -53,11 +53,11 @@ def plan(config: Config) -> dict[str, Any]:
 
 
 def _kept_of_clients(config: Config, proxy: nn.Module) -> dict[str, int]:
-    """Return what the clients' states take on disk when everybody has one; with those that a checkpoint may need."""
+    """Return what the clients' states take on disk at most: one of each, and those since the checkpoint before last."""
     if not config.federated.client.keeps_state:
         return {}
-    federated, of_one = config.federated, get_adapter(proxy).nbytes
-    return {"client_states_bytes": of_one * (federated.num_clients + 2 * federated.cohort_size)}
+    federated, since = config.federated, 2 * max(1, config.checkpoint.interval)
+    return {"client_states_bytes": get_adapter(proxy).nbytes * (federated.num_clients + since * federated.cohort_size)}
 
 
 def planned_actors(config: Config) -> int:

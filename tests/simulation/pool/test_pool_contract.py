@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedpft.config import ClientConfig, ConfigError, PoolConfig
-from fedpft.config.client import CLIENT_OPTIMISERS
+from fedpft.config.client import CLIENT_STEPS
 from fedpft.federated.messages import ClientFailure, RoundPlan
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.lora import get_adapter
@@ -105,7 +105,7 @@ def test_every_pool_returns_bit_identical_updates(pool, expected):
 @pytest.fixture(scope="module")
 def expected_of_kinds():
     place = SequentialPool()
-    return {kind: play_kind(place, kind, together=1) for kind in CLIENT_OPTIMISERS}
+    return {kind: play_kind(place, kind, together=1) for kind in CLIENT_STEPS}
 
 
 def play_kind(pool, kind, together):
@@ -118,7 +118,7 @@ def play_kind(pool, kind, together):
     return fingerprint(pool.run(replace(plan(), shared={"variate": shared}, states=states, tau=1.5), range(8)))
 
 
-@pytest.mark.parametrize("kind", CLIENT_OPTIMISERS)
+@pytest.mark.parametrize("kind", CLIENT_STEPS)
 def test_every_kind_of_client_step_gives_every_pool_the_same_bits(pool, kind, expected_of_kinds):
     assert play_kind(pool, kind, getattr(pool, "together", 1)) == expected_of_kinds[kind]
     has_state = [bool(update[6]) for update in expected_of_kinds[kind]]

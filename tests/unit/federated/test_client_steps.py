@@ -1,5 +1,6 @@
 """The rules of local steps, against torch, transformers and the fixed points that are known on quadratics."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -8,12 +9,18 @@ import torch
 import transformers
 from torch import nn
 
-from fedpft.config import ClientConfig, ConfigError, FederatedConfig
+from fedpft.config import ClientConfig, Config, ConfigError, FederatedConfig, doubtful_settings, load_config
+from fedpft.federated.client import LocalClient
 from fedpft.federated.client_steps.base import Start
 from fedpft.federated.client_steps.corrected import VARIATE, FedNova, Prox, Scaffold
 from fedpft.federated.client_steps.optimisers import SGD, AdamW
 from fedpft.federated.control_variates import ControlVariates, StatesInMemory, client_weights
 from fedpft.federated.local_schedule import mean_normaliser, normaliser, num_steps, rate_factors
+from fedpft.federated.messages import RoundPlan
+from fedpft.interrupt import RunStoppedError
+from fedpft.models.lora import get_adapter
+from fedpft.models.weights import unpack_model
+from tests.tiny import tiny_package
 
 WIDTH = 48
 ALL = slice(0, WIDTH)
@@ -272,3 +279,80 @@ def test_settings_that_do_not_go_together_are_refused_in_one_line(settings, mess
     with pytest.raises(ConfigError) as error:
         ClientConfig(**settings)
     assert str(error.value) == message
+
+
+OWN = """
+import torch
+from fedpft.federated.client_steps.base import PlainStep
+
+class SignStep(PlainStep):
+    def __init__(self, settings, plan, rates):
+        self.rates = rates
+    def begin(self, start):
+        return []
+    def __call__(self, values, gradients, memory, steps_done, factor):
+        for columns, rate in self.rates:
+            values[:, columns] -= rate * factor * gradients[:, columns].sign()
+
+class Stateful(SignStep):
+    def end(self, start, values, memory, factors):
+        end = super().end(start, values, memory, factors)
+        return type(end)(adapter=end.adapter, own={"mine": values})
+
+class Raises(SignStep):
+    def begin(self, start):
+        raise KeyError("no such thing")
+
+class Shy:
+    def __init__(self):
+        pass
+"""
+
+
+@pytest.fixture
+def own_steps(tmp_path, monkeypatch):
+    (tmp_path / "own_steps.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield lambda name: tiny_package(shard_sizes=(4, 3), weight_decay=0, client=ClientConfig(kind=f"own_steps:{name}"))
+    sys.modules.pop("own_steps", None)
+
+
+def fit(package):
+    adapter = get_adapter(unpack_model(package.proxy))
+    plan = RoundPlan(round_index=1, lr=0.25, adapter=adapter, count_activations=False)
+    return [update.adapter - adapter for update in LocalClient(package).fit_together(plan, [0, 1])]
+
+
+def test_a_rule_of_others_makes_the_steps(own_steps):
+    for moved in fit(own_steps("SignStep")):
+        assert np.unique(np.abs(moved).round(5)).tolist() == [0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("Stateful", r"it sends \['mine'\]"), ("Raises", r"KeyError: 'no such thing' \(own_steps.py, line 21\)")],
+)
+def test_what_a_rule_of_others_gets_wrong_is_one_line_with_its_name(own_steps, name, why):
+    with pytest.raises(RunStoppedError, match=rf"^federated\.client\.kind = own_steps:{name} failed: .*{why}") as error:
+        fit(own_steps(name))
+    assert "\n" not in str(error.value)
+
+
+def test_a_rule_that_cannot_be_made_or_that_nobody_has_is_refused(own_steps):
+    with pytest.raises(ConfigError, match=r"^federated\.client\.kind: found 'own_steps:Shy', which fails: TypeError"):
+        fit(own_steps("Shy"))
+    with pytest.raises(ConfigError, match=r"^federated\.client\.kind: found 'nobodys', allowed: .* plug-in's name"):
+        ClientConfig(kind="nobodys")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["kind=sgd", "mu=1"], "federated.client.mu has no effect with federated.client.kind = sgd"),
+        (["momentum=0.5"], "federated.client.momentum has no effect with federated.client.kind = adamw"),
+        (["kind=scaffold"], "federated.lr = 0.0008 is AdamW's: SGD usually needs 10 to 100 times as much"),
+    ],
+)
+def test_settings_without_effect_are_told(settings, line):
+    assert line in doubtful_settings(load_config(None, [f"federated.client.{setting}" for setting in settings]))
+    assert not any("client" in line for line in doubtful_settings(Config()))

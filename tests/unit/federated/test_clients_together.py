@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedpft.config import ClientConfig, LoraConfig
-from fedpft.config.client import CLIENT_OPTIMISERS
+from fedpft.config.client import CLIENT_STEPS
 from fedpft.data.partition import Partition
 from fedpft.federated import client as client_module
 from fedpft.federated.client import LocalClient
@@ -82,7 +82,7 @@ def test_each_client_gets_the_bits_that_it_gets_alone(model_type):
     assert bits(together.fit(plan, 2)) == expected[2]
 
 
-@pytest.mark.parametrize("kind", CLIENT_OPTIMISERS)
+@pytest.mark.parametrize("kind", CLIENT_STEPS)
 def test_every_rule_of_steps_does_too(kind):
     """With rates that fall for each over its own number of steps, and steps of two batches."""
     package = package_of("bert", client=ClientConfig(kind=kind, **SCHEDULE), accumulate=2, num_epochs=2)
