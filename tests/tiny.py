@@ -216,6 +216,17 @@ def tiny_package(
     )
 
 
+class LanguageCollator:
+    """Makes every token a target, but for those of padding."""
+
+    def __init__(self, collate: Callable[[Any], dict[str, torch.Tensor]]) -> None:
+        self._collate = collate
+
+    def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
+        batch = self._collate(rows)
+        return batch | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
 def tiny_text_run(folder: Path, model_type: str = "bert") -> list[str]:
     """Write an FM, a task and a corpus into `folder`; return the `key=value` settings of a run of seconds on them."""
     tiny_fm(model_type).save_pretrained(folder / "fm")

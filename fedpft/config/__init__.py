@@ -6,6 +6,7 @@ What cannot work raises :class:`ConfigError` with the key, what was found and wh
 from fedpft.config.adversary import AdversaryConfig
 from fedpft.config.algorithms import AggregatorConfig, ServerOptimiserConfig
 from fedpft.config.checks import ConfigError
+from fedpft.config.client import ClientConfig
 from fedpft.config.compare import changed_settings
 from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfig
 from fedpft.config.doubtful import doubtful_settings
@@ -38,6 +39,7 @@ __all__ = [
     "AlignConfig",
     "CacheConfig",
     "CheckpointConfig",
+    "ClientConfig",
     "Config",
     "ConfigError",
     "EvaluationConfig",

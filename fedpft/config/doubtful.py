@@ -2,6 +2,7 @@
 
 from fedpft.config.adversary import DEFAULT_SCALES, AdversaryConfig
 from fedpft.config.algorithms import SERVER_OPTIMISERS, AggregatorConfig, ServerOptimiserConfig
+from fedpft.config.client import ClientConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AdapterAlignConfig
 from fedpft.config.run import Config
@@ -75,7 +76,7 @@ def doubtful_settings(config: Config) -> list[str]:
 
 
 def _of_the_server_rule(federated: FederatedConfig) -> list[str]:
-    """Return lines about the aggregator and the server's optimiser."""
+    """Return lines about the aggregator, the server's optimiser and the clients' steps."""
     aggregator, server, lines = federated.aggregator, federated.server, []
     if not aggregator.facts.weighs:
         lines.append(
@@ -84,10 +85,13 @@ def _of_the_server_rule(federated: FederatedConfig) -> list[str]:
         )
     if aggregator.kind in ("trimmed_mean", "krum", "multi_krum", "bulyan") and aggregator.num_byzantine == 0:
         lines.append(f"federated.aggregator.num_byzantine = 0: {aggregator.kind} withstands no bad client")
+    if federated.client.base == "sgd" and not federated.client.is_own and federated.lr == FederatedConfig().lr:
+        lines.append(f"federated.lr = {federated.lr:g} is AdamW's: SGD usually needs 10 to 100 times as much")
     of_server = SERVER_OPTIMISERS.get(server.kind)
     for section, part, default, read in (
         ("aggregator", aggregator, AggregatorConfig(), aggregator.facts.reads),
         ("server", server, ServerOptimiserConfig(), of_server),
+        ("client", federated.client, ClientConfig(), federated.client.reads),
     ):
         changed = [name for name, value in vars(part).items() if value != getattr(default, name) and name != "kind"]
         lines += [

@@ -13,6 +13,7 @@ from fedpft.config.checks import (
     require_positive_or_none,
     require_sigma,
 )
+from fedpft.config.client import ClientConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +69,21 @@ class FederatedConfig:
     local_epochs: int = 1
     """Passes of a client over its data in a round."""
     batch_size: int = 4
-    """Examples of a local step."""
+    """Examples of a local batch."""
+    accumulate: int = 1
+    """Batches whose gradients make one local step, the mean over all of their examples; an epoch's last step may have
+    fewer."""
+    client: ClientConfig = field(default_factory=ClientConfig)
     lr: float = 8e-4
-    """Learning rate of local AdamW in round 1."""
+    """Learning rate of local steps in round 1."""
     head_lr_ratio: float = 1.0
     """Learning rate of the task head over `lr`; above 1 helps a new head on an FM whose pooled features are small."""
     lr_schedule: Literal["constant", "exponential", "inverse", "linear"] = "linear"
-    """Over rounds; within a round the rate is constant."""
+    """Over rounds; `federated.client.schedule` is that within a round."""
     lr_decay: float = 0.95
     """Factor per round of the `exponential` schedule."""
     weight_decay: float = 0.01
-    """Of local AdamW."""
+    """Of local steps: AdamW's is apart from the gradient, SGD's a part of it."""
     max_grad_norm: float = 1.0
     """Local gradients of a larger norm are scaled down to it."""
     min_clients: int = 1
@@ -101,7 +106,7 @@ class FederatedConfig:
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
     def __post_init__(self) -> None:
-        names = ("num_clients", "rounds", "clients_per_round", "local_epochs", "batch_size", "lr")
+        names = ("num_clients", "rounds", "clients_per_round", "local_epochs", "batch_size", "accumulate", "lr")
         require_positive("federated", self, *names, "head_lr_ratio", "max_grad_norm")
         require_non_negative("federated", self, "weight_decay")
         require(0 < self.lr_decay <= 1, "federated.lr_decay", self.lr_decay, "a fraction in (0, 1]")
@@ -122,6 +127,11 @@ class FederatedConfig:
         require(0 <= ratio < 1, "federated.client_eval_ratio", ratio, "a fraction in [0, 1)")
         self._check_attendance()
         self.aggregator.check_cohort(self.cohort_size)
+
+    @property
+    def num_memory(self) -> int:
+        """How many numbers a client that trains keeps for each weight, besides value and gradient."""
+        return self.client.rows + (self.accumulate > 1)
 
     @property
     def cohort_size(self) -> int:

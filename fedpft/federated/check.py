@@ -4,25 +4,35 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, RoundPlan
 from fedpft.models.activations import ActivationCounts
 
 
 def check(
-    outcome: ClientUpdate | ClientFailure, plan: RoundPlan, *, awaited: Collection[int], num_neurons: Sequence[int]
+    outcome: ClientUpdate | ClientFailure,
+    plan: RoundPlan,
+    *,
+    awaited: Collection[int],
+    num_neurons: Sequence[int],
+    keeps_state: bool = False,
 ) -> ClientUpdate | ClientFailure:
     """Return what a client sent if it is good (or a failure already), else the failure that says what is wrong.
 
     Args:
         outcome: what the pool returned.
-        plan: what the client was asked to do.
+        plan: what the client was asked to do, with an adapter of the shape of what it tunes.
         awaited: clients of the cohort that have not answered yet.
         num_neurons: neurons of each watched FFN, the shape of the counts.
+        keeps_state: whether it must send a state, like the plan's `shared`.
 
     """
     if isinstance(outcome, ClientFailure):
         return outcome
     flaw = _flaw(outcome, plan, awaited, list(num_neurons))
+    if flaw is None and outcome.state and not keeps_state:
+        flaw = "a state that nobody asked for"
+    if flaw is None and keeps_state:
+        flaw = _flaw_of_state(outcome.state, plan.shared)
     if flaw is None:
         return outcome
     return ClientFailure(
@@ -51,6 +61,15 @@ def _flaw(update: ClientUpdate, plan: RoundPlan, awaited: Collection[int], num_n
     if (update.counts is not None) != plan.count_activations:
         return "activation counts are missing" if plan.count_activations else "activation counts that nobody asked for"
     return None if update.counts is None else _flaw_of_counts(update.counts, num_neurons)
+
+
+def _flaw_of_state(state: Arrays, shared: Arrays) -> str | None:
+    found, expected = ({name: (a.dtype, a.shape) for name, a in arrays.items()} for arrays in (state, shared))
+    if found != expected:
+        return f"a state of {found or 'nothing'}, expected {expected}"
+    if not all(np.isfinite(array).all() for array in state.values()):
+        return "the state has NaN or infinite values; try a lower federated.lr"
+    return None
 
 
 def _flaw_of_counts(counts: ActivationCounts, num_neurons: list[int]) -> str | None:

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any
 
 import lightning as L
@@ -27,14 +26,16 @@ from torch import Tensor
 
 from fedpft.data.collate import rows
 from fedpft.data.partition import Partition
-from fedpft.federated.client_step import AdamW, ClientStep, clip_norms
+from fedpft.federated.client_steps.base import ClientStep, Start, clip_norms
+from fedpft.federated.client_steps.table import client_step
 from fedpft.federated.grouping import by_shape
+from fedpft.federated.local_schedule import rate_factors
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.federated.memory import GpuPeak, is_out_of_memory
-from fedpft.federated.messages import ClientUpdate, LocalSettings, RoundPlan
-from fedpft.federated.step_costs import StepCosts
+from fedpft.federated.messages import Arrays, ClientUpdate, LocalSettings, RoundPlan
+from fedpft.federated.step_costs import StepCosts, num_targets
 from fedpft.federated.throughput import Throughput
-from fedpft.federated.turns import Group, Turn, runs_of
+from fedpft.federated.turns import Batch, Group, Turn
 from fedpft.models.activations import InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
@@ -79,6 +80,7 @@ class LocalClient:
         self._fabric.to_device(module)
         self._module = module
         self._adapter = FlatAdapter(module.proxy)
+        self._proxys_own = self._adapter.values[0].clone()
         prepare_for_many(module.proxy)
         self._throughput = Throughput(is_to_learn=self._keeps_bits and package.settings.clients_per_batch == "auto")
         self._is_for_one = False
@@ -119,11 +121,12 @@ class LocalClient:
     def _train(self, plan: RoundPlan, client_ids: Sequence[int]) -> list[ClientUpdate]:
         start = time.perf_counter()
         settings, module = self._settings, self._module
-        turns = [self._turn(plan.round_index, client_id) for client_id in client_ids]
-        if len(turns) > self._adapter.num_clients:
+        if len(client_ids) > self._adapter.num_clients:
             self._adapter.face([0])  # the shapes of one client's adapter
-            self._adapter = FlatAdapter(module.proxy, len(turns))
-        self._adapter.write(plan.adapter)
+            self._adapter = FlatAdapter(module.proxy, len(client_ids))
+        first = self._row_sent(plan)
+        self._adapter.fill(first)
+        turns = self._turns(plan, first, client_ids)
         module.train()
         gpu_peak = GpuPeak(module, self._fabric.device)
         with ExitStack() as stack:
@@ -134,7 +137,8 @@ class LocalClient:
                 turns=turns,
                 rule=rule,
                 segments=self._adapter.tuned_segments(plan.tuned),
-                moments=[torch.zeros_like(self._adapter.values[: len(turns)]) for _ in range(rule.num_moments)],
+                memory=[torch.stack(kind) for kind in zip(*(rule.begin(turn.start) for turn in turns), strict=True)],
+                sums=torch.zeros_like(self._adapter.values[: len(turns)]) if settings.accumulate > 1 else None,
                 counter=InactivityCounter(self._watched, len(turns)) if plan.count_activations else None,
                 generators=[torch.Generator(self._fabric.device).manual_seed(turn.seed) for turn in turns]
                 if len(turns) > 1
@@ -142,15 +146,19 @@ class LocalClient:
             )
             if group.counter is not None:
                 stack.enter_context(group.counter)
-            for steps_done in count():
-                if not self._step_side_by_side(group, steps_done):
-                    break
+            while self._train_side_by_side(group):
+                pass
+        ends = [
+            rule.end(turn.start, self._adapter.values[row], [memory[row] for memory in group.memory], turn.factors)
+            for row, turn in enumerate(turns)
+        ]
         rest = (time.perf_counter() - start - sum(turn.seconds for turn in turns)) / len(turns)
         return [
             ClientUpdate(
                 client_id=turn.client_id,
                 num_examples=turn.num_examples,
-                adapter=self._adapter.read(row),
+                adapter=self._adapter.vector_of(end.adapter, plan.tuned),
+                state={name: self._adapter.vector_of(values) for name, values in end.own.items()},
                 metrics={
                     "loss": turn.loss_sum / (turn.num_examples * settings.num_epochs),
                     "seconds": turn.seconds + rest,
@@ -164,36 +172,39 @@ class LocalClient:
                 counts=None if group.counter is None else group.counter.counts(row),
                 actor=self._name,
             )
-            for row, turn in enumerate(turns)
+            for row, (turn, end) in enumerate(zip(turns, ends, strict=True))
         ]
 
-    def _step_side_by_side(self, group: Group, steps_done: int) -> bool:
-        """Let every client that has another batch make a step; return whether one had."""
+    def _train_side_by_side(self, group: Group) -> bool:
+        """Let every client that has another batch train on it; return whether one had."""
         start = time.perf_counter()
         batches = {row: next(turn.batches, None) for row, turn in enumerate(group.turns)}
         found = {row: batch for row, batch in batches.items() if batch is not None}
         reading = (time.perf_counter() - start) / max(1, len(found))
-        for alike in by_shape(found) if len(found) > 1 else [list(found)] if found else []:
-            batch = found[alike[0]]
+        shapes = {row: batch.tensors for row, batch in found.items()}
+        for alike in by_shape(shapes) if len(found) > 1 else [list(found)] if found else []:
+            batch = shapes[alike[0]]
             for together in self._throughput.cut(alike, batch, self._most_by_memory(batch, len(alike))):
                 start = time.perf_counter()
                 self._together = (batch, len(together)) if len(together) > 1 else None
-                losses = self._step(group, together, [found[row] for row in together], steps_done)
+                losses = self._descend(group, together, [found[row] for row in together])
                 seconds = time.perf_counter() - start
                 self._throughput.note(batch, len(together), seconds)
                 for row, loss in zip(together, losses, strict=True):
-                    self._account(group.turns[row], found[row], loss, seconds / len(together) + reading)
+                    self._account(group.turns[row], shapes[row], loss, seconds / len(together) + reading)
         self._together = None
         return bool(found)
 
-    def _step(
-        self, group: Group, clients: Sequence[int], batches: Sequence[Mapping[str, Tensor]], steps_done: int
-    ) -> list[float]:
-        """Make one step of some clients on batches of one shape; return their losses."""
+    def _descend(self, group: Group, clients: Sequence[int], batches: Sequence[Batch]) -> list[float]:
+        """Get the gradients of some clients on batches of one shape, and make the steps that end with these.
+
+        Returns:
+            Each client's loss.
+
+        """
         gradients = self._adapter.face(clients)
-        batch = (
-            batches[0] if len(batches) == 1 else {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
-        )
+        parts = [batch.tensors for batch in batches]
+        batch = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         with ExitStack() as stack:
             if group.counter is not None:
                 group.counter.set_mask(batch.get("attention_mask"), clients)
@@ -201,14 +212,32 @@ class LocalClient:
             if group.generators:
                 generators = [group.generators[client] for client in clients]
                 stack.enter_context(Together(generators, exact=self._keeps_bits))
-            losses = self._module.training_step(batch, steps_done)
-        self._fabric.backward(losses.sum())
-        # what is not finite is refused by the driver, who knows the round and the client
-        clip_norms(gradients, group.segments, self._settings.max_grad_norm)
-        for run, own in runs_of(clients):
-            group.rule(self._adapter.values[run], gradients[own], [m[run] for m in group.moments], steps_done)
+            losses = self._module.training_step(batch, 0)
+        if group.sums is None:
+            self._fabric.backward(losses.sum())
+            self._step(group, clients, gradients)
+        else:
+            shares = torch.tensor([batch.share for batch in batches], device=losses.device)
+            self._fabric.backward((losses.reshape(-1) * shares).sum())
+            group.sums[list(clients)] += gradients
+            due = [client for client, batch in zip(clients, batches, strict=True) if batch.ends_step]
+            if due:
+                self._step(group, due, group.sums[due])
+                group.sums[due] = 0
         gradients.zero_()
         return losses.detach().reshape(-1).tolist()
+
+    def _step(self, group: Group, clients: Sequence[int], gradients: Tensor) -> None:
+        """Let some clients make a step with their gradients, (clients, ...), which are changed."""
+        values, rule, alike = self._adapter.values, group.rule, list(group.alike(clients))
+        for own, which, *_ in alike:
+            rule.add_own(values[own], gradients[which], [memory[own] for memory in group.memory])
+        # what is not finite is refused by the driver, who knows the round and the client
+        clip_norms(gradients, group.segments, self._settings.max_grad_norm)
+        for own, which, steps_done, factor in alike:
+            rule(values[own], gradients[which], [memory[own] for memory in group.memory], steps_done, factor)
+        for client in clients:
+            group.turns[client].steps_done += 1
 
     @property
     def _keeps_bits(self) -> bool:
@@ -217,18 +246,31 @@ class LocalClient:
     def _rule(self, plan: RoundPlan) -> ClientStep:
         rates = (plan.lr, plan.lr * self._settings.head_lr_ratio)
         columns = zip(self._adapter.columns(plan.tuned), rates, strict=True)
-        return AdamW(
-            rates=tuple((c, r) for c, r in columns if c.start < c.stop), weight_decay=self._settings.weight_decay
-        )
+        return client_step(self._settings, plan, [(c, rate) for c, rate in columns if c.start < c.stop])
 
-    def _turn(self, round_index: int, client_id: int) -> Turn:
-        shard = self._package.partition.shard(client_id)
-        return Turn(
-            client_id=client_id,
-            num_examples=len(shard),
-            batches=self._batches(shard, round_index, client_id),
-            seed=derive_seed(self._settings.seed, "local", round_index, client_id),
-        )
+    def _row_sent(self, plan: RoundPlan) -> Tensor:
+        """Return the adapter that the clients of the round begin with, as a row."""
+        if plan.is_whole:
+            return self._adapter.row_of(plan.adapter)
+        return self._adapter.row_of(plan.adapter, plan.tuned, self._proxys_own)
+
+    def _turns(self, plan: RoundPlan, adapter: Tensor, client_ids: Sequence[int]) -> list[Turn]:
+        shared, turns = self._rows(plan.shared), []
+        for client_id in client_ids:
+            shard, settings = self._package.partition.shard(client_id), self._settings
+            turn = Turn(
+                client_id=client_id,
+                num_examples=len(shard),
+                batches=self._batches(shard, plan.round_index, client_id),
+                seed=derive_seed(settings.seed, "local", plan.round_index, client_id),
+                start=Start(adapter=adapter, shared=shared, own=self._rows(plan.states.get(client_id, {}))),
+                factors=rate_factors(settings.client, settings.num_steps(len(shard))),
+            )
+            turns.append(turn)
+        return turns
+
+    def _rows(self, arrays: Arrays) -> dict[str, Tensor]:
+        return {name: self._adapter.row_of(array) for name, array in arrays.items()}
 
     def _account(self, turn: Turn, batch: Mapping[str, Tensor], loss: float, seconds: float) -> None:
         turn.loss_sum += loss * len(batch["labels"])
@@ -245,15 +287,21 @@ class LocalClient:
         of_each = costs.memory_bytes(batch) - costs.fixed_bytes
         return int(FREE_RAM_SHARE * psutil.virtual_memory().available / max(1, of_each))
 
-    def _batches(self, shard: np.ndarray, round_index: int, client_id: int) -> Iterator[Mapping[str, Tensor]]:
+    def _batches(self, shard: np.ndarray, round_index: int, client_id: int) -> Iterator[Batch]:
         """Yield the client's batches on the device, in an order of its own for every round and epoch."""
+        size, most = self._settings.batch_size, self._settings.accumulate
         rng = numpy_rng(self._settings.seed, "batches", round_index, client_id)
         examples = rows(self._package.train, shard)
         for _ in range(self._settings.num_epochs):
             order = rng.permutation(len(examples))
-            for start in range(0, len(order), self._settings.batch_size):
-                batch = self._package.collate([examples[i] for i in order[start : start + self._settings.batch_size]])
-                yield self._fabric.to_device(dict(batch))
+            for start in range(0, len(order), size * most):
+                of_step = order[start : start + size * most]
+                chosen = [of_step[first : first + size] for first in range(0, len(of_step), size)]
+                parts = [self._package.collate([examples[i] for i in part]) for part in chosen]
+                targets = [num_targets(part) for part in parts]
+                for last, (part, count) in enumerate(zip(parts, targets, strict=True), start=1 - len(parts)):
+                    tensors = self._fabric.to_device(dict(part))
+                    yield Batch(tensors=tensors, share=count / max(1, sum(targets)), ends_step=last == 0)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from fedpft.federated.adversary.clients import Adversaries
 from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.check import check
 from fedpft.federated.early_stop import EarlyStop
+from fedpft.federated.exchange import Exchange
 from fedpft.federated.memory import MemoryWatchdog
 from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
@@ -60,7 +61,7 @@ class ServerState:
     adapter: np.ndarray
     """(P,) float32."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What the server's rule remembers, by name."""
+    """What the server's rule remembers, by name, and of its clients."""
     proxy_version: int = 0
     """Grows by one with every change of the proxy's weights."""
     pending_bytes: int = 0
@@ -94,6 +95,8 @@ class Driver:
     pool: ClientPool
     rule: ServerRule = field(default_factory=ServerRule)
     """From the updates to the next adapter."""
+    exchange: Exchange = field(default_factory=Exchange)
+    """What travels besides the adapter, or of it."""
     evaluate: Callable[[np.ndarray], Mapping[str, Any]]
     """Adapter -> what goes into the record, as JSON: `{"fm": 0.8, "sub_fm": 0.7}`, perhaps more."""
     evaluation_interval: int
@@ -127,14 +130,20 @@ class Driver:
         # 1. sample
         attendance = self._draw(state, round_index)
         # 2. plan
-        plan = self._plan(state, round_index)
+        plan = self.exchange.complete(self._plan(state, round_index), attendance.cohort, state.arrays)
         # 3. run the clients
         aggregation, failures = self._run_clients(plan, attendance, state)
         fit_seconds = time.perf_counter() - start
         # 4. aggregate
         counted = attendance.is_empty or len(aggregation.reports) >= self._fewest_updates
         has_moved = counted and aggregation.reports
-        adapter, arrays = aggregation.next_adapter() if has_moved else (state.adapter, state.arrays)
+        if has_moved:
+            adapter, arrays = aggregation.next_adapter()
+            trained = sorted(report.client_id for report in aggregation.reports)
+            arrays = {**arrays, **self.exchange.remembered(state.arrays, trained, round_index)}
+        else:
+            adapter, arrays = state.adapter, state.arrays
+            self.exchange.forget(round_index)
         record = self._record(plan, attendance, aggregation, failures, state, counted)
         record |= actor_utilisation(aggregation.reports, self.pool.num_actors, fit_seconds)
         pending_bytes = 0 if attendance.cohort else state.pending_bytes
@@ -206,11 +215,13 @@ class Driver:
         aggregation = Aggregation(plan, order, cohort, self.config.aggregation, self.rule, state.arrays)
         failures: list[ClientFailure] = []
         awaited = set(order)
-        outcomes = self.pool.run(plan, order)
-        for outcome in outcomes if self.adversaries is None else self.adversaries.attack(plan, outcomes):
-            checked = check(outcome, plan, awaited=awaited, num_neurons=self.num_neurons)
+        asked, keeps_state = self.exchange.asked(plan), self.exchange.variates is not None
+        outcomes = self.pool.run(self.exchange.sent(plan), order)
+        for outcome in outcomes if self.adversaries is None else self.adversaries.attack(asked, outcomes):
+            checked = check(outcome, asked, awaited=awaited, num_neurons=self.num_neurons, keeps_state=keeps_state)
             awaited.discard(checked.client_id)
             if isinstance(checked, ClientUpdate):
+                checked = self.exchange.received(checked, plan)
                 self.observer.client_finished(checked)
                 aggregation.add(checked)
             else:
@@ -258,7 +269,8 @@ class Driver:
             "client_losses": [report.metrics["loss"] for report in reports],
             "lr": plan.lr,
             "comm/bytes_up": aggregation.num_bytes,
-            "comm/bytes_down": len(attendance.cohort) * (plan.adapter.nbytes + state.pending_bytes),
+            "comm/bytes_down": self.exchange.bytes_down(plan, attendance.cohort)
+            + len(attendance.cohort) * state.pending_bytes,
             "proxy_version": state.proxy_version,
             **clients_spent(reports),
             **{key: value for key, value in unusual.items() if value},

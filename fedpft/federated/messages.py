@@ -11,8 +11,13 @@ from typing import Literal
 
 import numpy as np
 
+from fedpft.config import ClientConfig
+from fedpft.federated.local_schedule import num_steps
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.lora import Factors
+
+Arrays = Mapping[str, np.ndarray]
+"""By name, (P,) float32 each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,16 @@ class LocalSettings:
     """Lightning accelerator, e.g. `cpu`."""
     clients_per_batch: int | Literal["auto"] = 1
     """How many clients a place trains together; `auto`: as many as pay."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    client: ClientConfig = field(default_factory=ClientConfig)
+    """The rule of the steps."""
+
+    def num_steps(self, num_examples: int) -> int:
+        """Return a client's steps in a round; an epoch's last batch and last step may be smaller ones."""
+        return num_steps(
+            num_examples, batch_size=self.batch_size, accumulate=self.accumulate, num_epochs=self.num_epochs
+        )
 
     @property
     def keeps_bits(self) -> bool:
@@ -48,13 +63,21 @@ class RoundPlan:
     round_index: int
     """1-based."""
     lr: float
-    """Constant within the round."""
+    """Of local steps; within the round it changes only by the clients' own schedule."""
     adapter: np.ndarray
-    """(P,) float32: the global adapter, LoRA and head."""
+    """(P,) float32: the global adapter, LoRA and head; or, on its way, only what is tuned of it."""
     count_activations: bool
     """Whether to count how often each FFN neuron does not fire (for neuron-level alignment)."""
     tuned: Factors = "all"
     """LoRA's other factor gets no step and no decay, and keeps its bits; the head is tuned with either."""
+    is_whole: bool = True
+    """Whether `adapter` is all of it; else the factor that is not tuned is the proxy's own, as it was broadcast."""
+    shared: Arrays = field(default_factory=dict)
+    """What every client gets besides the adapter: SCAFFOLD's server variate."""
+    states: Mapping[int, Arrays] = field(default_factory=dict)
+    """client_id -> what only this client gets: what it sent as `state` when it trained last. Read when it is sent."""
+    tau: float = 1.0
+    """FedNova's: how far the cohort's steps go, see `FedNova`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +102,24 @@ class ClientUpdate(ClientReport):
     """All that a client returns (up)."""
 
     adapter: np.ndarray
-    """(P,) float32, same layout as the plan's."""
+    """(P,) float32, same layout as the plan's; on its way only what the plan tunes."""
     counts: ActivationCounts | None = None
+    state: Arrays = field(default_factory=dict)
+    """What the client wants to find again when it trains next; the same names as the plan's `shared`."""
+    sent_bytes: int | None = field(default=None, compare=False)
+    """What travelled, if that is not just what is here."""
 
     def report(self) -> ClientReport:
-        """Return all but the adapter and the counts."""
+        """Return what is small of it."""
         return ClientReport(**{name: getattr(self, name) for name in ClientReport.__dataclass_fields__})
 
     @property
     def num_bytes(self) -> int:
-        """Size of the adapter and the counts."""
+        """Size of what travelled: adapter, counts and state."""
+        if self.sent_bytes is not None:
+            return self.sent_bytes
         counts = [] if self.counts is None else [*self.counts.zeros, self.counts.positions]
-        return self.adapter.nbytes + sum(array.nbytes for array in counts)
+        return sum(array.nbytes for array in (self.adapter, *counts, *self.state.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

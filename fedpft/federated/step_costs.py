@@ -54,7 +54,7 @@ class StepCosts:
     counts: tuple[StepCount, ...]
     """One for each length that was counted."""
     fixed_bytes: int
-    """Weights, and for each trainable one its gradient and AdamW's two moments."""
+    """Weights, and for each trainable one its gradient and what the rule of the steps keeps, AdamW two moments."""
 
     def flops(self, batch: Mapping[str, Tensor]) -> int:
         """Return the FLOPs of a step on a batch."""
@@ -73,12 +73,15 @@ class StepCosts:
         return round(value * len(batch["labels"]) / self.batch_size)
 
 
-def step_costs(model: nn.Module, batch: Mapping[str, Tensor], *, any_length: bool = True) -> StepCosts | None:
+def step_costs(
+    model: nn.Module, batch: Mapping[str, Tensor], *, any_length: bool = True, num_memory: int = 2
+) -> StepCosts | None:
     """Count local steps of a model; it is not changed.
 
     Args:
         model: with the adapter that clients tune, its other parameters frozen.
         batch: any one of the task, with `labels` and `input_ids`, (B, T), or `pixel_values`; only its shapes are read.
+        num_memory: numbers that the rule of the steps keeps for each trainable weight, besides its gradient.
         any_length: whether texts of other lengths will be asked for; if not, one count is enough.
 
     Returns:
@@ -103,7 +106,9 @@ def step_costs(model: nn.Module, batch: Mapping[str, Tensor], *, any_length: boo
         return None
     weights = sum(tensor.nbytes for tensor in (*skeleton.parameters(), *skeleton.buffers()))
     trainable = sum(parameter.nbytes for parameter in skeleton.parameters() if parameter.requires_grad)
-    return StepCosts(batch_size=len(batch["labels"]), unit=unit, counts=counts, fixed_bytes=weights + 3 * trainable)
+    return StepCosts(
+        batch_size=len(batch["labels"]), unit=unit, counts=counts, fixed_bytes=weights + (1 + num_memory) * trainable
+    )
 
 
 def count_step(module: LocalTuningModule, batch: Mapping[str, Tensor]) -> StepCount:
@@ -135,16 +140,19 @@ def typical_batch(data: FederatedData, batch_size: int) -> Mapping[str, Tensor]:
     return data.collate(rows(data.train, range(chosen * batch_size, end)))
 
 
-def compare_steps(batch: Mapping[str, Tensor], fm: nn.Module, costs: StepCosts | None) -> dict[str, Any]:
+def compare_steps(
+    batch: Mapping[str, Tensor], fm: nn.Module, costs: StepCosts | None, num_memory: int = 2
+) -> dict[str, Any]:
     """Return what a step on the batch costs with the FM and with the sub-FM, for `result.json`; empty if unknown.
 
     Args:
         batch: a labelled one.
         fm: with the adapter.
         costs: the sub-FM's.
+        num_memory: as for :func:`step_costs`.
 
     """
-    fm_costs = step_costs(fm, batch, any_length=False) if costs else None
+    fm_costs = step_costs(fm, batch, any_length=False, num_memory=num_memory) if costs else None
     if costs is None or fm_costs is None:
         return {}
     length = num_tokens(batch)
@@ -163,6 +171,12 @@ def compare_steps(batch: Mapping[str, Tensor], fm: nn.Module, costs: StepCosts |
 def num_tokens(batch: Mapping[str, Tensor]) -> int:
     """Return T; 0 for images."""
     return batch["input_ids"].shape[1] if "input_ids" in batch else 0
+
+
+def num_targets(batch: Mapping[str, Tensor]) -> int:
+    """Return over how many labels the mean loss of a batch goes; a language model predicts no first token."""
+    labels = batch["labels"]
+    return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != -100).sum())
 
 
 def _meta_batch(batch: Mapping[str, Tensor], length: int, mask_shape: _MaskShape) -> dict[str, Tensor]:

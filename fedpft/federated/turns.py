@@ -2,12 +2,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fedpft.federated.client_step import ClientStep
+from fedpft.federated.client_steps.base import ClientStep, Start
 from fedpft.models.activations import InactivityCounter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A part of a step, or a whole one."""
+
+    tensors: Mapping[str, Tensor]
+    """On the device, with `labels`."""
+    share: float
+    """Of its mean loss in that of the step."""
+    ends_step: bool
 
 
 @dataclass(kw_only=True)
@@ -16,8 +28,12 @@ class Turn:
 
     client_id: int
     num_examples: int
-    batches: Iterator[Mapping[str, Tensor]]
+    batches: Iterator[Batch]
     seed: int
+    start: Start
+    factors: Sequence[float]
+    """Of the rate in each of its steps."""
+    steps_done: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
     """Its part of the time of its steps."""
@@ -33,10 +49,29 @@ class Group:
     rule: ClientStep
     segments: Sequence[slice]
     """Columns of each tensor that is tuned: of these a gradient has its norm."""
-    moments: Sequence[Tensor]
+    memory: Sequence[Tensor]
+    """What the rule remembers of each, (K, P)."""
+    sums: Tensor | None
+    """(K, P): of the gradients of a step's batches so far; None: every batch makes a step."""
     counter: InactivityCounter | None
     generators: Sequence[torch.Generator]
     """One for each; none: a client alone draws from torch's own."""
+
+    def alike(self, clients: Sequence[int]) -> Iterator[tuple[slice, slice, int, float]]:
+        """Yield what can make one step among clients, ascending: their rows, and which of `clients` these are.
+
+        With the number of steps that each has done, and the factor of the rate in the next one.
+        """
+        for rows, which in runs_of(clients):
+            turns = self.turns[rows]
+            nexts = [(turn.steps_done, turn.factors[turn.steps_done]) for turn in turns]
+            cuts = [0, *(i for i in range(1, len(nexts)) if nexts[i] != nexts[i - 1]), len(nexts)]
+            for first, end in pairwise(cuts):
+                yield (
+                    slice(rows.start + first, rows.start + end),
+                    slice(which.start + first, which.start + end),
+                    *nexts[first],
+                )
 
 
 def runs_of(clients: Sequence[int]) -> Iterator[tuple[slice, slice]]:

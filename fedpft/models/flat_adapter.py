@@ -54,7 +54,7 @@ class FlatAdapter:
         self.segments = [slice(start_of[i], start_of[i] + size) for i, size in enumerate(self._sizes)]
         """Columns of each parameter; between them are zeros."""
         segment_of = dict(zip(self._names, self.segments, strict=True))
-        self._layout = [segment_of[name] for name in named]
+        self._layout = {name: segment_of[name] for name in named}
         self._ends = [starts[sum(other <= part for other in parts)] for part in range(_HEAD + 1)]
         start = torch.zeros(starts[-1], device=self.parameters[0].device)
         for parameter, segment in zip(self.parameters, self.segments, strict=True):
@@ -81,7 +81,6 @@ class FlatAdapter:
         """Return those of `segments` that are tuned."""
         return [s for name, s in zip(self._names, self.segments, strict=True) if is_tuned(name, factors)]
 
-    @torch.no_grad()
     def write(self, adapter: np.ndarray) -> None:
         """Set all values of every row, (P,), and forget the gradients.
 
@@ -89,19 +88,45 @@ class FlatAdapter:
             ValueError: the vector's length is not that of the layout.
 
         """
-        expected = (sum(self._sizes),)
-        if adapter.shape != expected:
-            raise ValueError(f"adapter: found shape {adapter.shape}, allowed: {expected} as laid out by the model")
-        sizes = [segment.stop - segment.start for segment in self._layout]
-        everything = torch.tensor(adapter, device=self.values.device)
-        for segment, values in zip(self._layout, everything.split(sizes), strict=True):
-            self.values[:, segment] = values
+        self.fill(self.row_of(adapter))
+
+    @torch.no_grad()
+    def fill(self, row: Tensor) -> None:
+        """Set every row to one like them, and forget the gradients."""
+        self.values[:] = row
         self.zero_grad()
+
+    def row_of(self, vector: np.ndarray, factors: Factors = "all", rest: Tensor | None = None) -> Tensor:
+        """Return a vector, (P,), as it would lie in a row.
+
+        Args:
+            vector: of everything, or of what is tuned alone.
+            factors: what is tuned.
+            rest: a row that has all else; None: zeros.
+
+        Raises:
+            ValueError: the vector's length is not that of the layout.
+
+        """
+        segments = self._in_layout(factors)
+        sizes = [segment.stop - segment.start for segment in segments]
+        if vector.shape != (sum(sizes),):
+            raise ValueError(f"adapter: found shape {vector.shape}, allowed: ({sum(sizes)},) as laid out by the model")
+        row = torch.zeros_like(self.values[0]) if rest is None else rest.clone()
+        for segment, values in zip(segments, torch.tensor(vector, device=row.device).split(sizes), strict=True):
+            row[segment] = values
+        return row
 
     def read(self, client: int = 0) -> np.ndarray:
         """Return a copy of all values of a row, (P,) float32."""
-        row = self.values[client]
-        return torch.cat([row[segment] for segment in self._layout]).cpu().numpy()
+        return self.vector_of(self.values[client])
+
+    def vector_of(self, row: Tensor, factors: Factors = "all") -> np.ndarray:
+        """Return a copy of what is tuned in a row like one of `values`, float32 in the order of the layout."""
+        return torch.cat([row[segment] for segment in self._in_layout(factors)]).cpu().numpy()
+
+    def _in_layout(self, factors: Factors) -> list[slice]:
+        return [segment for name, segment in self._layout.items() if is_tuned(name, factors)]
 
     def zero_grad(self) -> None:
         """Set the gradients to zero."""

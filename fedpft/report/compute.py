@@ -23,6 +23,9 @@ def cost_rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for direction in ("up", "down"):
         size = format_bytes(values[f"bytes_{direction}_per_client_round"])
         yield f"traffic {direction}", size, "per client and round"
+    if "client_states_bytes" in values:
+        size = format_bytes(values["client_states_bytes"])
+        yield "client states", size, "on disk, when every client has trained"
     yield from compute_rows(values)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from fedpft.config.algorithms import AGGREGATORS, SERVER_OPTIMISERS
+from fedpft.config.client import CLIENT_STEPS
 from fedpft.config.method import METHOD_NAMES, SCORER_NAMES
 from fedpft.config.plugins import KINDS, plugins
 from fedpft.data.tasks.table import TASKS
@@ -13,7 +14,7 @@ from fedpft.storage.output import package_versions
 OWN: Mapping[str, Sequence[str]] = {
     "aggregator": tuple(AGGREGATORS),
     "server_optimiser": tuple(SERVER_OPTIMISERS),
-    "client_step": ("adamw",),
+    "client_step": tuple(CLIENT_STEPS),
     "method": METHOD_NAMES,
     "scorer": SCORER_NAMES,
     "task": tuple(TASKS),

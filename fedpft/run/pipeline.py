@@ -35,6 +35,7 @@ from fedpft.run.inputs import load_data, load_fm
 from fedpft.run.same_fm import check_same_fm
 from fedpft.run.tuning import tune
 from fedpft.storage.checkpoint import FOLDER, Checkpoints, RunCheckpoint
+from fedpft.storage.client_states import ClientStatesOnDisk
 from fedpft.storage.lock import held
 from fedpft.storage.output import (
     PARTITION_FILE,
@@ -122,6 +123,7 @@ def _run(
         tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)
         curves = Curves(observer, tracker, saved.align_steps if saved else 0, past)
         checkpoints = Checkpoints(output_dir / FOLDER, config.checkpoint.interval)
+        states = ClientStatesOnDisk(output_dir / FOLDER, saved.rounds_done if saved else 0)
 
         settings, environment = asdict(config), run_environment(config)
 
@@ -135,6 +137,8 @@ def _run(
                 environment=environment,
             )
             checkpoints.save(complete)
+            oldest = checkpoints.oldest_round
+            states.prune(checkpoint.rounds_done if oldest is None else oldest)
 
         try:
             if own_fm and saved is None:
@@ -142,7 +146,7 @@ def _run(
                     fm.save_pretrained(folder)
                     if data.tokenizer is not None:
                         data.tokenizer.save_pretrained(folder)
-            outcome = tune(config, fm, data, pool, tracker, curves, saved=saved, keep=keep)
+            outcome = tune(config, fm, data, pool, tracker, curves, saved=saved, keep=keep, states=states)
             checkpoints.flush()
             observer.stage("write results")
             files = {"adapter": output_dir / "adapter"}

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fedpft.config import Config, doubtful_settings, dump_config, reported_name
 from fedpft.config.adversary import OMNISCIENT
@@ -36,14 +37,16 @@ def plan(config: Config) -> dict[str, Any]:
     method = find_method(config.method.name)(fm, public_data(data), untrained, SilentProgress())
     proxy = method.build_proxy()
     batch = typical_batch(data, config.federated.batch_size)
-    step = step_costs(proxy.model, batch, any_length=False)
+    num_memory = config.federated.num_memory
+    step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory)
     return {
         "config_yaml": dump_config(config),
         "method": reported_name(config.method, config.align),
         "label_names": label_groups(data)[1],
         "label_histogram": np.concatenate(list(label_histograms(data))),
-        **costs(fm, proxy.model),
-        **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step),
+        **costs(fm, proxy.model, config.federated.client),
+        **_kept_of_clients(config, proxy.model),
+        **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step, num_memory),
         "actors": pool_actors,
         "pool": config.pool.kind,
         "warnings": [*doubtful_settings(config), *origin_of(fm).notes, *_kept_updates(config, proxy.model)],
@@ -58,6 +61,14 @@ def _kept_updates(config: Config, proxy: AdaptedModel) -> list[str]:
     size = 3 * 8 * federated.cohort_size * get_adapter(proxy).size  # float64, and as much again twice for distances
     kind = federated.adversary.kind
     return [f"federated.adversary.kind = {kind} keeps all updates of a round: up to {size / 1e6:.1f} MB in the driver"]
+
+
+def _kept_of_clients(config: Config, proxy: nn.Module) -> dict[str, int]:
+    """Return what the clients' states take on disk at most: one of each, and those since the checkpoint before last."""
+    if not config.federated.client.keeps_state:
+        return {}
+    federated, since = config.federated, 2 * max(1, config.checkpoint.interval)
+    return {"client_states_bytes": get_adapter(proxy).nbytes * (federated.num_clients + since * federated.cohort_size)}
 
 
 def planned_actors(config: Config) -> int:

@@ -15,6 +15,9 @@ from fedpft.config import Config, ConfigError, TaskKind
 from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.tasks.loading import TaskData
+from fedpft.federated.client_steps.table import client_step
+from fedpft.federated.messages import RoundPlan
+from fedpft.federated.package import local_settings
 from fedpft.federated.server_rule import server_rule
 from fedpft.methods import find_method
 from fedpft.models.ffn import find_ffns
@@ -39,6 +42,8 @@ def rehearse(config: Config, task: TaskData) -> None:
     """
     fm = architecture(config.fm, task.modality, len(task.label_names), task.kind)
     server_rule(config.federated, np.zeros(0, dtype=bool))  # parts of others can be imported and made
+    nowhere = RoundPlan(round_index=1, lr=config.federated.lr, adapter=np.zeros(0), count_activations=False)
+    client_step(local_settings(config), nowhere, [])
     find_method(config.method.name)(fm, _NOBODY_READS, config, SilentProgress())  # which checks what it is given
     if task.kind in PROBLEM_TYPES:
         fm.config.problem_type = PROBLEM_TYPES[task.kind]  # the FM may have been one of another kind

@@ -14,9 +14,11 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
 from fedpft.data.histogram import label_histograms
 from fedpft.federated.adversary.clients import draw_adversaries
+from fedpft.federated.control_variates import ClientStates
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.evaluation import Evaluation
+from fedpft.federated.exchange import make_exchange
 from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.package import client_package
@@ -28,7 +30,7 @@ from fedpft.methods import find_method
 from fedpft.methods.carry_over import CarryOver
 from fedpft.metrics.table import METRICS
 from fedpft.models.costs import costs
-from fedpft.models.lora import AdaptedModel, get_adapter, is_head
+from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter, is_head
 from fedpft.run.same_fm import fm_record
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
@@ -57,6 +59,7 @@ def tune(
     *,
     saved: RunCheckpoint | None = None,
     keep: Callable[[RunCheckpoint], None] = lambda checkpoint: None,
+    states: ClientStates | None = None,
 ) -> Outcome:
     """Build the proxy, run all rounds, evaluate: from an untuned FM to a tuned one; only the tracker and `keep` write.
 
@@ -69,6 +72,7 @@ def tune(
         observer: hears what happens.
         saved: the state to go on from; None: from the beginning.
         keep: called with the state before the first round and after every round.
+        states: keeps what the server has of each client; None: this process.
 
     """
     record = saved.extra.get("fm", {}) if saved else {}
@@ -105,8 +109,9 @@ def tune(
     observer.run_started(untuned)
     observer.stage("count FLOPs")
     batch = typical_batch(data, config.federated.batch_size)
-    step = step_costs(proxy.model, batch)
-    compared = compare_steps(batch, method.plug_in(state.adapter), step)
+    num_memory = config.federated.num_memory
+    step = step_costs(proxy.model, batch, num_memory=num_memory)
+    compared = compare_steps(batch, method.plug_in(state.adapter), step, num_memory)
     observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
     adversaries = draw_adversaries(config, data.partition.num_clients)
     pool.broadcast(client_package(config, proxy, data, step, adversaries))
@@ -119,6 +124,7 @@ def tune(
         num_neurons=proxy.num_neurons,
         method=method,
         pool=pool,
+        exchange=make_exchange(config.federated, data.partition.sizes, adapter_layout(proxy.model), states),
         rule=server_rule(config.federated, is_head(proxy.model)),
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
@@ -147,7 +153,7 @@ def tune(
         **record,
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
-        **costs(fm, proxy.model),
+        **costs(fm, proxy.model, config.federated.client),
         **compared,
         **run_spent(final.spent),
         "kind": data.kind,

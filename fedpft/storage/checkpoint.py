@@ -111,6 +111,11 @@ class Checkpoints:
         """Delete all of them: the run has its result."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def oldest_round(self) -> int | None:
+        """Rounds done in the oldest checkpoint on disk; None: there is none."""
+        return min(map(_round, _folders(self._folder)), default=None)
+
     def _has_proxy(self, checkpoint: RunCheckpoint) -> bool:
         return self._written is not None and self._written[0] == checkpoint.proxy_version
 
@@ -129,9 +134,9 @@ class Checkpoints:
             _write_state(checkpoint, checksums, temporary / _STATE)
             for folder in (final, *(old for old in _folders(self._folder) if _round(old) > checkpoint.rounds_done)):
                 shutil.rmtree(folder, ignore_errors=True)  # only what could not be read when the run went on from here
-            _settle_folder(temporary)
+            settle_folder(temporary)
             temporary.rename(final)
-            _settle_folder(self._folder)
+            settle_folder(self._folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             self._written = None
@@ -222,7 +227,8 @@ def _settle(path: Path) -> str:
     return _checksum(path)
 
 
-def _settle_folder(folder: Path) -> None:
+def settle_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

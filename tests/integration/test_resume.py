@@ -14,7 +14,7 @@ from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.federated.observer import SilentObserver
 from fedpft.run.pipeline import run
 from fedpft.run.resume import go_on
-from fedpft.storage.checkpoint import load_newest
+from fedpft.storage.checkpoint import Checkpoints, load_newest
 from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 
 ROUNDS = ["federated.rounds=5", "method.uncompressed_layers=[0]", "evaluation.interval=2"]
@@ -125,6 +125,49 @@ def test_a_run_may_stop_after_every_round(settings, straight, tmp_path):
             go_on(config, StopBefore(round_index))
     go_on(config)
     assert outcome(tmp_path / "out") == straight
+
+
+class StopAt(SilentObserver):
+    """Ends the run without a word when a client's update has arrived, or when a round is tracked but not saved."""
+
+    def __init__(self, round_index, client=None):
+        self.round_index, self.client, self.now, self.arrived = round_index, client, 0, 0
+
+    def round_started(self, round_index, num_rounds, client_ids):
+        self.now, self.arrived = round_index, 0
+
+    def client_finished(self, update):
+        self.arrived += 1
+        if (self.now, self.arrived) == (self.round_index, self.client):
+            raise Stop
+
+    def round_finished(self, record):
+        if self.now == self.round_index and self.client is None:
+            raise Stop
+
+
+def test_what_clients_send_as_their_state_is_kept_with_the_rounds_checkpoint_or_not_at_all(
+    settings, tmp_path, monkeypatch
+):
+    settings = [*settings, "federated.client.kind=scaffold", "federated.lr=0.1", "checkpoint.interval=2"]
+    settings += [
+        "align.neurons.kind=none",
+        "method.plug_in=copy",
+        "evaluation.interval=5",
+        "evaluation.fidelity_examples=0",
+    ]
+    run(load_config(None, [*settings, f"output_dir={tmp_path / 'straight'}"]))
+    config = load_config(None, [*settings, f"output_dir={tmp_path / 'out'}"])
+    monkeypatch.setattr(Checkpoints, "flush", lambda self: None)  # as if the process were killed
+    left = []
+    for moment in (StopAt(4), StopAt(5, client=2)):
+        with pytest.raises(Stop):
+            go_on(config, moment)
+        rounds = {int(path.stem.split("-")[-1]) for path in (tmp_path / "out/checkpoints/clients").iterdir()}
+        left.append((load_newest(tmp_path / "out/checkpoints").rounds_done, max(rounds)))
+    assert left == [(2, 4), (4, 5)], "what is newer than the checkpoint is there, and not believed"
+    go_on(config)
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "straight")
 
 
 def test_with_an_interval_the_last_finished_round_is_kept_when_the_run_can_still_say_so(settings, straight, tmp_path):

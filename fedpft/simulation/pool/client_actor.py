@@ -2,13 +2,14 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from fedpft.federated.client import ClientPackage, LocalClient
 from fedpft.federated.memory import ProcessMemory, process_memory
-from fedpft.federated.messages import ClientUpdate, RoundPlan
+from fedpft.federated.messages import Arrays, ClientUpdate, RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.simulation.pool.packing import MemoryUse, probe
 from fedpft.trainer import be_deterministic
@@ -43,11 +44,14 @@ class ClientActor:
         self._client.replace_weights(weights)
         return platform.node()
 
-    def fit(self, plan: RoundPlan, groups: Sequence[Sequence[int]]) -> tuple[list[ClientUpdate], ProcessMemory]:
+    def fit(
+        self, plan: RoundPlan, groups: Sequence[Sequence[int]], states: Mapping[int, Arrays]
+    ) -> tuple[list[ClientUpdate], ProcessMemory]:
         """Train groups of clients one after the other; return all updates, and what this process holds after the last.
 
-        The clients of a group train together.
+        The clients of a group train together. `states` is the plan's, of these clients alone.
         """
+        plan = replace(plan, states=states)
         return [update for group in groups for update in self._client.fit_together(plan, group)], process_memory()
 
     def probe(self, package: ClientPackage, gpu_part: float) -> MemoryUse:

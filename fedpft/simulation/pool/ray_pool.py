@@ -15,7 +15,7 @@ from fedpft.config import PoolConfig
 from fedpft.federated.client import ClientPackage
 from fedpft.federated.grouping import groups
 from fedpft.federated.memory import ProcessMemory
-from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, RoundPlan
 from fedpft.simulation.cluster import (
     cluster_nodes,
     connect,
@@ -42,7 +42,8 @@ class RayClientPool:
     """A `ClientPool` on Ray.
 
     What is large travels once: the package (proxy and data) and each change of the proxy are put in the object store
-    once for all actors, the plan with its adapter once per round. A reply is one flat vector, counts and some numbers.
+    once for all actors, the plan with its adapter once per round. A client's own state goes with its order. A reply is
+    one flat vector, or two with a state, counts and some numbers.
 
     On a cluster that others use, too, the pool waits until there is room for its actors, or starts with fewer (see
     `reserve`); from then on the room is its own.
@@ -105,16 +106,17 @@ class RayClientPool:
         """
         self._pace.forget()
         waiting = Waiting(self._jobs(client_ids), self._pace)
-        reference = ray.put(plan)
+        for_all, states = replace(plan, states={}), plan.states
+        reference = ray.put(for_all)
         self._crew.heal()
         try:
-            self._start_clients(waiting, reference)
+            self._start_clients(waiting, reference, states)
             while waiting or self._crew.is_training:
                 ended = self._crew.wait()
                 if ended is not None and isinstance(ended[2], ObjectLostError):
-                    reference = ray.put(plan)
+                    reference = ray.put(for_all)
                 outcomes = [] if ended is None else self._judge(*ended, plan, waiting)
-                self._start_clients(waiting, reference)
+                self._start_clients(waiting, reference, states)
                 yield from outcomes
         finally:  # whoever stopped listening wants no more of this round
             self._crew.discard_training()
@@ -156,14 +158,16 @@ class RayClientPool:
         known = 0 <= client_id < self._partition.num_clients  # one that does not exist fails where it is trained
         return len(self._partition.shard(client_id)) if known else 0
 
-    def _start_clients(self, waiting: Waiting, reference: "ray.ObjectRef[Any]") -> None:
+    def _start_clients(self, waiting: Waiting, reference: "ray.ObjectRef[Any]", states: Mapping[int, Arrays]) -> None:
         newest = max(actor.number for actor in self._crew.actors)
         for num_tasks in range(MAX_TASKS):  # nobody gets a second task before everybody has a first
             for actor in self._crew.actors:
                 if len(actor.tasks) == num_tasks and len(actor.jobs) >= num_tasks:
                     jobs = waiting.take(actor=actor.number, newest=newest, num_actors=self.num_actors)
                     if jobs:
-                        task = actor.handle.fit.remote(reference, [job.client_ids for job in jobs])
+                        together = [job.client_ids for job in jobs]
+                        theirs = {client: states[client] for ids in together for client in ids if client in states}
+                        task = actor.handle.fit.remote(reference, together, theirs)
                         actor.start(task, limit=self._limit(jobs), jobs=jobs)
 
     def _limit(self, jobs: Sequence[Job]) -> float | None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedpft.config import ConfigError, PoolConfig
+from fedpft.config import ClientConfig, ConfigError, PoolConfig
+from fedpft.config.client import CLIENT_STEPS
 from fedpft.federated.messages import ClientFailure, RoundPlan
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.lora import get_adapter
@@ -37,6 +38,7 @@ def fingerprint(updates):
             u.adapter.tobytes(),
             u.metrics["loss"],
             None if u.counts is None else [a.tolist() for a in (*u.counts.zeros, u.counts.positions)],
+            {name: array.tobytes() for name, array in u.state.items()},
         )
         for u in sorted(updates, key=lambda u: u.client_id)
     ]
@@ -98,6 +100,29 @@ def test_every_pool_returns_bit_identical_updates(pool, expected):
     assert found == expected
     assert found[0][0][5] is not None
     assert found[1][0][5] is None
+
+
+@pytest.fixture(scope="module")
+def expected_of_kinds():
+    place = SequentialPool()
+    return {kind: play_kind(place, kind, together=1) for kind in CLIENT_STEPS}
+
+
+def play_kind(pool, kind, together):
+    """Run a round of a kind of client step, half of whose clients have a state, with all that makes steps differ."""
+    client = ClientConfig(kind=kind, schedule="linear", warmup_steps=1)
+    settings = replace(PACKAGE.settings, clients_per_batch=together, client=client, accumulate=2)
+    pool.broadcast(replace(PACKAGE, settings=settings))
+    shared, *own = np.random.default_rng(0).normal(size=(4, len(ADAPTER))).astype(np.float32) / 100
+    states = dict(zip([0, 4, 7], ({"variate": array} for array in own), strict=True))
+    return fingerprint(pool.run(replace(plan(), shared={"variate": shared}, states=states, tau=1.5), range(8)))
+
+
+@pytest.mark.parametrize("kind", CLIENT_STEPS)
+def test_every_kind_of_client_step_gives_every_pool_the_same_bits(pool, kind, expected_of_kinds):
+    assert play_kind(pool, kind, getattr(pool, "together", 1)) == expected_of_kinds[kind]
+    has_state = [bool(update[6]) for update in expected_of_kinds[kind]]
+    assert has_state == [kind == "scaffold"] * 8
 
 
 def test_a_round_is_the_same_when_run_again(pool):

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedpft.config import LoraConfig
+from fedpft.config import ClientConfig, LoraConfig
 from fedpft.data.collate import rows
 from fedpft.data.partition import Partition
 from fedpft.federated.client import LocalClient
+from fedpft.federated.client_steps.base import PlainStep
 from fedpft.federated.messages import RoundPlan
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import adapter_layout, attach_lora, get_adapter, set_adapter, tuned_mask
 from fedpft.models.weights import unpack_model
-from tests.tiny import TEXT_FAMILIES, tiny_fm, tiny_package
+from tests.tiny import TEXT_FAMILIES, LanguageCollator, tiny_fm, tiny_lm, tiny_package
 
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
@@ -240,28 +241,79 @@ def test_a_factor_of_lora_that_is_not_tuned_keeps_its_bits_and_the_head_never_do
     both = place.fit(plan_for(package, adapter=adapter), 0).adapter
     for factors in ("A", "B"):
         tuned, plan = tuned_mask(layout, factors), replace(plan_for(package, adapter=adapter), tuned=factors)
-        update = place.fit(plan, 0)
+        update, whole = place.fit(plan, 0), place._adapter.read()
         assert 0 < (tuned & ~is_head).sum() < (~is_head).sum()
-        assert update.adapter[~tuned].tobytes() == adapter[~tuned].tobytes() != both[~tuned].tobytes()
-        assert (update.adapter != adapter)[tuned & ~is_head].mean() > 0.9
-        assert (update.adapter != adapter)[is_head].any()
+        assert whole[~tuned].tobytes() == adapter[~tuned].tobytes() != both[~tuned].tobytes()
+        assert (whole != adapter)[tuned & ~is_head].mean() > 0.9
+        assert (whole != adapter)[is_head].any()
+        assert update.adapter.tobytes() == whole[tuned].tobytes(), "only what is tuned is sent"
         assert place.fit_together(plan, [1, 0])[1].adapter.tobytes() == update.adapter.tobytes()
+
+
+def test_what_is_left_out_of_the_adapter_is_the_proxys_own():
+    package = tiny_package()
+    own, place = first_adapter(package), LocalClient(package)
+    tuned = tuned_mask(adapter_layout(unpack_model(package.proxy)), "B")
+    whole = replace(plan_for(package, adapter=np.where(tuned, own + np.float32(0.01), own)), tuned="B")
+    place.fit(plan_for(package, lr=0.5), 1)  # which moved the proxy's own
+    part = replace(whole, adapter=whole.adapter[tuned], is_whole=False)
+    expected = place.fit(whole, 0).adapter.tobytes()
+    assert place.fit(part, 0).adapter.tobytes() == expected
+    assert place.fit_together(part, [1, 0])[1].adapter.tobytes() == expected
 
 
 def test_the_gradient_of_a_factor_that_is_not_tuned_has_no_part_in_the_clipped_norm():
     package = tiny_package(shard_sizes=(4,), max_grad_norm=1e-3)
     place, norms = LocalClient(package), []
 
-    class Spy:
-        num_moments = 2
+    class Spy(PlainStep):
+        def begin(self, start):
+            return []
 
-        def __call__(self, values, gradients, moments, steps_done):
+        def __call__(self, values, gradients, memory, steps_done, factor):
             lora, head = place._adapter.columns("B")
             norms.append(torch.cat([gradients[:, lora], gradients[:, head]], dim=1).norm().item())
 
     place._rule = lambda plan: Spy()
     place.fit(replace(plan_for(package, adapter=first_adapter(package) + 0.01), tuned="B"), 0)
     assert norms == [pytest.approx(1e-3, rel=1e-2)]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_accumulated_batches_are_one_large_batch(kind):
+    """Nine examples in steps of 4, 4 and 1, whatever the batches of which a step is made."""
+    common = {"shard_sizes": (9,), "num_epochs": 2, "client": ClientConfig(kind=kind, schedule="linear")}
+    whole = tiny_package(model=without_dropout("bert"), batch_size=4, **common)
+    cut = tiny_package(model=without_dropout("bert"), batch_size=2, accumulate=2, **common)
+    one, other = (LocalClient(p).fit(plan_for(p), 0) for p in (whole, cut))
+    moved = np.abs(one.adapter - first_adapter(whole)).max()
+    assert np.abs(one.adapter - other.adapter).max() < 1e-4 * moved
+    assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], rel=1e-5)
+    separate = replace(cut, settings=replace(cut.settings, accumulate=1))
+    assert np.abs(one.adapter - LocalClient(separate).fit(plan_for(cut), 0).adapter).max() > 0.01 * moved
+
+
+def test_a_language_models_accumulated_batches_are_one_large_batch():
+    """Its loss is a mean over tokens, of which batches have different numbers."""
+    model = attach_lora(tiny_lm("llama"), LoraConfig(rank=2, dropout=0.0), seed=0)
+    updates = []
+    for batch_size, accumulate in ((4, 1), (1, 4)):
+        package = tiny_package("llama", model=model, shard_sizes=(6,), batch_size=batch_size, accumulate=accumulate)
+        package = replace(package, collate=LanguageCollator(package.collate))
+        settings = replace(package.settings, client=ClientConfig(kind="sgd"))
+        package = replace(package, settings=settings)
+        updates.append(LocalClient(package).fit(plan_for(package, lr=0.1), 0).adapter)
+    moved = np.abs(updates[0] - first_adapter(package)).max()
+    assert np.abs(updates[0] - updates[1]).max() < 1e-4 * moved
+
+
+def test_what_a_proximal_client_is_pulled_by_is_clipped_with_the_losss_gradient():
+    """A step of SGD moves no further than the rate times the largest norm, however strong the pull is."""
+    package = tiny_package(shard_sizes=(9,), max_grad_norm=1e-2, weight_decay=0.0)
+    strong = ClientConfig(kind="prox", optimiser="sgd", mu=1e9)
+    package = replace(package, settings=replace(package.settings, client=strong))
+    moved = LocalClient(package).fit(plan_for(package, lr=1.0), 0).adapter - first_adapter(package)
+    assert 0 < np.linalg.norm(moved) <= 3 * 1e-2 * (1 + 1e-3)
 
 
 def test_the_head_learns_at_its_own_rate():

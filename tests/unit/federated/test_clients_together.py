@@ -8,18 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from fedpft.config import LoraConfig
+from fedpft.config import ClientConfig, LoraConfig
+from fedpft.config.client import CLIENT_STEPS
 from fedpft.data.partition import Partition
 from fedpft.federated import client as client_module
 from fedpft.federated.client import LocalClient
-from fedpft.federated.client_step import AdamW, clip_norms
+from fedpft.federated.client_steps.base import PlainStep, clip_norms
+from fedpft.federated.client_steps.corrected import VARIATE
+from fedpft.federated.client_steps.optimisers import AdamW
 from fedpft.federated.grouping import by_shape, even_parts, groups
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.step_costs import step_costs, typical_batch
 from fedpft.federated.throughput import Throughput
 from fedpft.models.lora import attach_lora, get_adapter
 from fedpft.models.weights import pack_model, unpack_model
-from tests.tiny import FAMILIES, IMAGE_FAMILIES, tiny_fm, tiny_lm, tiny_package
+from tests.tiny import FAMILIES, IMAGE_FAMILIES, LanguageCollator, tiny_fm, tiny_lm, tiny_package
 
 SIZES = (7, 9, 5, 12, 3, 4, 1)
 
@@ -28,17 +31,6 @@ class PixelCollator:
     def __call__(self, rows):
         pixels = torch.tensor([row["pixels"] for row in rows], dtype=torch.float32).reshape(-1, 3, 8, 8)
         return {"pixel_values": pixels, "labels": torch.tensor([row["label"] for row in rows])}
-
-
-class LanguageCollator:
-    """Every token is a target, but for those of padding."""
-
-    def __init__(self, collate):
-        self._collate = collate
-
-    def __call__(self, rows):
-        batch = self._collate(rows)
-        return batch | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
 
 
 def package_of(model_type, **settings):
@@ -61,9 +53,21 @@ def plan_for(package, count=True):
     return RoundPlan(round_index=1, lr=1e-2, adapter=adapter, count_activations=count)
 
 
+SCHEDULE = {"schedule": "cosine", "warmup_steps": 1}
+
+
+def stateful(plan):
+    """Return the plan with what SCAFFOLD's clients are sent, the first of whom has no state yet, and FedNova's."""
+    rng = np.random.default_rng(2)
+    c, *own = (0.01 * rng.normal(size=(7, len(plan.adapter)))).astype(np.float32)
+    states = {client_id: {VARIATE: array} for client_id, array in enumerate(own, start=1)}
+    return replace(plan, shared={VARIATE: c}, states=states, tau=2.5)
+
+
 def bits(update):
     counts = None if update.counts is None else [a.tolist() for a in (*update.counts.zeros, update.counts.positions)]
-    return update.client_id, update.num_examples, update.adapter.tobytes(), update.metrics["loss"], counts
+    state = {name: array.tobytes() for name, array in update.state.items()}
+    return update.client_id, update.num_examples, update.adapter.tobytes(), update.metrics["loss"], counts, state
 
 
 @pytest.mark.filterwarnings("error:clients train one by one")
@@ -76,6 +80,17 @@ def test_each_client_gets_the_bits_that_it_gets_alone(model_type):
     assert [bits(update) for update in together.fit_together(plan, [4, 1])] == [expected[4], expected[1]]
     assert [bits(update) for update in together.fit_together(plan, range(7))] == expected
     assert bits(together.fit(plan, 2)) == expected[2]
+
+
+@pytest.mark.parametrize("kind", CLIENT_STEPS)
+def test_every_rule_of_steps_does_too(kind):
+    """With rates that fall for each over its own number of steps, and steps of two batches."""
+    package = package_of("bert", client=ClientConfig(kind=kind, **SCHEDULE), accumulate=2, num_epochs=2)
+    plan = stateful(plan_for(package, count=False))
+    place = LocalClient(package)
+    expected = [bits(place.fit(plan, client_id)) for client_id in range(7)]
+    assert [bits(update) for update in place.fit_together(plan, range(7))] == expected
+    assert len({bits[2] for bits in expected}) == 7
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
@@ -121,8 +136,8 @@ def test_a_client_without_further_batches_is_left_as_it_is():
     seen = []
     rule = AdamW.__call__
 
-    def spy(self, values, gradients, moments, steps_done):
-        rule(self, values, gradients, moments, steps_done)
+    def spy(self, *args):
+        rule(self, *args)
         seen.append(place._adapter.values[6].clone())
 
     place._rule = lambda plan, made=place._rule: SpyingRule(made(plan), spy)
@@ -132,11 +147,10 @@ def test_a_client_without_further_batches_is_left_as_it_is():
     assert last_of_its_step < len(seen) - 1
 
 
-class SpyingRule:
-    num_moments = 2
-
+class SpyingRule(PlainStep):
     def __init__(self, rule, call):
         self._rule, self._call = rule, call
+        self.begin = rule.begin
 
     def __call__(self, *args):
         self._call(self._rule, *args)
