@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from fedpft.cli.arguments import ConfigPath, Format, Overrides, Resume, print_json
+from fedpft.cli.board import board_app
 from fedpft.cli.console import say_on, take_any_text
 from fedpft.cli.dashboard import dashboard_app
 from fedpft.cli.environment import hush_libraries, settle_caches
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(start_app)
 app.add_typer(jobs_app)
 app.add_typer(sweep_app)
+app.add_typer(board_app)
 app.add_typer(dashboard_app)
 cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")

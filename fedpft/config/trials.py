@@ -21,6 +21,8 @@ from fedpft.metrics.table import METRICS
 
 TRIALS_FOLDER = "trials"
 """In a sweep's `output_dir`: a run's folder for each trial."""
+SETTINGS_FILE, SUMMARY_FILE = "sweep.yaml", "sweep.json"
+"""Beside it: the sweep's resolved settings; what came out, when it has ended."""
 STATE_FOLDER = "tune"
 """Beside it: Ray Tune's own state."""
 RANKING_NUMBERS = (

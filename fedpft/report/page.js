@@ -1,8 +1,15 @@
 // Draws every figure of a page from its JSON; filters groups; shows the chosen one of several figures.
 "use strict";
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const figures = new Map([...document.querySelectorAll(".plot")].map(plot => [plot, JSON.parse(plot.firstElementChild.text)]));
+const figures = new Map();
 const hidden = new Set();
+
+function collect() {
+  figures.clear();
+  for (const plot of document.querySelectorAll(".plot")) {
+    figures.set(plot, JSON.parse(plot.querySelector(":scope > script").text));
+  }
+}
 
 function template() {
   const style = getComputedStyle(document.documentElement);
@@ -19,32 +26,38 @@ function draw(plot) {
   if (!plot.offsetParent) return;  // not shown; drawn when it is
   const {data, layout} = figures.get(plot);
   const traces = data.map(trace => ({...trace, visible: !hidden.has(trace.legendgroup)}));
-  Plotly.react(plot, traces, {...layout, template: template()}, {responsive: true, displayModeBar: false});
+  const look = {...layout, uirevision: "what the reader chose", template: template()};
+  Plotly.react(plot, traces, look, {responsive: true, displayModeBar: false});
 }
 
-function drawAll() {
-  for (const plot of figures.keys()) draw(plot);
+function drawAll(plots = figures.keys()) {
+  for (const plot of plots) draw(plot);
 }
 
-function filter() {
+function filter(plots) {
   const boxes = [...document.querySelectorAll(".filter input")];
   hidden.clear();
   for (const box of boxes) if (!box.checked) hidden.add(box.value);
   for (const part of document.querySelectorAll("[data-group]")) part.hidden = hidden.has(part.dataset.group);
   const said = document.querySelector(".filter output");
   if (said) said.textContent = `${boxes.length - hidden.size} of ${boxes.length} shown`;
-  drawAll();
+  drawAll(plots);
 }
 
 function choose(select) {
-  const panels = select.closest("section").querySelectorAll(".choice");
+  const panels = select.closest("section")?.querySelectorAll(".choice") ?? [];
   for (const panel of panels) panel.hidden = panel.dataset.choice !== select.value;
 }
 
-for (const box of document.querySelectorAll(".filter input")) box.addEventListener("change", filter);
-for (const select of document.querySelectorAll("select")) {
-  select.addEventListener("change", () => { choose(select); drawAll(); });
-  choose(select);
+function show(plots) {
+  collect();
+  for (const select of document.querySelectorAll("select")) choose(select);
+  filter(plots);
 }
-dark.addEventListener("change", drawAll);
-filter();
+
+document.addEventListener("change", event => {
+  if (event.target.matches(".filter input")) filter();
+  if (event.target.matches("select")) { choose(event.target); drawAll(); }
+}, true);
+dark.addEventListener("change", () => drawAll());
+show();

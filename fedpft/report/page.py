@@ -62,36 +62,59 @@ def page(
         partition: its `partition.json`, if there is one.
 
     """
-    metric, title = result["metric"], metric_title(result["metric"])
-    curves = shown_models(CURVES, result).values()
-    figures = {
-        f"{title[0].upper()}{title[1:]} of the {' and of the '.join(curves)}": _metric_figure(result, records),
-        "Training loss of the clients": _loss_figure(records),
-    }
-    if "fidelity" in result:
-        before = {"round": 0, "fidelity": result["fidelity"]["before"]}
-        figures["Fidelity: how close the sub-FM is to the FM"] = heat_map([before, *records])
+    return document(result["name"], run_parts(result, config, records, partition))
+
+
+def run_parts(
+    result: Mapping[str, Any],
+    config: Config,
+    records: Sequence[Mapping[str, Any]],
+    partition: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """Yield what is under the title; of an unfinished run (:func:`result_so_far`) that for which there are numbers."""
+    about = f"{result['method']}, {rounds_done(result)}, seed {result['seed']}: {config.fm.path} on "
+    about += f"{config.task.name}, {config.federated.num_clients} clients"
+    figures = {}
+    if "metric" in result:
+        metric, title = result["metric"], metric_title(result["metric"])
+        shown = {key: model for key, model in shown_models(MODELS, result).items() if key in result}
+        numbers = "".join(
+            f"<div><dt>{model}</dt><dd>{metric_value(result[key], metric)}</dd></div>" for key, model in shown.items()
+        )
+        yield paragraph(f"{about}; {title}:")
+        yield f"<dl>{numbers}</dl>"
+        for title, value, what in attack_rows(result):
+            yield paragraph(f"{title[0].upper()}{title[1:]}: {value} {what}.")
+        if why := why_stopped(result):
+            yield paragraph(f"Stopped early: {why}.")
+        yield _metric_table(result["metrics"], {key: shown[key] for key in shown if key in result["metrics"]})
+        curves = shown_models(CURVES, result).values()
+        curve = f"{metric_title(metric)} of the {' and of the '.join(curves)}"
+        figures[f"{curve[0].upper()}{curve[1:]}"] = _metric_figure(result, records)
+    else:
+        yield paragraph(about)
+    if records:
+        figures["Training loss of the clients"] = _loss_figure(records)
+    before = [{"round": 0, "fidelity": result["fidelity"]["before"]}] if "fidelity" in result else []
+    if measured := [*before, *(record for record in records if "fidelity" in record)]:
+        figures["Fidelity: how close the sub-FM is to the FM"] = heat_map(measured)
     if partition is not None:
         figures["Partition: label shares in each client"] = partition_figure(partition)
-    shown = shown_models(MODELS, result)
-    numbers = "".join(
-        f"<div><dt>{model}</dt><dd>{metric_value(result[key], metric)}</dd></div>" for key, model in shown.items()
-    )
-    parts = [
-        paragraph(
-            f"{result['method']}, {rounds_done(result)}, seed {result['seed']}: {config.fm.path} on "
-            f"{config.task.name}, {config.federated.num_clients} clients; {title}:"
-        ),
-        f"<dl>{numbers}</dl>",
-        *(paragraph(f"{title[0].upper()}{title[1:]}: {value} {about}.") for title, value, about in attack_rows(result)),
-        *([paragraph(f"Stopped early: {why}.")] if (why := why_stopped(result)) else []),
-        _metric_table(result["metrics"], shown),
-        *(section(title, plot(figure, title)) for title, figure in figures.items()),
-        *(_client_section(result, view) for view in VIEWS),
-        section("What it costs", table(["cost", "value"], _cost_rows(result), "costs")),
-        section("Settings other than the defaults", table(["key", "value"], _setting_rows(config), "settings")),
-    ]
-    return document(result["name"], parts)
+    yield from (section(title, plot(figure, title)) for title, figure in figures.items())
+    yield from (_client_section(result, view) for view in VIEWS)
+    if "wall_seconds" in result:
+        yield section("What it costs", table(["cost", "value"], _cost_rows(result), "costs"))
+    yield section("Settings other than the defaults", table(["key", "value"], _setting_rows(config), "settings"))
+
+
+def result_so_far(config: Config, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the keys of `result.json` that an unfinished run's records tell; `rounds`: those done."""
+    last: Mapping[str, Any] = next((record for record in reversed(records) if "fm" in record), {})
+    scores = {
+        key: last[key] for key in ("fm", "sub_fm", "fm_copied", "metric", "metric_goal", "metrics") if key in last
+    }
+    done = records[-1]["round"] if records else 0
+    return {"name": config.name, "seed": config.seed, "method": config.method.name, "rounds": done, **scores}
 
 
 def _client_section(result: Mapping[str, Any], view: View) -> str:
@@ -134,10 +157,10 @@ def _metric_table(metrics: Mapping[str, Mapping[str, float]], models: Mapping[st
 
 
 def _metric_figure(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> "Figure":
-    start = {"round": 0, "fm": result["untuned_fm"]}
+    start = {"round": 0, **({"fm": result["untuned_fm"]} if "untuned_fm" in result else {})}
     if "fidelity" in result:
         start["sub_fm"] = start["fm"] - result["fidelity"]["leakage_gap_before"]
-    evaluated = [start, *(record for record in records if "fm" in record)]
+    evaluated = [record for record in (start, *records) if "fm" in record]
     models = shown_models(CURVES, result)
     lines = {title: [record.get(key) for record in evaluated] for key, title in models.items()}
     figure = _line_figure([record["round"] for record in evaluated], lines)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fedpft.config import ConfigError
 from fedpft.config.loading import dump_structured
 from fedpft.config.sweep import SweepConfig
-from fedpft.config.trials import STATE_FOLDER, TRIALS_FOLDER, Trial, planned_trials
+from fedpft.config.trials import SETTINGS_FILE, STATE_FOLDER, SUMMARY_FILE, TRIALS_FOLDER, Trial, planned_trials
 from fedpft.federated.observer import SilentObserver
 from fedpft.report.intervals import half_interval
 from fedpft.run.pipeline import RunResult, run
@@ -33,10 +33,7 @@ from fedpft.storage.output import ROUNDS_FILE, Kind, claim_output_dir, write_jso
 if TYPE_CHECKING:  # Ray is loaded after all trials were checked
     from fedpft.simulation.sweep import Report, Watcher
 
-SETTINGS_FILE = "sweep.yaml"
-"""In a sweep's folder: its resolved settings."""
-
-SWEEP = Kind(what="sweep", marker=TRIALS_FOLDER, others=(SETTINGS_FILE, "sweep.json", STATE_FOLDER))
+SWEEP = Kind(what="sweep", marker=TRIALS_FOLDER, others=(SETTINGS_FILE, SUMMARY_FILE, STATE_FOLDER))
 
 NO_RESULT = "it ended without a result"
 """Of a trial that nobody stopped."""
@@ -101,7 +98,7 @@ def run_sweep(
         ended = run_trials(sweep, trials, play, watcher, restore=is_there and unchanged)
         outcomes = [outcome(sweep, trial, error) for trial, error in ended]
         summary = {"wall_seconds": time.perf_counter() - start, "resumed": resume, **summarise(sweep, outcomes)}
-        write_json(folder / "sweep.json", summary)
+        write_json(folder / SUMMARY_FILE, summary)
         return summary
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # plotly is loaded with the first figure
 
 
 def client_spread(group: Group, view: View) -> dict[str, float]:
-    """Return the view's numbers, each the mean over the group's runs; empty unless all of them have it."""
-    found = [_of_run(run, view) for run in group.runs]
-    return {key: fmean(each[key] for each in found) for key in view.spread} if all(found) else {}
+    """Return the view's numbers, each the mean over finished runs; empty unless all of them have it."""
+    found = [_of_run(run, view) for run in group.finished]
+    return {key: fmean(each[key] for each in found) for key in view.spread} if found and all(found) else {}
 
 
 def client_figure(groups: Mapping[str, Group], colours: Mapping[str, str], view: View) -> "Figure":
@@ -29,7 +29,7 @@ def client_figure(groups: Mapping[str, Group], colours: Mapping[str, str], view:
     """
     names = {label: label.replace(", ", ",<br>") for label in groups}
     rows = {
-        names[label]: [value for run in group.runs for value in _of_run(run, view)["values"] if value is not None]
+        names[label]: [value for run in group.finished for value in _of_run(run, view)["values"] if value is not None]
         for label, group in groups.items()
     }
     figure = accuracy_boxes(rows, [colours[label] for label in groups])

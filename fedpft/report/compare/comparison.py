@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from fedpft.config import ConfigError
@@ -11,7 +12,7 @@ from fedpft.report.clients import EXPECTED, VIEWS, View
 from fedpft.report.compare.clients import client_spread
 from fedpft.report.compare.costs import AXES, group_costs, pareto_front
 from fedpft.report.compare.groups import Group, differing_keys, group_runs, require_comparable, short_value
-from fedpft.report.compare.runs import LeftOut, read_runs
+from fedpft.report.compare.runs import LeftOut, Run, read_runs
 from fedpft.report.compare.statistics import (
     Difference,
     Estimate,
@@ -25,15 +26,20 @@ from fedpft.report.scores import metric_change, metric_range, metric_value
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Groups, the best first, and what sets them apart; all mappings are by the groups' labels."""
+    """Groups, the best first, and what sets them apart; all mappings are by the groups' labels.
+
+    Unfinished runs have curves, but no statistics: a group of nothing else has no estimate, and comes last.
+    """
 
     metric: str
     goal: Goal
     baseline: str
     groups: Sequence[Group]
+    order: Sequence[str]
+    """Labels in the order of the groups' first runs: what colours follow, which stay while ranks change."""
     estimates: Mapping[str, Estimate]
     differences: Mapping[str, Difference]
-    """Of every group but the baseline."""
+    """Of every group with a finished run but the baseline."""
     costs: Mapping[str, Mapping[str, float]]
     """Label -> axis -> mean price."""
     left_out: Sequence[LeftOut]
@@ -61,6 +67,11 @@ class Comparison:
         scores = {label: found.mean for label, found in self.estimates.items()}
         return pareto_front(prices, scores, (AXES[axis].goal, self.goal))
 
+    @property
+    def num_unfinished(self) -> int:
+        """Runs that do not count yet."""
+        return sum(len(group.runs) - len(group.finished) for group in self.groups)
+
     def setting_rows(self) -> list[tuple[str, list[str]]]:
         """Return the keys in which groups differ, each with every group's value."""
         settings = [group.settings for group in self.groups]
@@ -70,7 +81,7 @@ class Comparison:
         """Return a group's mean difference to the baseline; `baseline` for itself, nothing without common seeds."""
         if label == self.baseline:
             return "baseline"
-        mean = self.differences[label].mean
+        mean = self.differences[label].mean if label in self.differences else None
         return "" if mean is None else metric_change(mean, self.metric)
 
     def standing(self, label: str) -> Literal["better", "worse", "not distinguishable", "not comparable"]:
@@ -102,8 +113,10 @@ class Comparison:
         return f"{label} {verb} {self.baseline} by {size} ({why})"
 
     def score(self, label: str) -> str:
-        """Return a group's metric with its interval, or what one run alone can say."""
-        found = self.estimates[label]
+        """Return a group's metric with its interval, or what one run alone can say, or what there is so far."""
+        found = self.estimates.get(label)
+        if found is None:
+            return f"{metric_value(_newest(self._group(label)), self.metric)} so far"
         mean = metric_value(found.mean, self.metric)
         if found.low is not None and found.high is not None:
             low, high = found.low, found.high
@@ -118,8 +131,11 @@ class Comparison:
         found = self.estimates[label]
         if found.n > 1 or self.metric != "accuracy":
             return None
-        (run,) = next(group.runs for group in self.groups if group.label == label)
+        (run,) = self._group(label).finished
         return binomial_error(found.mean, run.result["num_eval_examples"])
+
+    def _group(self, label: str) -> Group:
+        return next(group for group in self.groups if group.label == label)
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `compare.json`."""
@@ -132,9 +148,12 @@ class Comparison:
                 "verdict": self.verdict(group.label) if group.label in self.differences else None,
                 "costs": self.costs[group.label],
                 **{view.key: self.client_spreads(view).get(group.label) for view in VIEWS},
-                "runs": [{"folder": str(run.folder), "seed": run.seed, self.metric: run.value} for run in group.runs],
+                "runs": [
+                    {"folder": str(run.folder), "seed": run.seed, self.metric: run.value} for run in group.finished
+                ],
             }
             for group in self.groups
+            if group.finished
         ]
         labels = [group.label for group in self.groups]
         return {
@@ -161,17 +180,34 @@ def compare(folders: Sequence[Path], baseline: str | None = None, allow_differen
 
     """
     runs, left_out = read_runs(folders)
+    return compare_runs(runs, left_out, baseline, allow_different)
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    left_out: Sequence[LeftOut] = (),
+    baseline: str | None = None,
+    allow_different: Sequence[str] = (),
+) -> Comparison:
+    """Compare runs, finished and unfinished ones; see :func:`compare`."""
     require_comparable(runs, allow_different)
     groups = group_runs(runs)
     reference = _baseline(groups, baseline)
-    estimates = {group.label: estimate(list(group.values.values())) for group in groups}
-    others = [group for group in groups if group is not reference]
+    counted = [group for group in groups if group.finished]
+    estimates = {group.label: estimate(list(group.values.values())) for group in counted}
+    others = [group for group in counted if group is not reference]
     goal: Goal = runs[0].result["metric_goal"]
+    sign = -1 if goal == "max" else 1
+
+    def rank(group: Group) -> tuple[bool, float]:
+        return not group.finished, sign * _newest(group)
+
     return Comparison(
         metric=runs[0].result["metric"],
         goal=goal,
         baseline=reference.label,
-        groups=sorted(groups, key=lambda group: estimates[group.label].mean, reverse=goal == "max"),
+        groups=sorted(groups, key=rank),
+        order=[group.label for group in groups],
         estimates=estimates,
         differences=holm({group.label: paired_difference(group.values, reference.values) for group in others}),
         costs={group.label: group_costs(group) for group in groups},
@@ -179,9 +215,14 @@ def compare(folders: Sequence[Path], baseline: str | None = None, allow_differen
     )
 
 
+def _newest(group: Group) -> float:
+    """Return the mean over finished runs, or where there is none, over all of them so far."""
+    return fmean(run.value for run in group.finished or group.runs)
+
+
 def _baseline(groups: Sequence[Group], wanted: str | None) -> Group:
     if wanted is None:
-        return groups[0]
+        return next((group for group in groups if group.finished), groups[0])
     for group in groups:
         if group.label == wanted or any(run.folder == Path(wanted).resolve() for run in group.runs):
             return group

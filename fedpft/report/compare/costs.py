@@ -83,10 +83,11 @@ AXES: dict[str, Axis] = {
 
 
 def group_costs(group: Group) -> dict[str, float]:
-    """Return the group's price on each axis that all of its runs measured."""
-    prices = {key: [axis.of(run.result) for run in group.runs] for key, axis in AXES.items()}
+    """Return the group's price on each axis that all of its finished runs measured."""
+    runs = group.finished
+    prices = {key: [axis.of(run.result) for run in runs] for key, axis in AXES.items()}
     measured = {key: [price for price in each if price is not None] for key, each in prices.items()}
-    return {key: fmean(each) for key, each in measured.items() if len(each) == len(group.runs)}
+    return {key: fmean(each) for key, each in measured.items() if runs and len(each) == len(runs)}
 
 
 def pareto_front(prices: Mapping[str, float], scores: Mapping[str, float], goals: tuple[Goal, Goal]) -> list[str]:

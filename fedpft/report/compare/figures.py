@@ -27,19 +27,19 @@ _MAX_TICKS = 6  # of an axis of parallel coordinates
 
 def group_colours(comparison: Comparison) -> dict[str, str]:
     """Return label -> colour."""
-    return {group.label: PALETTE[index % len(PALETTE)] for index, group in enumerate(comparison.groups)}
+    return {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(comparison.order)}
 
 
 def group_markers(comparison: Comparison) -> dict[str, str]:
     """Return label -> plotly's name of the marker."""
     names = list(MARKERS)
-    return {group.label: names[index % len(names)] for index, group in enumerate(comparison.groups)}
+    return {label: names[index % len(names)] for index, label in enumerate(comparison.order)}
 
 
 def curve_figure(comparison: Comparison, model: str) -> "Figure | None":
     """Return the metric of a `model` (`fm`, `sub_fm`) by round: means over seeds, bands from the lowest to the highest.
 
-    None if no group has such a curve.
+    Dotted: no seed is finished. None if no group has such a curve.
     """
     from plotly.graph_objects import Figure, Scatter
 
@@ -55,7 +55,8 @@ def curve_figure(comparison: Comparison, model: str) -> "Figure | None":
             band = {"fill": "toself", "line": {"width": 0}, "fillcolor": colours[group.label], "opacity": 0.13}
             around = {"x": [*rounds, *reversed(rounds)], "y": [*high, *reversed(low)]}
             figure.add_trace(Scatter(**around, **band, **common, mode="lines", hoverinfo="skip"))
-        style = {"line": {"color": colours[group.label]}, "marker": {"symbol": markers[group.label], "size": 8}}
+        line = {"color": colours[group.label], "dash": "solid" if group.finished else "dot"}
+        style = {"line": line, "marker": {"symbol": markers[group.label], "size": 8}}
         figure.add_trace(Scatter(x=rounds, y=[fmean(each) for each in values], **style, **common, mode="lines+markers"))
     if not figure.data:
         return None
@@ -114,8 +115,9 @@ def parallel_figure(comparison: Comparison) -> "Figure | None":
     for index, (label, run) in enumerate(runs):
         line = Scatter(
             x=list(range(len(axes))), y=[axis.heights[index] for axis in axes], mode="lines+markers", opacity=0.75,
-            line={"color": colours[label]}, marker={"symbol": markers[label], "size": 8}, showlegend=False,
-            legendgroup=label, name=label, hovertemplate=f"{label}, seed {run.seed}<extra></extra>",
+            line={"color": colours[label]}, showlegend=False,
+            marker={"symbol": markers[label] + "-open" * (not run.is_finished), "size": 8},
+            legendgroup=label, name=label, hovertemplate=f"{label}, {_which(run)}<extra></extra>",
         )  # fmt: skip
         figure.add_trace(line)
     for place, axis in enumerate(axes):
@@ -207,11 +209,17 @@ def _values_by_round(group: Group, model: str) -> dict[int, list[float]]:
     """Return round -> the metric of every run of the group that was evaluated then; round 0 is the untuned FM."""
     by_round: dict[int, list[float]] = {}
     for run in group.runs:
-        start = {"round": 0, **({"fm": run.result["untuned_fm"]} if model == "fm" else {})}
+        start = {"round": 0}
+        if model == "fm" and "untuned_fm" in run.result:
+            start["fm"] = run.result["untuned_fm"]
         for record in (start, *run.records):
             if model in record:
                 by_round.setdefault(record["round"], []).append(record[model])
     return dict(sorted(by_round.items()))
+
+
+def _which(run: Run) -> str:
+    return f"seed {run.seed}" + ("" if run.is_finished else f", so far: round {run.result['rounds']}")
 
 
 def _mean_fidelity(group: Group) -> dict[str, list[float | None]]:

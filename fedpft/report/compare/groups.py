@@ -20,12 +20,17 @@ class Group:
     runs: Sequence[Run]
 
     @property
-    def values(self) -> dict[int, float]:
-        """Seed -> primary metric of the plugged-in FM."""
-        return {run.seed: run.value for run in self.runs}
+    def finished(self) -> list[Run]:
+        """The runs that count: statistics and prices are theirs alone."""
+        return [run for run in self.runs if run.is_finished]
 
     @property
-    def settings(self) -> dict[str, str]:
+    def values(self) -> dict[int, float]:
+        """Seed -> primary metric of the plugged-in FM, of finished runs."""
+        return {run.seed: run.value for run in self.finished}
+
+    @property
+    def settings(self) -> Mapping[str, str]:
         """Dotted key -> JSON of all settings that the numbers depend on."""
         return self.runs[0].settings
 
@@ -44,10 +49,11 @@ def require_comparable(runs: Sequence[Run], allow_different: Sequence[str] = ())
     if unknown := set(allow_different) - set(DIFFERENCES_ALLOWED):
         found, allowed = ", ".join(sorted(unknown)), ", ".join(DIFFERENCES_ALLOWED)
         raise ConfigError(f"--allow-different: found {found}, allowed: {allowed}")
-    first, terms = runs[0], _terms(runs[0])
-    for run in runs[1:]:
-        for key, value in _terms(run).items():
-            if value != terms[key] and key not in allow_different:
+    first, *others = sorted(runs, key=lambda run: not run.is_finished)
+    terms = comparable_terms(first)
+    for run in others:
+        for key, value in comparable_terms(run).items():
+            if value != terms.get(key, value) and key not in allow_different:
                 found = f"{_shown(terms[key])} in {first.folder}, {_shown(value)} in {run.folder}"
                 way = f", or --allow-different {key}" if key in DIFFERENCES_ALLOWED else ""
                 raise ConfigError(f"not comparable, {key}: found {found}; allowed: the same in all runs{way}")
@@ -85,15 +91,25 @@ def short_value(value: str | None) -> str:
     return plain.rstrip("/").rpartition("/")[2] if isinstance(plain, str) else value
 
 
-def _terms(run: Run) -> dict[str, Any]:
-    """Return what must be the same in runs that are compared: metric, data, and when they were evaluated."""
+def comparable_terms(run: Run) -> dict[str, Any]:
+    """Return what must be the same in runs that are compared: metric, data, and when they were evaluated.
+
+    An unfinished run does not know all of it.
+    """
     task = {key: value for key, value in run.settings.items() if key.startswith("task.") and key != "task.metrics"}
-    return {
+    terms = {
         "metric": run.result["metric"],
         **task,
-        "evaluation examples": run.result["num_eval_examples"],
-        "rounds": run.result.get("stopped", {}).get("planned_rounds", run.result["rounds"]),
+        "evaluation examples": run.result.get("num_eval_examples"),
+        "rounds": _planned_rounds(run),
     }
+    return {key: value for key, value in terms.items() if value is not None}
+
+
+def _planned_rounds(run: Run) -> int | None:
+    if not run.is_finished:
+        return json.loads(run.settings.get("federated.rounds", "null"))
+    return run.result.get("stopped", {}).get("planned_rounds", run.result["rounds"])
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -36,10 +36,18 @@ _MIN_BOX_WIDTH = 480
 
 def compare_page(comparison: Comparison) -> str:
     """Return the page's HTML."""
+    return document(f"Comparison of {metric_title(comparison.metric)}", comparison_parts(comparison))
+
+
+def comparison_parts(comparison: Comparison) -> Iterator[str]:
+    """Yield what is under the title."""
     metric = metric_title(comparison.metric)
     runs = sum(len(group.runs) for group in comparison.groups)
-    what = f"{runs} runs in {len(comparison.groups)} groups, by {metric} of the plugged-in FM after the last round"
-    return document(f"Comparison of {metric}", [paragraph(what), *_verdicts(comparison), *_sections(comparison)])
+    yield paragraph(
+        f"{runs} runs in {len(comparison.groups)} groups, by {metric} of the plugged-in FM after the last round"
+    )
+    yield from _verdicts(comparison)
+    yield from _sections(comparison)
 
 
 def _verdicts(comparison: Comparison) -> Iterator[str]:
@@ -60,6 +68,13 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
             f"Paired t-tests against {comparison.baseline} over common seeds; p values by Holm for "
             f"{len(comparison.differences)} comparison(s). Distinguishable: p below 0.05."
         )
+    if comparison.num_unfinished:
+        yield note(
+            f"{comparison.num_unfinished} of the runs are not finished: they have curves, but numbers and verdicts are "
+            "of finished seeds alone and may turn. Who looks after every seed and stops at the first difference finds "
+            "one by chance more often than 5 % of the time: choose the number of seeds before, and judge when all are "
+            "finished."
+        )
     if comparison.left_out:
         left = "; ".join(f"{left.folder}: {left.reason}" for left in comparison.left_out)
         yield note(f"Left out: {left}.")
@@ -71,6 +86,8 @@ def _sections(comparison: Comparison) -> Iterator[str]:
     metric = metric_title(comparison.metric)
     curves = {title: curve_figure(comparison, model) for model, title in CURVES.items()}
     about = "Mean over seeds; the band is from the lowest to the highest seed. Round 0 is the untuned FM."
+    if comparison.num_unfinished:
+        about += " Where a seed has not got so far, the mean is over the others; dotted: no seed is finished."
     panels = {title: plot(figure, f"{metric} of the {title} by round") for title, figure in curves.items() if figure}
     yield section(f"{metric[0].upper()}{metric[1:]} by round", choice("model", panels), note(about))
     if comparison.axes:
@@ -129,7 +146,10 @@ def _table(comparison: Comparison) -> str:
     for group in comparison.groups:
         label = group.label
         prices = [_price(comparison.price(label, axis), label in front) for axis, front in fronts.items()]
-        said = [escape(comparison.score(label)), str(len(group.runs)), comparison.change(label)]
+        seeds = str(len(group.runs))
+        if len(group.finished) < len(group.runs):
+            seeds = f"{len(group.finished)} of {seeds}"
+        said = [escape(comparison.score(label)), seeds, comparison.change(label)]
         rows.append([_name(comparison, label), *said, *prices])
     prices_head = [f'<abbr title="{escape(AXES[axis].title)}">{AXES[axis].short}</abbr>' for axis in fronts]
     labels = [group.label for group in comparison.groups]

@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders."""
+"""Runs that are compared, read from their folders."""
 
 import json
 import math
@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedpft.config import Config, ConfigError, load_config
+from fedpft.config import ConfigError, load_config
 from fedpft.config.compare import HARMLESS
 from fedpft.config.flat import flat_settings
 from fedpft.config.plugins import adopt
@@ -23,16 +23,18 @@ NEEDED = ("name", "seed", "method", "metric", "metric_goal", "fm", "untuned_fm",
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a finished run left."""
+    """What a finished run left, or another one has so far."""
 
     folder: Path
-    config: Config
+    settings: Mapping[str, str]
+    """Dotted key -> JSON of each setting that the numbers depend on, without the seed."""
     result: Mapping[str, Any]
-    """The content of result.json."""
+    """The content of result.json; of an unfinished run those keys that its records tell."""
     records: Sequence[Mapping[str, Any]]
     """The lines of rounds.jsonl."""
     partition: Mapping[str, Any] | None
     """`label_names`, `label_histogram`; None: the run recorded none."""
+    is_finished: bool = True
 
     @property
     def seed(self) -> int:
@@ -41,15 +43,8 @@ class Run:
 
     @property
     def value(self) -> float:
-        """The primary metric of the plugged-in FM after the last round."""
+        """The primary metric of the plugged-in FM after the last round, or the last one that was evaluated."""
         return self.result["fm"]
-
-    @cached_property
-    def settings(self) -> dict[str, str]:
-        """Dotted key -> JSON of each setting that the numbers depend on, without the seed."""
-        harmless = ("seed", *HARMLESS)
-        flat = flat_settings(asdict(self.config))
-        return {key: value for key, value in flat.items() if not any(fnmatch(key, pattern) for pattern in harmless)}
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,16 @@ class LeftOut:
 
     folder: Path
     reason: str
+
+
+def telling_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return dotted key -> JSON of each setting that the numbers depend on, without the seed."""
+    return {key: value for key, value in flat_settings(config).items() if not _is_harmless(key)}
+
+
+@cache
+def _is_harmless(key: str) -> bool:
+    return any(fnmatch(key, pattern) for pattern in ("seed", *HARMLESS))
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
@@ -122,7 +127,8 @@ def _read_run(folder: Path) -> Run:
     records = _read_json(folder / ROUNDS_FILE)
     has_partition = (folder / PARTITION_FILE).exists()
     partition = _read_json(folder / PARTITION_FILE, whole=True)[0] if has_partition else None
-    return Run(folder=folder, config=config, result=result, records=records, partition=partition)
+    settings = telling_settings(asdict(config))
+    return Run(folder=folder, settings=settings, result=result, records=records, partition=partition)
 
 
 def _read_json(path: Path, whole: bool = False) -> list[dict[str, Any]]:
