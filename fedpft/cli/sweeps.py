@@ -13,7 +13,7 @@ from fedpft.config.suite import load_suite
 from fedpft.config.sweep import load_sweep
 from fedpft.config.trials import planned_trials
 from fedpft.interrupt import Interrupted
-from fedpft.sweeps.suite import missing_trials, run_suite, suite_trials, table_of
+from fedpft.sweeps.suite import missing_trials, run_suite, suite_trials, table_of, uncounted_trials
 
 sweep_app = typer.Typer()
 
@@ -93,9 +93,10 @@ def suite(
     elif missing:
         with SweepScreen(progress, "fm", len(missing)) as screen:
             errors = run_suite(settings, screen)
-        for name, error in errors.items():
-            if error:
-                say_on(progress)(f"{name} failed: {error}")
+    errors |= uncounted_trials(trials)
+    for name, error in errors.items():
+        if error:
+            say_on(progress)(f"{name} failed: {error}")
     rows, columns = ([head.label for head in heads] for heads in (settings.rows, settings.columns))
     cells = table_of(settings)
     if form == "json":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedpft.config import Config, load_config
 from fedpft.config.compare import HARMLESS
 from fedpft.config.flat import flat_settings
+from fedpft.federated.dropped import never_trained_line
 from fedpft.metrics.table import metric_row
 from fedpft.report.clients import VIEWS, View, accuracy_boxes, client_note
 from fedpft.report.compute import cost_rows
@@ -87,6 +88,8 @@ def run_parts(
             yield paragraph(f"{title[0].upper()}{title[1:]}: {value} {what}.")
         if why := why_stopped(result):
             yield paragraph(f"Stopped early: {why}.")
+        if line := never_trained_line(result):
+            yield paragraph(line)
         yield _metric_table(result["metrics"], {key: shown[key] for key in shown if key in result["metrics"]})
         curves = shown_models(CURVES, result).values()
         curve = f"{metric_title(metric)} of the {' and of the '.join(curves)}"

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedpft.federated.dropped import never_trained_line
 from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.clients import client_note, client_rows
 from fedpft.report.compute import cost_rows
@@ -224,10 +225,8 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
     width = max(map(len, paths), default=0)
     for name, path in paths.items():
         console.print(f"{name:<{width}}  {path}", markup=False, highlight=False, soft_wrap=True)
-    if never := result.get("never_trained"):
-        shown = ", ".join(map(str, never[:_MAX_CLIENT_ROWS])) + (", ..." if len(never) > _MAX_CLIENT_ROWS else "")
-        line = f"never trained: {len(never)} of the clients that were drawn, {shown}; rounds.jsonl has their failures"
-        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    if never := never_trained_line(result):
+        console.print(never, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def partition_picture(histogram: Sequence[Sequence[int]], label_names: Sequence[str], width: int) -> Iterable[str]:

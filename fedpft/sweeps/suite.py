@@ -3,15 +3,19 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fedpft.config import ConfigError
 from fedpft.config.suite import HeadConfig, SuiteConfig, published_values
 from fedpft.config.trials import STATE_FOLDER, TRIALS_FOLDER, Trial, trials_at
+from fedpft.federated.dropped import why_not_counted
 from fedpft.storage.lock import held
 from fedpft.storage.output import Kind, claim_output_dir
 
 if TYPE_CHECKING:  # torch and Ray are loaded when there is something to run
     from fedpft.simulation.sweep import Watcher
+
+RESULT_FILE = "result.json"
 
 SUITE = Kind(what="suite", marker=TRIALS_FOLDER, others=(STATE_FOLDER,))
 
@@ -47,13 +51,23 @@ def missing_trials(trials: list[Trial]) -> list[Trial]:
         ConfigError: a finished one has other settings.
 
     """
-    started = [trial for trial in trials if (Path(trial.config.output_dir) / "result.json").exists()]
+    started = [trial for trial in trials if _is_finished(trial)]
     if started:
         from fedpft.run.resume import find_run
 
         for trial in started:
             find_run(trial.config)  # looks at the settings
     return [trial for trial in trials if trial not in started]
+
+
+def uncounted_trials(trials: list[Trial]) -> dict[str, str]:
+    """Return why finished ones are not in the table, by name: clients that never trained."""
+    found = {
+        trial.name: why_not_counted(_result(trial), allow_dropped=trial.config.federated.allow_dropped)
+        for trial in trials
+        if _is_finished(trial)
+    }
+    return {name: reason for name, reason in found.items() if reason}
 
 
 def run_suite(suite: SuiteConfig, watcher: "Watcher") -> dict[str, str | None]:
@@ -92,14 +106,29 @@ def table_of(suite: SuiteConfig) -> list[list[Cell]]:
     ]
 
 
+def _is_finished(trial: Trial) -> bool:
+    return (Path(trial.config.output_dir) / RESULT_FILE).exists()
+
+
+def _result(trial: Trial) -> dict[str, Any]:
+    path = Path(trial.config.output_dir) / RESULT_FILE
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result["metrics"]["fm"][result["metric"]]
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"output_dir: found {path} damaged ({found}), allowed: a whole one, or none") from None
+    return result
+
+
 def _cell_trials(suite: SuiteConfig, row: HeadConfig, column: HeadConfig) -> list[Trial]:
     return trials_at(suite.sweep, {**row.set, **column.set})
 
 
 def _cell(suite: SuiteConfig, row: HeadConfig, column: HeadConfig, published: float | None) -> Cell:
     trials = _cell_trials(suite, row, column)
-    files = [Path(trial.config.output_dir) / "result.json" for trial in trials]
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    uncounted = uncounted_trials(trials)
+    results = [_result(trial) for trial in trials if _is_finished(trial) and trial.name not in uncounted]
     metric = next((column.metric or result["metric"] for result in results), None)
     values = tuple(result["metrics"]["fm"][metric] for result in results)
     return Cell(values=values, num_seeds=len(trials), metric=metric, published=published)

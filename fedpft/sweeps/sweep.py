@@ -23,7 +23,9 @@ from fedpft.config import ConfigError
 from fedpft.config.loading import dump_structured
 from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import SETTINGS_FILE, STATE_FOLDER, SUMMARY_FILE, TRIALS_FOLDER, Trial, planned_trials
+from fedpft.federated.dropped import why_not_counted
 from fedpft.federated.observer import SilentObserver
+from fedpft.interrupt import RunStoppedError
 from fedpft.report.intervals import half_interval
 from fedpft.run.pipeline import RunResult, run
 from fedpft.run.resume import find_run, is_finished
@@ -103,16 +105,22 @@ def run_sweep(
 
 
 def play_trial(metric: str, goal: str | None, trial: Trial, report: "Report") -> None:
-    """Run a trial to its end, or go on with it; report every evaluation round, those before its checkpoint first."""
+    """Run a trial to its end, or go on with it; report every evaluation round, those before its checkpoint first.
+
+    Raises:
+        RunStoppedError: a client never trained, and that is not allowed.
+
+    """
     folder, observer = Path(trial.config.output_dir), _Reporting(metric, goal, report)
     with nullcontext() if is_finished(trial.config) else held(folder, patience_seconds=PATIENCE_SECONDS):
         found = find_run(trial.config)
         if found is not None:
             for record in evaluations(folder):
                 observer.tell(record)
-        if not isinstance(found, RunResult):
-            run(trial.config, observer, found)
-            observer.flush()
+        finished = found if isinstance(found, RunResult) else run(trial.config, observer, found)
+        observer.flush()
+    if reason := why_not_counted(finished.result, allow_dropped=trial.config.federated.allow_dropped):
+        raise RunStoppedError(reason)
 
 
 class _Reporting(SilentObserver):

@@ -16,14 +16,17 @@ from typer.testing import CliRunner
 
 from fedpft.cli import main as cli
 from fedpft.config import ConfigError, load_config
+from fedpft.config.trials import Trial
 from fedpft.federated.client import LocalClient
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
+from fedpft.interrupt import RunStoppedError
 from fedpft.models.loading import load_sub_fm
 from fedpft.run import inputs
 from fedpft.run.pipeline import run
 from fedpft.run.resume import go_on
 from fedpft.storage.output import ROUNDS_FILE, RUN
+from fedpft.sweeps.sweep import play_trial
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_fm, tiny_text_run, tiny_tokenizer, tiny_vision_run
 
@@ -285,6 +288,9 @@ def test_a_run_in_which_a_client_never_got_through_ends_with_exit_code_1_unless_
         assert json.loads((tmp_path / "out/result.json").read_text())["never_trained"] == [2]
     again = CliRunner().invoke(cli.app, ["resume", str(tmp_path / "out"), "federated.allow_dropped=false"])
     assert again.exit_code == 1, "also when it only gives its result"
+    strict = load_config(tmp_path / "out/config.yaml", ["federated.allow_dropped=false"])
+    with pytest.raises(RunStoppedError, match=r"^never trained: 1 of the clients"):  # so a sweep's trial has failed
+        play_trial("fm", None, Trial(name="a", settings={}, config=strict), lambda *_: None)
 
 
 def test_good_images_are_decoded_once_and_broken_ones_named_before_an_actor_starts(tmp_path, monkeypatch):

@@ -1,38 +1,22 @@
 """Does anything that somebody leaves in an FM's config.json end in a traceback, or in an export that is another model?
 
-    python experiments/benchmarks/robustness/fm_configs.py [NUM_CASES] [SEED]
+    python -m experiments.benchmarks.robustness.fm_configs [NUM_CASES] [SEED]
 
 Each case is a tiny random model of one of the families, as a folder with its tokenizer or image processor, whose
-config.json has one to three fields changed (or `fm.config` sets them), and what users do with it: plan, a run of one
-round, an export, merged every second time. It may work or end in one line; all else is printed, with its traceback, and
-counted. Exit code 1 if there is any.
+config.json has one to three fields changed (or `fm.config` sets them), and what users do with it.
 """
 
-import contextlib
-import io
 import json
 import random
 import sys
-import tempfile
-import traceback
-import warnings
-from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import transformers
-from PIL import Image
-from transformers import ViTImageProcessorPil
-
-from fedpft.config import ConfigError, load_config
-from fedpft.interrupt import RunStoppedError
+from experiments.benchmarks.robustness.cases import play_all, use, write_inputs
 from fedpft.models.checks import DECODERS
-from fedpft.run.export import export
-from fedpft.run.pipeline import run
-from fedpft.run.planning import plan
-from tests.tiny import FAMILIES, IMAGE_FAMILIES, TINY_RUN, tiny_causal_run, tiny_fm, tiny_text_run
+from tests.tiny import FAMILIES
 
 ANYTHING = [None, True, False, 0, 1, -1, 2, 3, 7, 0.5, 1e30, "", "x", "gelu", [], [0], [1, 2], {}, {"0": "x"}]
 FIELDS: dict[str, list[Any]] = {
@@ -96,39 +80,13 @@ FIELDS: dict[str, list[Any]] = {
     "conv_kernel_size": [3],
 }
 METHODS = ["fedpft", "fedpft", "full", "fedot"]
-SHORT = [
-    *TINY_RUN, "federated.rounds=1", "cache.enabled=false", "align.neurons.kind=none", "method.adapter_layers=1",
-    "evaluation.fidelity_examples=4",
-]  # fmt: skip
 
 
-def write_fm(folder: Path, family: str, kind: str) -> list[str]:
-    """Write FM and data; return a run's settings."""
-    if kind == "causal_lm":
-        return tiny_causal_run(folder, family)
-    if family not in IMAGE_FAMILIES:
-        return tiny_text_run(folder, family)
-    tiny_fm(family).save_pretrained(folder / "fm")
-    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "fm")
-    rng = np.random.default_rng(0)
-    for split, count in (("task/train", 12), ("task/validation", 8), ("public/train", 8)):
-        for index in range(count):
-            path = folder / split / "ab"[index % 2] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
-    return [
-        f"fm.path={folder / 'fm'}",
-        f"task={{name: custom, path: {folder / 'task'}, image_column: image, label_column: label}}",
-        f"public={{name: custom, path: {folder / 'public'}, image_column: image}}",
-        f"output_dir={folder / 'out'}",
-    ]
-
-
-def attempt(folder: Path, draw: random.Random) -> tuple[str, str]:
-    """Play one case; return what it was, and how it ended: `works`, `one line` or a traceback."""
+def attempt(folder: Path, draw: random.Random) -> tuple[str, Callable[[], None]]:
+    """Write a case; return it in words, and what plays it."""
     family = draw.choice(FAMILIES)
     kind = draw.choice(["classification", "causal_lm"]) if family in DECODERS else "classification"
-    settings = [*write_fm(folder, family, kind), *SHORT, f"method.name={draw.choice(METHODS)}"]
+    settings = [*write_inputs(folder, family, kind), f"method.name={draw.choice(METHODS)}"]
     settings.append(f"align.layers.kind={draw.choice(['none', 'distill'])}")
     fields = {}
     for name in draw.sample(sorted(FIELDS), draw.choice([1, 1, 2, 3])):
@@ -140,35 +98,8 @@ def attempt(folder: Path, draw: random.Random) -> tuple[str, str]:
     else:
         settings += [f"fm.config.{name}={json.dumps(value)}" for name, value in fields.items()]
     case = f"{family} {kind} {'config.json' if in_file else 'fm.config'} {fields} {settings[-3:]}"
-    try:
-        config = load_config(None, settings)
-        plan(config)
-        run(config)
-        export(folder / "out", merge=draw.random() < 0.5)
-    except (ConfigError, RunStoppedError) as error:
-        line = str(error)
-        return case, f"one line: {line}" if "\n" not in line else f"several lines: {line}"
-    except Exception:
-        return case, traceback.format_exc()
-    return case, "works"
-
-
-def main() -> int:
-    """Play all cases and count how they ended."""
-    number, seed = (int(argument) for argument in (*sys.argv[1:], *("300", "0")[len(sys.argv) - 1 :]))
-    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    ends: Counter[str] = Counter()
-    for index in range(number):
-        draw = random.Random(f"{seed}/{index}")
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            case, end = attempt(Path(folder), draw)
-        ends[end if end == "works" else "one line" if end.startswith("one line: ") else "escaped"] += 1
-        print(f"{index}: {case}\n    {end}", flush=True)
-    print(dict(ends))
-    return int(ends["escaped"] > 0)
+    return case, partial(use, folder, settings, draw)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(play_all("fm_configs", attempt))

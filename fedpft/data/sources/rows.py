@@ -6,7 +6,6 @@ corpus too large for that is drawn from its files, block by block: `fedpft.data.
 """
 
 import io
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,8 @@ from fedpft.data.sources.parquet_files import join_shards, parquet_table
 from fedpft.data.sources.subsets import subset
 
 _ROWS_AT_ONCE = 10_000
+_PANDAS_INDEX = "__index_level_0__"
+"""The column that is made of the fields beyond the header's."""
 _TEXT_LINES = "text"
 """The column of files that hold a text a line."""
 _ALLOWED = {
@@ -118,16 +119,19 @@ def load_hub(
         ConfigError: hub unreachable, or no such data set, configuration or split; `hint` says what else it may need.
 
     """
+    load = partial(
+        datasets.load_dataset, path, config_name, split=split, revision=revision, keep_in_memory=keep_in_memory
+    )
     try:
-        dataset = datasets.load_dataset(
-            path, config_name, split=split, revision=revision, keep_in_memory=keep_in_memory
-        )
+        dataset = load()
+        if dataset.info.builder_name != "csv" or datasets.ClassLabel in map(type, dataset.features.values()):
+            return dataset
+        if _PANDAS_INDEX not in dataset.column_names:  # types were guessed: once more, as written
+            written = datasets.Features(dict.fromkeys(dataset.column_names, datasets.Value("string")))
+            return load(features=written, na_filter=False)
     except Exception as error:  # the hub client raises errors of four libraries; the user can act on all alike
         raise hub_error(path, config_name, split, key, hint, error) from error
-    if dataset.info.builder_name == "csv":
-        message = f"{key}: {path} is csv on the hub, with guessed types; in a local copy values stay as written"
-        warnings.warn(message, stacklevel=2)
-    return dataset
+    fail(key, f"{path}, csv on the hub with rows of more fields than the header", _ALLOWED["csv"])
 
 
 def read_whole(files: Files, key: str, *, in_memory: bool = True) -> datasets.Dataset:

@@ -14,6 +14,7 @@ from fedpft.config import ConfigError, load_config
 from fedpft.config.compare import HARMLESS
 from fedpft.config.flat import flat_settings
 from fedpft.config.plugins import adopt
+from fedpft.federated.dropped import why_not_counted
 from fedpft.metrics.table import METRICS
 from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE
 
@@ -68,7 +69,8 @@ def _is_harmless(key: str) -> bool:
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     """Return the finished runs in these folders, in the folders' order, and those that are left out.
 
-    Left out are unfinished runs, runs without a finite metric, and repetitions: same settings, same seed.
+    Left out are unfinished runs, runs without a finite metric or in which a client never trained though that was not
+    allowed, and repetitions: same settings, same seed.
 
     Args:
         folders: each a run's folder, or one with runs anywhere below it.
@@ -88,6 +90,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
         identity = json.dumps([run.seed, run.settings], sort_keys=True)
         if not math.isfinite(run.value):
             left_out.append(LeftOut(place, f"its {run.result['metric']} is {run.value}"))
+        elif reason := why_not_counted(run.result, allow_dropped=run.config.federated.allow_dropped):
+            left_out.append(LeftOut(place, reason))
         elif identity in seen:
             left_out.append(LeftOut(place, f"same settings and seed as {seen[identity].folder}"))
         else:

@@ -66,6 +66,13 @@ def test_further_metrics_have_a_table_each_in_its_own_unit():
     assert ">Matthews corr.</th><td>-0.397</td><td>0.241</td><td>0.323</td>" in html
 
 
+def test_clients_that_never_trained_are_named_beside_the_numbers():
+    assert "never trained" not in page(RESULT, CONFIG, ROUNDS)
+    assert "never trained: 2 of the clients that were drawn, 3, 7" in page(
+        RESULT | {"never_trained": [3, 7]}, CONFIG, ROUNDS
+    )
+
+
 def test_a_metric_that_is_no_fraction_is_not_shown_as_per_cent():
     html = page(RESULT | {"metric": "pearson"}, CONFIG, ROUNDS)
     assert "<h2>Pearson r of the FM and of the sub-FM</h2>" in html

@@ -1,7 +1,7 @@
 """Tables as data: cells, published values, what is missing, the three formats."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from fedpft.config import ConfigError, dump_config
 from fedpft.config.suite import load_suite, published_values
 from fedpft.report.suite import cell_text, suite_table
-from fedpft.sweeps.suite import missing_trials, suite_trials, table_of
+from fedpft.sweeps.suite import missing_trials, suite_trials, table_of, uncounted_trials
 
 SUITES = Path(__file__).parents[3] / "experiments/suites"
 FILES = sorted(file for file in SUITES.glob("*.yaml") if file.stem != "paper_values")
@@ -21,6 +21,7 @@ columns: [{label: A, set: {lora.rank: 1}}, {label: B, set: {lora.rank: 1}, metri
 seeds: [1, 2]
 paper: {file: values.yaml, table: t, where: {fm: bert}}
 """
+NEVER_TRAINED = "never trained: 1 of the clients that were drawn, 3; rounds.jsonl has their failures"
 VALUES = """
 t:
   - {fm: roberta, method: half, lora.rank: 1, accuracy: 1.0}
@@ -46,12 +47,12 @@ def suite(tmp_path):
     return load_suite(tmp_path / "s.yaml", [f"output_dir={tmp_path / 'out'}"])
 
 
-def finish(trial, accuracy, other):
+def finish(trial, accuracy, other, **more):
     folder = Path(trial.config.output_dir)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(trial.config))
     result = {"metric": "accuracy", "metrics": {"fm": {"accuracy": accuracy, "other/accuracy": other}}}
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(result | more))
 
 
 def test_columns_of_one_setting_share_their_runs(suite):
@@ -74,6 +75,26 @@ def test_finished_cells_are_skipped_and_shown_beside_the_published_values(suite)
     assert (full.values, full.metric, full.published) == ((), None, None)
     finish(second, 0.88, 0.5)
     assert cell_text(table_of(suite)[0][0]) == "87.5 (paper) / 87.0 ± 12.7"
+
+
+def test_a_run_in_which_a_client_never_trained_is_in_no_cell_unless_that_is_allowed(suite):
+    first, second, *_ = trials = suite_trials(suite)
+    finish(first, 0.86, 0.5)
+    finish(second, 0.1, 0.5, never_trained=[3])
+    assert uncounted_trials(trials) == {second.name: NEVER_TRAINED}
+    assert table_of(suite)[0][0].values == (0.86,)
+    allowing = replace(suite, run={"federated.allow_dropped": True})
+    assert uncounted_trials(suite_trials(allowing)) == {}
+    assert table_of(allowing)[0][0].values == (0.86, 0.1)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"metric": "accuracy", "metrics": {}}'])
+def test_a_damaged_result_is_one_line(suite, content):
+    first, *_ = suite_trials(suite)
+    finish(first, 0.86, 0.5)
+    (Path(first.config.output_dir) / "result.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"^output_dir: found .*result\.json damaged"):
+        table_of(suite)
 
 
 def test_a_finished_cell_of_other_settings_is_refused(suite):

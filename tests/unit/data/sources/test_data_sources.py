@@ -10,7 +10,7 @@ import pytest
 from fedpft.config import ConfigError, TaskConfig
 from fedpft.data.sources import rows as sources
 from fedpft.data.sources.files import find_hub, find_local
-from fedpft.data.sources.rows import load_local
+from fedpft.data.sources.rows import load_hub, load_local
 from fedpft.data.tasks.loading import load_task
 
 KEY = "public.path"
@@ -95,6 +95,21 @@ def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "train" / "cat" / "x.doc").write_text("no image")
     with pytest.raises(ConfigError, match=r"public\.path: found '.*train without images'"):
         find_local(str(tmp_path), "train", KEY)
+
+
+def test_csv_of_the_hub_stays_as_it_is_written(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.csv").write_text("text,label\n001,True\nNA,\n09.50,1e3\n")
+    found = load_hub(str(tmp_path / "set"), None, "train", KEY)  # a folder is to the library what a repository is
+    assert (found["text"][:], found["label"][:]) == (["001", "NA", "09.50"], ["True", "", "1e3"])
+    assert found.info.builder_name == "csv"
+
+
+def test_csv_of_the_hub_with_rows_longer_than_its_header_is_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.csv").write_text("text,label\na,b,c\nd,e,f\n")
+    with pytest.raises(ConfigError, match=r"^public\.path: found .* rows of more fields than the header"):
+        load_hub(str(tmp_path / "set"), None, "train", KEY)
 
 
 def builder(**data_files):

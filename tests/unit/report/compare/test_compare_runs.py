@@ -22,12 +22,15 @@ def test_what_does_not_count_is_named_with_the_reason(tmp_path):
     (run_folder(tmp_path / "b", seed=2) / "result.json").unlink()
     run_folder(tmp_path / "c", "name=other", "pool.actors=2")
     run_folder(tmp_path / "d", seed=3, fm=float("nan"))
+    run_folder(tmp_path / "e", seed=4, never_trained=[3])
+    allowed = run_folder(tmp_path / "f", "federated.allow_dropped=true", seed=5, never_trained=[3])
     runs, left_out = read_runs([tmp_path])
-    assert [run.folder for run in runs] == [good]
+    assert [run.folder for run in runs] == [good, allowed]
     assert [(left.folder.name, left.reason) for left in left_out] == [
         ("b", "not finished: no result.json"),
         ("c", f"same settings and seed as {good}"),
         ("d", "its accuracy is nan"),
+        ("e", "never trained: 1 of the clients that were drawn, 3; rounds.jsonl has their failures"),
     ]
 
 
