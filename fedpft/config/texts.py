@@ -53,7 +53,9 @@ def read_assignment(item: str, kind: Any) -> DictConfig:
         node = yaml.compose(value, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         node = None
-    written = isinstance(node, yaml.ScalarNode) and node.style is None and node.tag != _NULL
+    is_null = isinstance(node, yaml.ScalarNode) and node.tag == _NULL and node.value == value.strip()
+    is_null &= _required(hint) is not hint  # what cannot be null is a text that says so
+    written = isinstance(node, yaml.ScalarNode) and node.style is None and not is_null
     block = isinstance(node, yaml.CollectionNode) and not node.flow_style
     if _is_text(hint) and value.strip() and (node is None or written or block):
         return OmegaConf.from_dotlist([f"{key}={quoted(value.strip())}"])

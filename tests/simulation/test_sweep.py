@@ -158,6 +158,13 @@ def test_trials_whose_process_cannot_import_are_in_the_table_with_the_reason(loc
     assert [point["status"] for point in summary["points"]] == [{"failed": 2}]
 
 
+def test_wandbs_variables_that_are_not_followed_are_told_before_any_trial(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(engine, "run_trials", lambda *_, **__: [])
+    with pytest.warns(UserWarning, match=r"^not followed, .*: WANDB_MODE=online \(tracking\.wandb\)$"):
+        sweeps.run_sweep(rank_sweep(tmp_path), Heard())
+
+
 def test_a_trial_that_tune_left_or_never_started_or_that_ended_without_a_result_has_failed(tmp_path):
     sweep = rank_sweep(tmp_path, seeds=(1, 2, 3))
     trials = planned_trials(sweep)

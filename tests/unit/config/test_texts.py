@@ -30,7 +30,7 @@ WRITTEN = [
     "3",
     "=x",
 ]
-ONLY_ON_THE_COMMAND_LINE = ["@x", "%a", "a: b", "a #b", "- x", "!!x", "'", '"a']
+ONLY_ON_THE_COMMAND_LINE = ["@x", "%a", "a: b", "a #b", "- x", "!!x", "&a", "'", '"a']
 
 
 def write(folder, name, text):
@@ -50,6 +50,10 @@ def test_an_override_is_taken_as_written(word):
     config = load_config(None, [f"name={word}", f"task.label_column={word}", f"tracking.group={word}"])
     assert (config.name, config.task.label_column, config.tracking.group) == (word, word, word)
     assert comes_back(config)
+
+
+def test_what_cannot_be_null_is_a_text_that_says_so():
+    assert [load_config(None, [f"name={word}"]).name for word in ("null", "~", "NULL")] == ["null", "~", "NULL"]
 
 
 def test_quotes_of_an_override_are_yamls_and_null_is_nothing():
