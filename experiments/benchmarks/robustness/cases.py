@@ -36,6 +36,7 @@ from tests.tiny import IMAGE_FAMILIES, TINY_RUN, tiny_causal_run, tiny_fm, tiny_
 
 RESULTS = Path(__file__).parents[2] / "results" / "robustness"
 MAX_SECONDS = 60
+ENDS = ("got through", "refused in one line", "tracebacks", "not finished in time")
 SHORT = [
     *TINY_RUN, "federated.rounds=1", "cache.enabled=false", "align.neurons.kind=none", "method.adapter_layers=1",
     "evaluation.fidelity_examples=4",
@@ -167,9 +168,9 @@ def play_all(name: str, attempt: Callable[[Path, random.Random], tuple[str, Call
                 os.chdir(home)
         ends[end] += 1
         print(f"{index}: {case}\n    {end}: {said}", flush=True)
-    counts = {word: ends[word] for word in ("got through", "refused in one line", "tracebacks", "not finished in time")}
-    found = {"tried": number, **counts, "seed": seed, "seconds": round(time.perf_counter() - start)}
+        counts = {word: ends[word] for word in ENDS}  # written each time: whoever stops it has what was tried
+        found = {"tried": index + 1, **counts, "seed": seed, "seconds": round(time.perf_counter() - start)}
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(found)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return int(ends["tracebacks"] > 0)
