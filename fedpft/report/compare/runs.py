@@ -36,6 +36,8 @@ class Run:
     partition: Mapping[str, Any] | None
     """`label_names`, `label_histogram`; None: the run recorded none."""
     is_finished: bool = True
+    allow_dropped: bool = False
+    """Whether it counts although a client never trained."""
 
     @property
     def seed(self) -> int:
@@ -90,7 +92,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
         identity = json.dumps([run.seed, run.settings], sort_keys=True)
         if not math.isfinite(run.value):
             left_out.append(LeftOut(place, f"its {run.result['metric']} is {run.value}"))
-        elif reason := why_not_counted(run.result, allow_dropped=run.config.federated.allow_dropped):
+        elif reason := why_not_counted(run.result, allow_dropped=run.allow_dropped):
             left_out.append(LeftOut(place, reason))
         elif identity in seen:
             left_out.append(LeftOut(place, f"same settings and seed as {seen[identity].folder}"))
@@ -132,7 +134,14 @@ def _read_run(folder: Path) -> Run:
     has_partition = (folder / PARTITION_FILE).exists()
     partition = _read_json(folder / PARTITION_FILE, whole=True)[0] if has_partition else None
     settings = telling_settings(asdict(config))
-    return Run(folder=folder, settings=settings, result=result, records=records, partition=partition)
+    return Run(
+        folder=folder,
+        settings=settings,
+        result=result,
+        records=records,
+        allow_dropped=config.federated.allow_dropped,
+        partition=partition,
+    )
 
 
 def _read_json(path: Path, whole: bool = False) -> list[dict[str, Any]]:
