@@ -29,19 +29,20 @@ from fedpft.data.partition import Partition
 from fedpft.federated.client_steps.base import ClientStep, Start, clip_norms
 from fedpft.federated.client_steps.table import client_step
 from fedpft.federated.grouping import by_shape
+from fedpft.federated.local_batches import Batch, batches
 from fedpft.federated.local_schedule import rate_factors
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.federated.memory import GpuPeak, is_out_of_memory
 from fedpft.federated.messages import Arrays, ClientUpdate, LocalSettings, RoundPlan
-from fedpft.federated.step_costs import StepCosts, num_targets
+from fedpft.federated.step_costs import StepCosts
 from fedpft.federated.throughput import Throughput
-from fedpft.federated.turns import Batch, Group, Turn
+from fedpft.federated.turns import Group, Turn
 from fedpft.models.activations import InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
 from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
 from fedpft.models.weights import PackedModel, replace_weights, unpack_model
-from fedpft.seeding import derive_seed, isolated_torch_rng, numpy_rng
+from fedpft.seeding import derive_seed, isolated_torch_rng
 from fedpft.trainer import hush_lightning
 
 FREE_RAM_SHARE = 0.25
@@ -261,13 +262,21 @@ class LocalClient:
             turn = Turn(
                 client_id=client_id,
                 num_examples=len(shard),
-                batches=self._batches(shard, plan.round_index, client_id),
+                batches=self._batches_of(plan.round_index, client_id),
                 seed=derive_seed(settings.seed, "local", plan.round_index, client_id),
                 start=Start(adapter=adapter, shared=shared, own=self._rows(plan.states.get(client_id, {}))),
                 factors=rate_factors(settings.client, settings.num_steps(len(shard))),
             )
             turns.append(turn)
         return turns
+
+    def _batches_of(self, round_index: int, client_id: int) -> Iterator[Batch]:
+        package = self._package
+        examples = rows(package.train, package.partition.shard(client_id))
+        return (
+            replace(batch, tensors=self._fabric.to_device(dict(batch.tensors)))
+            for batch in batches(examples, package.collate, package.settings, round_index, client_id)
+        )
 
     def _rows(self, arrays: Arrays) -> dict[str, Tensor]:
         return {name: self._adapter.row_of(array) for name, array in arrays.items()}
@@ -286,22 +295,6 @@ class LocalClient:
             return None
         of_each = costs.memory_bytes(batch) - costs.fixed_bytes
         return int(FREE_RAM_SHARE * psutil.virtual_memory().available / max(1, of_each))
-
-    def _batches(self, shard: np.ndarray, round_index: int, client_id: int) -> Iterator[Batch]:
-        """Yield the client's batches on the device, in an order of its own for every round and epoch."""
-        size, most = self._settings.batch_size, self._settings.accumulate
-        rng = numpy_rng(self._settings.seed, "batches", round_index, client_id)
-        examples = rows(self._package.train, shard)
-        for _ in range(self._settings.num_epochs):
-            order = rng.permutation(len(examples))
-            for start in range(0, len(order), size * most):
-                of_step = order[start : start + size * most]
-                chosen = [of_step[first : first + size] for first in range(0, len(of_step), size)]
-                parts = [self._package.collate([examples[i] for i in part]) for part in chosen]
-                targets = [num_targets(part) for part in parts]
-                for last, (part, count) in enumerate(zip(parts, targets, strict=True), start=1 - len(parts)):
-                    tensors = self._fabric.to_device(dict(part))
-                    yield Batch(tensors=tensors, share=count / max(1, sum(targets)), ends_step=last == 0)
 
 
 @contextmanager

@@ -173,12 +173,6 @@ def num_tokens(batch: Mapping[str, Tensor]) -> int:
     return batch["input_ids"].shape[1] if "input_ids" in batch else 0
 
 
-def num_targets(batch: Mapping[str, Tensor]) -> int:
-    """Return over how many labels the mean loss of a batch goes; a language model predicts no first token."""
-    labels = batch["labels"]
-    return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != -100).sum())
-
-
 def _meta_batch(batch: Mapping[str, Tensor], length: int, mask_shape: _MaskShape) -> dict[str, Tensor]:
     """Return tensors without values of the batch's shapes, texts of `length` tokens instead of their own."""
     made = {}

@@ -1,6 +1,6 @@
 """What is known of clients while they train: of each on its own, and of those that train together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -8,18 +8,8 @@ import torch
 from torch import Tensor
 
 from fedpft.federated.client_steps.base import ClientStep, Start
+from fedpft.federated.local_batches import Batch
 from fedpft.models.activations import InactivityCounter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """A part of a step, or a whole one."""
-
-    tensors: Mapping[str, Tensor]
-    """On the device, with `labels`."""
-    share: float
-    """Of its mean loss in that of the step."""
-    ends_step: bool
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,9 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectLostError
 
-from fedpft.config import FederatedConfig
+from fedpft.config import ClientConfig, FederatedConfig
 from fedpft.federated.driver import Driver, ServerState
+from fedpft.federated.exchange import make_exchange
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.observer import SilentObserver
 from fedpft.methods.base import ProxyChange
@@ -20,7 +21,9 @@ from fedpft.models.weights import unpack_model
 from fedpft.simulation.pool.client_actor import ClientActor
 from tests.tiny import tiny_package
 
-PACKAGE = tiny_package(model_type="bert")
+SCAFFOLD = ClientConfig(kind="scaffold")
+PACKAGE = tiny_package(model_type="bert", client=SCAFFOLD)
+"""Its clients find something again in each round that only they are sent."""
 ADAPTER = get_adapter(unpack_model(PACKAGE.proxy))
 PLAN = RoundPlan(round_index=1, lr=1e-2, adapter=ADAPTER, count_activations=False)
 NUM_NEURONS = (24, 24)
@@ -110,11 +113,13 @@ class Failures(SilentObserver):
 
 
 def run(pool, **federated):
-    """Run three rounds of all clients; return the adapter, the records and the failures."""
+    """Run three rounds of all clients; return adapter and variate, the records and the failures."""
     pool.broadcast(PACKAGE)
     config = {"num_clients": 4, "clients_per_round": 4, "rounds": 3, "lr": 1e-2} | federated
+    settings = FederatedConfig(client=SCAFFOLD, **config)
     driver = Driver(
-        config=FederatedConfig(**config),
+        config=settings,
+        exchange=make_exchange(settings, PACKAGE.partition.sizes, ()),
         seed=0,
         partition=PACKAGE.partition,
         num_neurons=NUM_NEURONS,
@@ -126,7 +131,11 @@ def run(pool, **federated):
         observer=Failures(),
     )
     final = driver.run(ServerState(rounds_done=0, adapter=ADAPTER))
-    return final.adapter.tobytes(), driver.tracker.rounds, driver.observer.seen
+    return (
+        final.adapter.tobytes() + final.arrays["clients/variate"].tobytes(),
+        driver.tracker.rounds,
+        driver.observer.seen,
+    )
 
 
 def lost_references(*values):

@@ -158,7 +158,7 @@ def test_a_client_adds_up_its_batches_and_trains_the_same():
     plain, update = (LocalClient(p).fit(plan, 1) for p in (package, metered))
     assert update.adapter.tobytes() == plain.adapter.tobytes()
     assert not {"flops", "memory_bytes", "gpu_bytes"} & plain.metrics.keys()
-    batches = [batch.tensors for batch in LocalClient(package)._batches(package.partition.shard(1), 1, 1)]
+    batches = [batch.tensors for batch in LocalClient(package)._batches_of(1, 1)]
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 1] * 2
     assert len({batch["input_ids"].shape for batch in batches}) > 2
     exact = [step_costs(model, batch, any_length=False) for batch in batches]
