@@ -63,7 +63,11 @@ def sweep(
 
 
 def compare(
-    runs: Sequence[Result | str | Path], *, baseline: str | None = None, allow_different: Sequence[str] = ()
+    runs: Sequence[Result | str | Path],
+    *,
+    baseline: str | None = None,
+    allow_different: Sequence[str] = (),
+    same_within: float | None = None,
 ) -> pd.DataFrame:
     """Compare finished runs; those that differ in the seed alone are one group.
 
@@ -71,10 +75,13 @@ def compare(
         runs: results, or folders of runs, or folders of those.
         baseline: a group's label or a run's folder; None: the group of the first run.
         allow_different: what may differ all the same: `rounds`, `task.max_train_examples`.
+        same_within: also test whether groups are the same as the baseline but for less than this: points of a
+            metric that is a fraction, of another one its own unit.
 
     Returns:
         A row for each group, the best first, by its label: `metric`, `n` seeds, `mean`, `sd`, `low`, `high` (95 %
-        interval); `difference` to the baseline over common seeds with `p_holm` and `verdict`; and the mean prices.
+        interval); `difference` to the baseline over common seeds with `p_holm` and `verdict`, with `same_within` also
+        `p_same_holm`; and the mean prices.
         `attrs["left_out"]`: folder -> why a run does not count.
 
     Raises:
@@ -82,7 +89,7 @@ def compare(
 
     """
     folders = [run.path if isinstance(run, Result) else Path(run) for run in runs]
-    found = compare_runs(folders, baseline, allow_different)
+    found = compare_runs(folders, baseline, allow_different, same_within)
     rows = []
     for group in found.groups:
         label = group.label
@@ -90,6 +97,7 @@ def compare(
         if label in found.differences:
             difference = found.differences[label]
             row |= {"difference": difference.mean, "p_holm": difference.p_holm, "verdict": found.verdict(label)}
+            row |= {} if same_within is None else {"p_same_holm": difference.p_same_holm}
         rows.append(row | dict(found.costs[label]))
     table = pd.DataFrame(rows).set_index("group")
     table.attrs["left_out"] = {str(left.folder): left.reason for left in found.left_out}

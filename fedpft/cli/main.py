@@ -51,6 +51,12 @@ Baseline = Annotated[str | None, typer.Option(help="A group's label or a run's f
 AllowDifferent = Annotated[
     list[str] | None, typer.Option(help="Compare although this differs: rounds, task.max_train_examples.")
 ]
+SameWithin = Annotated[
+    float | None,
+    typer.Option(
+        help="Also test whether groups are the same as the baseline within this: points, or the metric's unit."
+    ),
+]
 Rounds = Annotated[int, typer.Option(help="Rounds of each run, at least 2.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster that this machine is in: `auto` or host:port; default: one of its own.")
@@ -143,6 +149,7 @@ def compare(
     baseline: Baseline = None,
     out: CompareDir = Path("outputs/compare"),
     allow_different: AllowDifferent = None,
+    same_within: SameWithin = None,
     form: Format = "text",
 ) -> None:
     """Compare finished runs: tables, one HTML page and JSON; runs that differ in the seed alone are one group."""
@@ -150,7 +157,7 @@ def compare(
     from fedpft.report.compare.files import write_comparison
     from fedpft.report.compare.screen import print_comparison
 
-    comparison = compare_runs(folders, baseline, allow_different or ())
+    comparison = compare_runs(folders, baseline, allow_different or (), same_within)
     console = Console(stderr=form == "json")
     written = write_comparison(comparison, out, say_on(console))
     if form == "json":

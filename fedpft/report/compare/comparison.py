@@ -1,5 +1,6 @@
 """From folders of runs to what can be said of them: groups, statistics, prices, verdicts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Comparison:
     costs: Mapping[str, Mapping[str, float]]
     """Label -> axis -> mean price."""
     left_out: Sequence[LeftOut]
+    same_within: float | None = None
+    """Difference of the metric below which groups are tested to be the same; None: they are not."""
 
     @property
     def axes(self) -> list[str]:
@@ -84,13 +87,13 @@ class Comparison:
         mean = self.differences[label].mean if label in self.differences else None
         return "" if mean is None else metric_change(mean, self.metric)
 
-    def standing(self, label: str) -> Literal["better", "worse", "not distinguishable", "not comparable"]:
+    def standing(self, label: str) -> Literal["better", "worse", "the same", "not distinguishable", "not comparable"]:
         """Return how a group stands against the baseline."""
         found = self.differences[label]
         if found.mean is None:
             return "not comparable"
         if not found.is_distinguishable:
-            return "not distinguishable"
+            return "the same" if found.is_same else "not distinguishable"
         return "better" if (found.mean > 0) == (self.goal == "max") else "worse"
 
     def verdict(self, label: str) -> str:
@@ -99,6 +102,12 @@ class Comparison:
         if found.mean is None:
             return f"{label}: not comparable with {self.baseline} seed by seed (no common seed)"
         unclear = f"{label} is not distinguishable from {self.baseline}"
+        if self.same_within is not None:
+            margin = metric_change(self.same_within, self.metric).lstrip("+")
+            how = "and the same" if found.is_same else "but not shown to be the same"
+            unclear += f", {how} within {margin}"
+            if found.p_same_holm is not None:
+                unclear += f" (TOST, Holm's p = {found.p_same_holm:.2g})"
         change = metric_change(found.mean, self.metric)
         if found.low is None or found.high is None:
             why = "one seed shows no noise" if found.n < 2 else "the same on every seed, which shows no noise"
@@ -110,6 +119,9 @@ class Comparison:
         size = metric_change(abs(found.mean), self.metric).lstrip("+")
         low, high = (found.low, found.high) if found.mean > 0 else (-found.high, -found.low)
         why = f"95 % {metric_range(low, high, self.metric)}, n = {found.n} seeds, Holm's p = {found.p_holm:.2g}"
+        if found.is_same and self.same_within is not None:
+            margin = metric_change(self.same_within, self.metric).lstrip("+")
+            why += f"; by less than {margin}: TOST, Holm's p = {found.p_same_holm:.2g}"
         return f"{label} {verb} {self.baseline} by {size} ({why})"
 
     def score(self, label: str) -> str:
@@ -163,24 +175,33 @@ class Comparison:
             "groups": groups,
             "pareto": {axis: self.front(axis) for axis in self.axes},
             "settings": {key: dict(zip(labels, values, strict=True)) for key, values in self.setting_rows()},
+            "same_within": self.same_within,
             "left_out": [{"folder": str(left.folder), "reason": left.reason} for left in self.left_out],
         }
 
 
-def compare(folders: Sequence[Path], baseline: str | None = None, allow_different: Sequence[str] = ()) -> Comparison:
+def compare(
+    folders: Sequence[Path],
+    baseline: str | None = None,
+    allow_different: Sequence[str] = (),
+    same_within: float | None = None,
+) -> Comparison:
     """Read runs and compare them.
 
     Args:
         folders: each a run's, or one with runs below it.
         baseline: a group's label or the folder of a run in it; None: the group of the first run.
         allow_different: what may differ all the same, of `groups.DIFFERENCES_ALLOWED`.
+        same_within: also test whether groups are the same as the baseline but for less than this: points of a
+            metric that is a fraction, of another one its own unit.
 
     Raises:
-        ConfigError: nothing to compare, files that cannot be read, runs that are not comparable, no such baseline.
+        ConfigError: nothing to compare, files that cannot be read, runs that are not comparable, no such baseline or
+            margin.
 
     """
     runs, left_out = read_runs(folders)
-    return compare_runs(runs, left_out, baseline, allow_different)
+    return compare_runs(runs, left_out, baseline, allow_different, same_within)
 
 
 def compare_runs(
@@ -188,6 +209,7 @@ def compare_runs(
     left_out: Sequence[LeftOut] = (),
     baseline: str | None = None,
     allow_different: Sequence[str] = (),
+    same_within: float | None = None,
 ) -> Comparison:
     """Compare runs, finished and unfinished ones; see :func:`compare`."""
     require_comparable(runs, allow_different)
@@ -196,6 +218,7 @@ def compare_runs(
     counted = [group for group in groups if group.finished]
     estimates = {group.label: estimate(list(group.values.values())) for group in counted}
     others = [group for group in counted if group is not reference]
+    margin = _margin(same_within, runs[0].result["metric"])
     goal: Goal = runs[0].result["metric_goal"]
     sign = -1 if goal == "max" else 1
 
@@ -209,10 +232,20 @@ def compare_runs(
         groups=sorted(groups, key=rank),
         order=[group.label for group in groups],
         estimates=estimates,
-        differences=holm({group.label: paired_difference(group.values, reference.values) for group in others}),
+        differences=holm({group.label: paired_difference(group.values, reference.values, margin) for group in others}),
+        same_within=margin,
         costs={group.label: group_costs(group) for group in groups},
         left_out=left_out,
     )
+
+
+def _margin(same_within: float | None, metric: str) -> float | None:
+    """Return the margin in the metric's own unit."""
+    if same_within is None:
+        return None
+    if not 0 < same_within < math.inf:
+        raise ConfigError(f"--same-within: found {same_within}, allowed: a number > 0")
+    return same_within / 100 if metric_row(metric).is_fraction else same_within
 
 
 def _newest(group: Group) -> float:

@@ -2,7 +2,9 @@
 
 Intervals are two-sided, 95 %, by Student's t. A group is tested against the baseline over their common seeds: equal
 seeds mean equal partitions and cohorts, so that pairs take out what both share. P values of several groups are
-corrected by Holm's procedure (Scandinavian Journal of Statistics 6, 1979).
+corrected by Holm's procedure (Scandinavian Journal of Statistics 6, 1979). That two groups are not distinguishable does
+not say that they are the same: that is tested by two one-sided tests against a margin (TOST; Schuirmann, Journal of
+Pharmacokinetics and Biopharmaceutics 15, 1987).
 """
 
 import math
@@ -41,6 +43,15 @@ class Difference:
     """Of the paired t-test; None where there is no interval."""
     p_holm: float | None = None
     """Corrected for all groups that were tested."""
+    p_same: float | None = None
+    """That the difference is at least the margin, by TOST; None without a margin or an interval."""
+    p_same_holm: float | None = None
+    """Corrected."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the groups were shown to differ by less than the margin."""
+        return self.p_same_holm is not None and self.p_same_holm < 1 - CONFIDENCE
 
     @property
     def is_distinguishable(self) -> bool:
@@ -56,9 +67,18 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(n=n, mean=mean, sd=stdev(values), low=mean - half, high=mean + half)
 
 
-def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """Return the difference of two groups, each seed -> value; not yet corrected for other groups."""
-    from scipy.stats import ttest_rel  # with the first comparison
+def paired_difference(
+    values: Mapping[int, float], baseline: Mapping[int, float], margin: float | None = None
+) -> Difference:
+    """Return the difference of two groups, each seed -> value; not yet corrected for other groups.
+
+    Args:
+        values: of the group.
+        baseline: of the baseline.
+        margin: difference, in the metric's own unit, below which they are called the same; None: not tested.
+
+    """
+    from scipy.stats import ttest_1samp, ttest_rel  # with the first comparison
 
     seeds = sorted(values.keys() & baseline.keys())
     differences = [values[seed] - baseline[seed] for seed in seeds]
@@ -68,16 +88,32 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     if found.sd is None or found.sd <= 1e-12 * max(map(abs, differences), default=0.0):
         return Difference(n=found.n, mean=found.mean)
     p = float(ttest_rel([values[seed] for seed in seeds], [baseline[seed] for seed in seeds]).pvalue)
-    return Difference(n=found.n, mean=found.mean, low=found.low, high=found.high, p=p, p_holm=p)
+    same = None
+    if margin is not None:
+        sides = ((-margin, "greater"), (margin, "less"))
+        same = max(float(ttest_1samp(differences, end, alternative=side).pvalue) for end, side in sides)
+    return Difference(
+        n=found.n, mean=found.mean, low=found.low, high=found.high, p=p, p_holm=p, p_same=same, p_same_holm=same
+    )
 
 
 def holm(differences: Mapping[str, Difference]) -> dict[str, Difference]:
-    """Return the differences with p values corrected by Holm's procedure."""
-    tested = sorted((each.p, label) for label, each in differences.items() if each.p is not None)
-    corrected, largest = dict(differences), 0.0
+    """Return the differences with p values corrected by Holm's procedure, of each kind of test for itself."""
+    different = _corrected({label: each.p for label, each in differences.items()})
+    same = _corrected({label: each.p_same for label, each in differences.items()})
+    return {
+        label: replace(each, p_holm=different.get(label), p_same_holm=same.get(label))
+        for label, each in differences.items()
+    }
+
+
+def _corrected(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Return label -> corrected p of those that have one."""
+    tested = sorted((p, label) for label, p in values.items() if p is not None)
+    corrected, largest = {}, 0.0
     for rank, (p, label) in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
-        corrected[label] = replace(differences[label], p_holm=largest)
+        corrected[label] = largest
     return corrected
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import re
+import sys
 from html import unescape
 
 import pytest
@@ -183,3 +184,9 @@ def test_bad_words_are_one_line_each(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDPFT_BOARD_TOKEN", "short")
     with pytest.raises(ConfigError, match=r"FEDPFT_BOARD_TOKEN: found 5 signs, allowed: at least 16 of ASCII"):
         serve([tmp_path], with_token=True)
+
+
+def test_without_the_extra_the_command_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ConfigError, match=r"board: found no uvicorn, which it needs: pip install 'fedpft\[board\]'"):
+        serve([tmp_path])

@@ -58,3 +58,21 @@ def test_holms_correction_by_hand():
 
 def test_the_error_of_one_accuracy_by_hand():
     assert binomial_error(0.8, 400) == pytest.approx(0.02)
+
+
+def test_sameness_within_a_margin_is_the_larger_of_two_one_sided_tests():
+    first, second = {1: 0.802, 2: 0.811, 3: 0.795, 4: 0.808}, {1: 0.800, 2: 0.812, 3: 0.797, 4: 0.806}
+    found = paired_difference(first, second, 0.01)
+    differences = [first[seed] - second[seed] for seed in first]
+    error = np.std(differences, ddof=1) / math.sqrt(4)
+    sides = [
+        stats.t.sf((np.mean(differences) + 0.01) / error, 3),
+        stats.t.cdf((np.mean(differences) - 0.01) / error, 3),
+    ]
+    assert found.p_same == pytest.approx(max(sides))
+    assert holm({"a": found})["a"].is_same
+    assert not holm({"a": paired_difference(first, second, 0.001)})["a"].is_same
+    many = holm({str(index): found for index in range(30)})
+    assert many["0"].p_same_holm == pytest.approx(min(1, 30 * found.p_same))
+    assert paired_difference(first, second).p_same is None
+    assert not paired_difference({1: 0.8}, {1: 0.8}, 0.1).is_same, "one seed shows no noise"

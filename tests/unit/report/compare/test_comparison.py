@@ -99,3 +99,21 @@ def test_the_json_has_the_same_numbers_and_only_the_settings_that_differ(tmp_pat
         "method.name": {HALF: "fedpft", FEDOT: "fedot", QUARTER: "fedpft"},
         "method.retained_ratio": {HALF: "0.5", FEDOT: "0.25", QUARTER: "0.25"},
     }
+
+
+def test_a_verdict_tells_the_same_from_the_unknown(tmp_path):
+    for seed, noise in ((1, 0.000), (2, 0.002), (3, -0.001), (4, 0.001)):
+        run_folder(tmp_path / f"a{seed}", seed=seed, fm=0.8 + 3 * noise)
+        run_folder(tmp_path / f"b{seed}", "lora.rank=3", seed=seed, fm=0.8 + 2 * noise)
+    label = "rank=3"
+    (wide, narrow, plain) = (compare([tmp_path], same_within=margin) for margin in (1.0, 0.1, None))
+    assert (wide.standing(label), narrow.standing(label)) == ("the same", "not distinguishable")
+    assert wide.verdict(label).startswith(
+        "rank=3 is not distinguishable from rank=8, and the same within 1.0 points (TOST"
+    )
+    assert "but not shown to be the same within 0.1 points" in narrow.verdict(label)
+    assert "same" not in plain.verdict(label)
+    assert wide.as_json()["same_within"] == pytest.approx(0.01)
+    for bad in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=r"--same-within: found .*, allowed: a number > 0"):
+            compare([tmp_path], same_within=bad)
