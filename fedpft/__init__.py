@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedpft.api.result import Result, load_result
     from fedpft.api.runs import run
     from fedpft.config import (
+        AggregatorConfig,
         AlignConfig,
         CacheConfig,
         CheckpointConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         PretrainConfig,
         PublicConfig,
         ServerConfig,
+        ServerOptimiserConfig,
         TaskConfig,
         TrackingConfig,
         dump_config,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from fedpft.config.sweep import SweepConfig, load_sweep
 
 __all__ = [
+    "AggregatorConfig",
     "AlignConfig",
     "CacheConfig",
     "CheckpointConfig",
@@ -61,6 +64,7 @@ __all__ = [
     "PublicConfig",
     "Result",
     "ServerConfig",
+    "ServerOptimiserConfig",
     "SweepConfig",
     "TaskConfig",
     "TrackingConfig",

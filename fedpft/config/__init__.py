@@ -4,7 +4,7 @@ What cannot work raises :class:`ConfigError` with the key, what was found and wh
 """
 
 from fedpft.config.adversary import AdversaryConfig
-from fedpft.config.algorithms import AggregatorConfig, ServerOptimiserConfig
+from fedpft.config.algorithms import AggregatorConfig, LoraAggregation, ServerOptimiserConfig
 from fedpft.config.checks import ConfigError
 from fedpft.config.client import ClientConfig
 from fedpft.config.compare import changed_settings
@@ -46,6 +46,7 @@ __all__ = [
     "FMConfig",
     "FederatedConfig",
     "LayerAlignConfig",
+    "LoraAggregation",
     "LoraConfig",
     "MethodConfig",
     "NeuronAlignConfig",

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from fedpft.config.checks import require, require_non_negative, require_positive, require_positive_or_none
 from fedpft.config.plugins import is_own
+
+LoraAggregation = Literal["separate", "ffa", "svd", "fedsvd", "alternate"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Union
 
 from fedpft.config.adversary import AdversaryConfig
-from fedpft.config.algorithms import AggregatorConfig, ServerOptimiserConfig
+from fedpft.config.algorithms import AggregatorConfig, LoraAggregation, ServerOptimiserConfig
 from fedpft.config.checks import (
     require,
     require_gpus,
@@ -66,6 +66,11 @@ class FederatedConfig:
     """Weights of the mean: examples of each client, or equal."""
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
     server: ServerOptimiserConfig = field(default_factory=ServerOptimiserConfig)
+    lora_aggregation: LoraAggregation = "separate"
+    """How LoRA's factors A and B become one pair; their means apart are not the mean of their products. `separate`:
+    apart all the same; `ffa`: A stays as it began, half the traffic; `svd`: the mean of the products, cut to
+    `lora.rank`; `fedsvd`: clients tune B, the server then gives A orthonormal rows; `alternate`: B in odd rounds, A in
+    even ones."""
     local_epochs: int = 1
     """Passes of a client over its data in a round."""
     batch_size: int = 4
@@ -127,6 +132,7 @@ class FederatedConfig:
         require(0 <= ratio < 1, "federated.client_eval_ratio", ratio, "a fraction in [0, 1)")
         self._check_attendance()
         self.aggregator.check_cohort(self.cohort_size)
+        self._check_lora_aggregation()
 
     @property
     def num_memory(self) -> int:
@@ -142,6 +148,18 @@ class FederatedConfig:
     def drawn_candidates(self) -> int:
         """How many candidates `power_of_choice` draws for a round."""
         return self.num_candidates or min(2 * self.clients_per_round, self.num_clients)
+
+    def _check_lora_aggregation(self) -> None:
+        if self.lora_aggregation in ("svd", "fedsvd"):
+            plain = self.server.kind == "avg" and self.server.rates == (1, 1)
+            allowed = f"avg with lr 1, as federated.lora_aggregation = {self.lora_aggregation} gives other factors"
+            require(plain, "federated.server.kind", self.server.kind, f"{allowed} in every round")
+            allowed = f"one without states, as federated.lora_aggregation = {self.lora_aggregation} gives other factors"
+            kept = self.client.keeps_state
+            require(not kept, "federated.client.kind", self.client.kind, f"{allowed} in every round")
+        if self.lora_aggregation == "svd":
+            allowed = "mean with federated.lora_aggregation = svd, which is itself a mean"
+            require(self.aggregator.kind == "mean", "federated.aggregator.kind", self.aggregator.kind, allowed)
 
     def _check_attendance(self) -> None:
         drawn = self.num_clients if self.sampling == "full" else min(self.clients_per_round, self.num_clients)

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from fedpft.federated.aggregators.base import Memory
+from fedpft.federated.aggregators.lora import products_of
 from fedpft.federated.messages import ClientReport, ClientUpdate, RoundPlan
 from fedpft.federated.sampling import Cohort
 from fedpft.federated.server_rule import ServerRule
@@ -48,9 +49,12 @@ class Aggregation:
         """The exact sum so far; None: nobody counted."""
         self.num_bytes = 0
         """Size of all adapters and counts."""
+        self.product_error: float | None = None
+        """See `Products`; None: not measured."""
         self._turns, self._cohort, self._kind = deque(order), cohort, kind
         self._early: dict[int, ClientUpdate | None] = {}
         self._plan, self._rule, self._arrays = plan, rule or ServerRule(), arrays
+        self._products = products_of(self._rule.layout) if self._rule.compares_products else None
         self._state = self._rule.aggregator.init(plan.adapter, len(order), self._rule.memory(arrays))
 
     @property
@@ -80,6 +84,8 @@ class Aggregation:
         for client_id in set(self._turns) - self._early.keys():
             self.drop(client_id)
         aggregate, memory = self._rule.aggregator.finish(self._state)
+        if self._products is not None:
+            self.product_error = self._products.error(aggregate)
         return self._rule.next_adapter(self._plan, aggregate, memory, self._arrays)
 
     def _advance(self) -> None:
@@ -93,6 +99,8 @@ class Aggregation:
         weight = self._cohort[client_id] * (update.num_examples if self._kind == "weighted" else 1.0)
         adapter = self._rule.transformed(update.adapter, self._plan, client_id)
         self._state = self._rule.aggregator.add(self._state, adapter, weight)
+        if self._products is not None:
+            self._products.add(adapter, weight)
 
 
 def mean_loss(reports: Sequence[ClientReport]) -> float:

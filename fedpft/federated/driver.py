@@ -203,7 +203,13 @@ class Driver:
             decay=self.config.lr_decay,
         )
         counts = self.method.wants_counts(round_index, self.config.rounds)
-        return RoundPlan(round_index=round_index, lr=lr, adapter=state.adapter, count_activations=counts)
+        return RoundPlan(
+            round_index=round_index,
+            lr=lr,
+            adapter=state.adapter,
+            count_activations=counts,
+            tuned=self.rule.tuned(round_index),
+        )
 
     def _run_clients(
         self, plan: RoundPlan, attendance: Attendance, state: ServerState
@@ -273,6 +279,7 @@ class Driver:
             + len(attendance.cohort) * state.pending_bytes,
             "proxy_version": state.proxy_version,
             **clients_spent(reports),
+            **({} if aggregation.product_error is None else {"lora/product_error": aggregation.product_error}),
             **{key: value for key, value in unusual.items() if value},
             **({} if counted else {"counted": False}),
         }

@@ -99,6 +99,7 @@ def make_exchange(
     keeps_state, is_fednova = config.client.keeps_state, config.client.kind == "fednova"
     return Exchange(
         layout=layout,
+        keeps_frozen=config.lora_aggregation == "ffa",
         tau=partial(mean_normaliser, config, sizes=sizes) if is_fednova else None,
         variates=ControlVariates(states=states or StatesInMemory(), weights=weights) if keeps_state else None,
     )

@@ -1,9 +1,9 @@
 """What the server makes of a round's updates, as a value: the chain from many clients' adapters to the next one.
 
-    update transforms -> aggregator -> server transforms -> server optimiser
+    update transforms -> aggregator -> server transforms -> server optimiser -> rewrite
 
-    each client's     many to one      the aggregate's      adapter and update
-    update                             update               to the next adapter
+    each client's     many to one      the aggregate's      adapter and update    other factors,
+    update                             update               to the next adapter   same products
 
 An update is an adapter minus the one that the round began with. Where nothing but the aggregator has a say, the
 aggregate itself is the next adapter, to the last bit.
@@ -11,17 +11,20 @@ aggregate itself is the next adapter, to the last bit.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fedpft.config import FederatedConfig, ServerOptimiserConfig
+from fedpft.config import FederatedConfig, LoraAggregation, ServerOptimiserConfig
 from fedpft.federated.aggregators.base import Aggregator, Memory, moved
+from fedpft.federated.aggregators.lora import MeanOfProducts, factor_pairs, num_sent, orthonormal, tuned_factors
 from fedpft.federated.aggregators.mean import Mean
 from fedpft.federated.aggregators.table import make_aggregator
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.own_parts import own_aggregator, own_optimiser
 from fedpft.federated.server_optimisers import Adaptive, Momentum, ServerOptimiser
+from fedpft.models.lora import AdapterLayout, Factors, head_mask, tuned_mask
 
 Transform = Callable[[np.ndarray, int, int], np.ndarray]
 """(update (P,) float64, round, client id; of the server's own -1) -> the update to go on with, (P,)."""
@@ -43,12 +46,23 @@ class ServerRule:
     server_transforms: Sequence[Transform] = ()
     optimiser: ServerOptimiser | None = None
     """None: the aggregate is the next adapter."""
+    rewrite: Callable[[np.ndarray], np.ndarray] = np.asarray
+    """The same adapter in other factors, (P,) to (P,)."""
+    layout: AdapterLayout = ()
+    """Names and shapes in the flat vector; empty: not known, and nothing below is done."""
+    lora: LoraAggregation = "separate"
+    compares_products: bool = False
+    """Whether rounds record how far the aggregate's products are from the mean of the clients'."""
 
     def transformed(self, adapter: np.ndarray, plan: RoundPlan, client_id: int) -> np.ndarray:
         """Return a client's adapter, (P,), as the aggregator shall see it."""
         if not self.update_transforms:
             return adapter
         return moved(plan.adapter, _apply(self.update_transforms, _update(adapter, plan), plan.round_index, client_id))
+
+    def tuned(self, round_index: int) -> Factors:
+        """Return what clients tune in a round."""
+        return tuned_factors(self.lora, round_index)
 
     def memory(self, arrays: Memory) -> Memory:
         """Return what the aggregator remembers."""
@@ -68,31 +82,59 @@ class ServerRule:
         """
         kept = {_AGGREGATOR + name: value for name, value in memory.items()}
         if not self.server_transforms and self.optimiser is None:
-            return aggregate, kept
+            return self.rewrite(aggregate), kept
         update = _apply(self.server_transforms, _update(aggregate, plan), plan.round_index, SERVER)
+        if plan.tuned != "all":
+            update = np.where(tuned_mask(self.layout, plan.tuned), update, 0.0)
         if self.optimiser is None:
-            return moved(plan.adapter, update), kept
+            return self.rewrite(moved(plan.adapter, update)), kept
         state = _part(arrays, _OPTIMISER) or self.optimiser.init(plan.adapter)
         state, adapter = self.optimiser.step(state, plan.adapter, update)
-        return adapter.astype(np.float32), kept | {_OPTIMISER + name: value for name, value in state.items()}
+        kept |= {_OPTIMISER + name: value for name, value in state.items()}
+        return self.rewrite(adapter.astype(np.float32)), kept
 
 
-def server_rule(config: FederatedConfig, is_head: np.ndarray) -> ServerRule:
+def server_rule(config: FederatedConfig, layout: AdapterLayout) -> ServerRule:
     """Return the chain that the settings ask for.
 
     Args:
         config: of the run.
-        is_head: (P,) bool, which numbers of the adapter are the task head's.
+        layout: of the adapter.
 
     Raises:
         ConfigError: a part of others that cannot be imported or made.
 
     """
+    kind, pairs = config.lora_aggregation, factor_pairs(layout)
+    made = (own_aggregator if config.aggregator.is_own else make_aggregator)(config.aggregator)
     return ServerRule(
-        aggregator=(own_aggregator if config.aggregator.is_own else make_aggregator)(config.aggregator),
+        aggregator=MeanOfProducts(pairs) if kind == "svd" else made,
         min_updates=config.aggregator.min_updates,
-        optimiser=make_optimiser(config.server, is_head),
+        optimiser=make_optimiser(config.server, head_mask(layout)),
+        layout=layout,
+        lora=kind,
+        compares_products=config.aggregator.kind == "mean",
+        rewrite=partial(orthonormal, pairs=pairs if kind == "fedsvd" else ()),
     )
+
+
+def traffic(config: FederatedConfig, layout: AdapterLayout) -> dict[str, int]:
+    """Return the bytes of a client's round, on average over two rounds, of which the second may tune other factors.
+
+    A client that keeps a state gets it and the server's with every adapter, but for its first round, and sends its own.
+    The round after a neuron-level alignment also sends the re-aligned FFNs down, many times an adapter: see
+    `comm/bytes_down` of each round.
+    """
+    sent = [num_sent(config.lora_aggregation, layout, round_index) for round_index in (1, 2)]
+    up, down = (4 * sum(numbers) // 2 for numbers in zip(*sent, strict=True))
+    state = 4 * len(head_mask(layout)) if config.client.keeps_state else 0
+    return {"bytes_up_per_client_round": up + state, "bytes_down_per_client_round": down + 2 * state}
+
+
+def held_by_server(config: FederatedConfig, layout: AdapterLayout) -> dict[str, int]:
+    """Return the bytes that the aggregator holds at the end of a round where it needs all updates; else nothing."""
+    stacked = config.aggregator.facts.is_stacked or config.lora_aggregation == "svd"
+    return {"bytes_held_by_server": 4 * config.cohort_size * len(head_mask(layout))} if stacked else {}
 
 
 def make_optimiser(config: ServerOptimiserConfig, is_head: np.ndarray) -> ServerOptimiser | None:

@@ -160,9 +160,10 @@ def adapter_layout(model: nn.Module) -> AdapterLayout:
     return tuple((name, tuple(parameter.shape)) for name, parameter in adapter_parameters(model).items())
 
 
-def is_head(model: nn.Module) -> np.ndarray:
-    """Return (P,) bool: which numbers of the flat vector are the task head's."""
-    return np.concatenate([np.full(int(np.prod(shape)), "lora_" not in name) for name, shape in adapter_layout(model)])
+def head_mask(layout: AdapterLayout) -> np.ndarray:
+    """Return which numbers of the flat vector are the task head's, (P,) bool."""
+    parts = (np.full(math.prod(shape), "lora_" not in name) for name, shape in layout)
+    return np.concatenate([np.zeros(0, dtype=bool), *parts])
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ def cost_rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if "client_states_bytes" in values:
         size = format_bytes(values["client_states_bytes"])
         yield "client states", size, "on disk, when every client has trained"
+    if "bytes_held_by_server" in values:
+        yield "aggregation", format_bytes(values["bytes_held_by_server"]), "held by the server: all updates of a round"
     yield from compute_rows(values)
 
 

@@ -181,8 +181,8 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
 
     Keys of `plan` shown: config_yaml, label_histogram (clients x labels), label_names, num_params_fm,
     num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
-    bytes_up_per_client_round, bytes_down_per_client_round, client_states_bytes, local_step, actors, pool, warnings; by
-    method.
+    bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server, client_states_bytes, local_step,
+    actors, pool, warnings; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
     console.print(

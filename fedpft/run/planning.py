@@ -12,10 +12,11 @@ from fedpft.config.adversary import OMNISCIENT
 from fedpft.config.gpus import server_claim
 from fedpft.data.histogram import label_groups, label_histograms
 from fedpft.federated.pool import SequentialPool
+from fedpft.federated.server_rule import held_by_server, traffic
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
 from fedpft.models.costs import costs
-from fedpft.models.lora import AdaptedModel, get_adapter
+from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
 from fedpft.models.origin import origin_of
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.tuning import public_data
@@ -44,7 +45,9 @@ def plan(config: Config) -> dict[str, Any]:
         "method": reported_name(config.method, config.align),
         "label_names": label_groups(data)[1],
         "label_histogram": np.concatenate(list(label_histograms(data))),
-        **costs(fm, proxy.model, config.federated.client),
+        **costs(fm, proxy.model),
+        **traffic(config.federated, adapter_layout(proxy.model)),
+        **held_by_server(config.federated, adapter_layout(proxy.model)),
         **_kept_of_clients(config, proxy.model),
         **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step, num_memory),
         "actors": pool_actors,

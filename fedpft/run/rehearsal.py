@@ -41,7 +41,7 @@ def rehearse(config: Config, task: TaskData) -> None:
 
     """
     fm = architecture(config.fm, task.modality, len(task.label_names), task.kind)
-    server_rule(config.federated, np.zeros(0, dtype=bool))  # parts of others can be imported and made
+    server_rule(config.federated, ())  # parts of others can be imported and made
     nowhere = RoundPlan(round_index=1, lr=config.federated.lr, adapter=np.zeros(0), count_activations=False)
     client_step(local_settings(config), nowhere, [])
     find_method(config.method.name)(fm, _NOBODY_READS, config, SilentProgress())  # which checks what it is given

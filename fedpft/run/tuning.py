@@ -23,14 +23,14 @@ from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.package import client_package
 from fedpft.federated.pool import ClientPool
-from fedpft.federated.server_rule import server_rule
+from fedpft.federated.server_rule import server_rule, traffic
 from fedpft.federated.spending import run_spent
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
 from fedpft.methods.carry_over import CarryOver
 from fedpft.metrics.table import METRICS
 from fedpft.models.costs import costs
-from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter, is_head
+from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
 from fedpft.run.same_fm import fm_record
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
@@ -125,7 +125,7 @@ def tune(
         method=method,
         pool=pool,
         exchange=make_exchange(config.federated, data.partition.sizes, adapter_layout(proxy.model), states),
-        rule=server_rule(config.federated, is_head(proxy.model)),
+        rule=server_rule(config.federated, adapter_layout(proxy.model)),
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         goal=METRICS[data.metrics[0]].goal,
@@ -153,7 +153,8 @@ def tune(
         **record,
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
-        **costs(fm, proxy.model, config.federated.client),
+        **costs(fm, proxy.model),
+        **traffic(config.federated, adapter_layout(proxy.model)),
         **compared,
         **run_spent(final.spent),
         "kind": data.kind,

@@ -29,7 +29,7 @@ METRIC_NAMES = {
 STEP_METRICS = {
     **dict.fromkeys(
         ("server/*", "metrics/*", "clients/*", "client_accuracy/*", "comm/*", "time/*", "memory/*", "fidelity/*",
-         "plug_in/*"), "round"
+         "plug_in/*", "lora/*"), "round"
     ),
     "align/*": "align/step",
 }  # fmt: skip
@@ -50,6 +50,7 @@ _KEPT: Mapping[str, Kept] = {
     "plug_in/*_loss": "min",
     "fidelity/gradient_cosine*": "max",
     "clients/flops*": "mean",
+    "lora/product_error": "max",
     "comm/bytes_*": "mean",
     "time/*_seconds": "mean",
     "clients/*_bytes_max": "max",

@@ -34,8 +34,8 @@ def krum(updates: np.ndarray, f: int) -> np.ndarray:
 def multi_krum(updates: np.ndarray, f: int, num_selected: int | None = None) -> np.ndarray:
     """Return the mean of the `num_selected` updates with the best Krum scores, by default n - f."""
     scores = _krum_scores(square_distances(updates), f)
-    best = np.argsort(scores, kind="stable")[: num_selected or len(updates) - f]
-    return updates[np.sort(best)].mean(axis=0, dtype=np.float64)
+    best = np.sort(np.argsort(scores, kind="stable")[: num_selected or len(updates) - f])
+    return np.concatenate([block[best].mean(axis=0) for block in _blocks(updates)])
 
 
 def bulyan(updates: np.ndarray, f: int) -> np.ndarray:
@@ -49,12 +49,13 @@ def bulyan(updates: np.ndarray, f: int) -> np.ndarray:
     for _ in range(len(updates) - 2 * f):
         scores = _krum_scores(distances[np.ix_(left, left)], f)
         chosen.append(left.pop(int(np.argmin(scores))))
-    num_kept = len(chosen) - 2 * f
+    num_kept, chosen = len(chosen) - 2 * f, sorted(chosen)
     means = []
-    for block in _blocks(updates[sorted(chosen)]):
-        gaps = np.abs(block - np.median(block, axis=0))
+    for block in _blocks(updates):
+        values = block[chosen]
+        gaps = np.abs(values - np.median(values, axis=0))
         nearest = np.argsort(gaps, axis=0, kind="stable")[:num_kept]
-        means.append(np.take_along_axis(block, nearest, axis=0).mean(axis=0))
+        means.append(np.take_along_axis(values, nearest, axis=0).mean(axis=0))
     return np.concatenate(means)
 
 
@@ -99,8 +100,8 @@ def square_distances(updates: np.ndarray) -> np.ndarray:
 def _krum_scores(distances: np.ndarray, f: int) -> np.ndarray:
     """Return of each update the sum of its n - f - 2 least squared distances to others, of one at least."""
     num_others = max(1, len(distances) - f - 2)
-    others = np.sort(distances + np.diag(np.full(len(distances), np.inf)), axis=1)
-    return others[:, :num_others].sum(axis=1)
+    others = distances + np.diag(np.full(len(distances), np.inf))
+    return np.partition(others, num_others - 1, axis=1)[:, :num_others].sum(axis=1)
 
 
 def _distances(updates: np.ndarray, point: np.ndarray) -> np.ndarray:

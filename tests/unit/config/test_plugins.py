@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from fedpft.align.public import PublicData
 from fedpft.cli.main import app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
-from fedpft.config.plugins import GROUP, plugins
+from fedpft.config.plugins import GROUP, adopt, plugins
+from fedpft.construct.saliency import named_scorer
+from fedpft.data.tasks.table import TASKS
 from fedpft.federated.aggregate import Aggregation
 from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.federated.server_rule import server_rule
 from fedpft.interrupt import RunStoppedError
+from fedpft.methods.ingredients import can_be_cached
+from fedpft.metrics.table import METRICS
+from fedpft.tracking.trackers import make_trackers
 
 PLUGIN = '''
 import numpy as np
@@ -31,6 +37,22 @@ class SignStep:
     def step(self, state, adapter, update):
         return {"rounds": state["rounds"] + 1}, adapter + self.lr * np.sign(update)
 '''
+ROWS = """
+from fedpft.data.tasks.table import TASKS
+from fedpft.metrics.table import METRICS
+
+row, metric, wrong = TASKS["rte"], METRICS["accuracy"], "a text"
+
+def scorer(model, ffns):
+    return []
+
+class Tracker:
+    locations = {"somewhere": "else"}
+    def __init__(self, config, output_dir):
+        self.name = config.name
+    def log_round(self, record):
+        raise OSError("the line is dead")
+"""
 FAULTY = """
 import numpy as np
 
@@ -58,6 +80,7 @@ def package(tmp_path, monkeypatch):
     """A package of others, installed: a module and its entry points."""
     (tmp_path / "somebodys_parts.py").write_text(PLUGIN)
     (tmp_path / "faulty_parts.py").write_text(FAULTY)
+    (tmp_path / "rows_of_others.py").write_text(ROWS)
     info = tmp_path / "somebodys_parts-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-parts\nVersion: 1.2\n")
@@ -65,14 +88,14 @@ def package(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines]) + "\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield info / "entry_points.txt"
-    for name in ("somebodys_parts", "faulty_parts"):
+    for name in ("somebodys_parts", "faulty_parts", "rows_of_others"):
         sys.modules.pop(name, None)
 
 
 def one_round(config, arrays=None):
     """Return the adapter, and what is remembered, after a round of two clients."""
     plan = RoundPlan(round_index=1, lr=0.1, adapter=START, count_activations=False)
-    rule = server_rule(config.federated, np.zeros(P, bool))
+    rule = server_rule(config.federated, (("head", (P,)),))
     aggregation = Aggregation(plan, [0, 1], {0: 1, 1: 1}, "weighted", rule, arrays or {})
     for client_id, change in enumerate(([1, -1, 2], [3, 3, 3])):
         adapter = START + np.array(change, np.float32)
@@ -140,13 +163,41 @@ def test_what_a_rule_of_others_gets_wrong_is_one_line_with_its_name(package, nam
 def test_a_part_that_cannot_be_made_is_refused_before_the_run(package, kind, why):
     config = load_config(None, [f"federated.server.kind={kind}"])
     with pytest.raises(ConfigError, match=rf"^federated\.server\.kind: found '{kind}'.*{why}"):
-        server_rule(config.federated, np.zeros(0, bool))
+        server_rule(config.federated, ())
 
 
 def test_what_an_optimiser_of_others_remembers_must_be_arrays(package):
     config = load_config(None, ["federated.server.kind=faulty_parts:Step"])
     with pytest.raises(RunStoppedError, match=r"kind = faulty_parts:Step failed: TypeError: .* a dict of NumPy"):
         one_round(config)
+
+
+def test_tables_adopt_rows_of_others_and_no_other_things(package):
+    tasks, metrics = dict(TASKS), dict(METRICS)
+    adopt("task", "rows_of_others:row", tasks)
+    adopt("metric", "rows_of_others:metric", metrics)
+    adopt("metric", "nobodys", metrics)
+    assert tasks["rows_of_others:row"] is TASKS["rte"]
+    assert set(metrics) - set(METRICS) == {"rows_of_others:metric"}
+    with pytest.raises(ConfigError, match=r"^task\.name: found 'rows_of_others:wrong', a str, allowed: a .*TaskRow"):
+        adopt("task", "rows_of_others:wrong", tasks)
+
+
+def test_a_scorer_of_others_is_taken_and_its_sub_fm_is_never_cached(package):
+    config = load_config(None, ["method.scorer=rows_of_others:scorer"])
+    assert named_scorer(config.method.scorer, 0, list).__name__ == "scorer"
+    assert not can_be_cached(PublicData(dataset=None, collate=None, identity=dict), config)
+    assert can_be_cached(PublicData(dataset=None, collate=None, identity=dict), Config())
+
+
+def test_a_tracker_of_others_gets_the_numbers_and_stops_no_run(package, tmp_path):
+    config = load_config(None, ["tracking.also=[rows_of_others:Tracker]", "tracking.wandb=disabled"])
+    tracker = make_trackers(config, tmp_path)
+    with pytest.warns(UserWarning, match="rows_of_others:Tracker.*the line is dead"):
+        tracker.log_round({"round": 1})
+    assert '"round": 1' in (tmp_path / "rounds.jsonl").read_text()
+    with pytest.raises(ConfigError, match=r"^tracking\.also: found 'nobodys', allowed: module:Class or a plug-in's"):
+        load_config(None, ["tracking.also=[nobodys]"])
 
 
 @pytest.mark.parametrize("line", ["my_rule = a:b", "aggregators.x = a:b", "aggregator.a-b = a:b"])

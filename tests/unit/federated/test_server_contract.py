@@ -13,22 +13,28 @@ from fedpft.config import AggregatorConfig, FederatedConfig, ServerOptimiserConf
 from fedpft.config.algorithms import AGGREGATORS, SERVER_OPTIMISERS
 from fedpft.data.partition import Partition
 from fedpft.federated.driver import Driver, ServerState
+from fedpft.federated.exchange import make_exchange
 from fedpft.federated.messages import ClientFailure, ClientUpdate
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.server_rule import server_rule
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import FixedProxy
+from fedpft.models.lora import tuned_mask
 from fedpft.seeding import numpy_rng
 from fedpft.storage.checkpoint import Checkpoints, RunCheckpoint, load_newest
 
 SIZES = np.array([10, 20, 30, 40, 50, 60, 70, 80, 90])
 NUM_BYZANTINE = 1
-IS_HEAD = np.arange(12) > 7
-START = np.linspace(-1, 1, 12, dtype=np.float32)
+LAYOUT = (
+    ("head.modules_to_save.weight", (2, 2)),
+    *((f"{layer}.lora_{factor}.weight", (2, 4)[:: 1 if factor == "A" else -1]) for layer in "xy" for factor in "AB"),
+)
+START = np.linspace(-1, 1, 36, dtype=np.float32)
 
 ENTRIES = {
     **{kind: {"aggregator": AggregatorConfig(kind=kind, num_byzantine=NUM_BYZANTINE)} for kind in AGGREGATORS},
     **{f"server {kind}": {"server": ServerOptimiserConfig(kind=kind, head_lr=0.5)} for kind in SERVER_OPTIMISERS},
+    **{f"lora {kind}": {"lora_aggregation": kind} for kind in ("ffa", "svd", "fedsvd", "alternate")},
     "a robust rule before adam": {
         "aggregator": AggregatorConfig(kind="centered_clipping", num_byzantine=1, norm=0.1),
         "server": ServerOptimiserConfig(kind="adam"),
@@ -54,11 +60,12 @@ class Pool:
             if client_id in self._failing:
                 yield ClientFailure(**about, node="n", reason="none")
             else:
-                change = rng.normal(0.1, 0.3, len(plan.adapter)).astype(np.float32)
+                tuned = tuned_mask(LAYOUT, plan.tuned) if plan.is_whole else slice(None)
+                sent = plan.adapter[tuned]
                 yield ClientUpdate(
                     client_id=int(client_id),
                     num_examples=int(SIZES[client_id]),
-                    adapter=plan.adapter + change,
+                    adapter=sent + rng.normal(0.1, 0.3, len(sent)).astype(np.float32),
                     metrics={"loss": 1.0, "seconds": 0.1},
                 )
 
@@ -85,7 +92,8 @@ def driver(entry, *, arrival=0, failing=(), checkpoint=lambda state: None, clien
         num_neurons=(),
         method=FixedProxy(),
         pool=Pool(arrival, failing),
-        rule=server_rule(config, IS_HEAD),
+        rule=server_rule(config, LAYOUT),
+        exchange=make_exchange(config, SIZES[: len(clients)], LAYOUT),
         evaluate=lambda adapter: {"fm": float(adapter.sum())},
         evaluation_interval=1,
         tracker=Tracker(),

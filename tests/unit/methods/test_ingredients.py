@@ -106,6 +106,7 @@ LEAVES_THE_SUB_FM = {
     "federated.aggregator.iterations": 2,
     "federated.aggregator.smoothing": 1e-3,
     "federated.server.kind": "adam",
+    "federated.lora_aggregation": "ffa",
     "federated.server.lr": 0.5,
     "federated.server.head_lr": 0.5,
     "federated.server.beta1": 0.5,

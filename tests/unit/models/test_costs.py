@@ -50,4 +50,3 @@ def test_costs_tell_the_layers_from_the_whole_model_and_do_not_count_the_adapter
     assert found["compression_ratio"] == pytest.approx(4 / 3)
     lora = 2 * 4 * 2 * (16 + 16)  # 2 layers, 4 projections, rank 2
     assert found["num_params_adapter"] == lora + 16 * 3 + 3
-    assert found["bytes_up_per_client_round"] == 4 * found["num_params_adapter"]
