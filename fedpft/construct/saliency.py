@@ -57,7 +57,7 @@ def activation_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
 
         tokens = _visit_activations(model, ffns, batches, add)
         return [
-            ((total / tokens).sqrt() * torch.linalg.vector_norm(ffn.down_weight.double(), dim=0)).cpu()
+            ((total / tokens).sqrt() * torch.linalg.vector_norm(ffn.output_weight.double(), dim=0)).cpu()
             for total, ffn in zip(squares, ffns, strict=True)
         ]
 
@@ -92,7 +92,7 @@ def greedy_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
             covariance = moment[:-1, :-1] / tokens
             if ffn.down.bias is not None:
                 covariance -= torch.outer(mean, mean)  # the bias takes over a dropped neuron's mean
-            scores.append(elimination_ranks(covariance, ffn.down_weight.T).cpu())
+            scores.append(elimination_ranks(covariance, ffn.output_weight.T).cpu())
         return scores
 
     return greedy

@@ -97,10 +97,12 @@ class FFNTrace:
 
     activations: Tensor
     """`h`, (B, T, N): input of the down projection."""
-    output: Tensor
+    down: Tensor
     """`y`, (B, T, H): output of the down projection."""
+    output: Tensor
+    """What it adds to the residual stream, (B, T, H): `y`, or `FFN.contribution` of it."""
     total: Tensor
-    """Residual stream plus `y`, (B, T, H): input of the closing LayerNorm in post-LN families, else layer output."""
+    """Residual stream plus `output`, (B, T, H): the closing LayerNorm's input in post-LN families, else the output."""
 
 
 @contextmanager
@@ -109,13 +111,14 @@ def trace_ffn(ffn: FFN) -> Iterator[FFNTrace]:
     trace = FFNTrace()
 
     def down_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        trace.activations, trace.output = args[0], output
+        trace.activations, trace.down = args[0], output
 
     def total_hook(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         trace.total = args[0] if ffn.closing_norm is not None else output[0] if isinstance(output, tuple) else output
         # OPT flattens batch and tokens inside its layers
         trace.activations = trace.activations.view(*trace.total.shape[:-1], -1)
-        trace.output = trace.output.view_as(trace.total)
+        trace.down = trace.down.view_as(trace.total)
+        trace.output = ffn.contribution(trace.down)
 
     end: nn.Module = ffn.layer if ffn.closing_norm is None else ffn.closing_norm
     handles = [ffn.down.register_forward_hook(down_hook), end.register_forward_hook(total_hook)]
