@@ -197,20 +197,32 @@ class FFN:
     @torch.no_grad()
     def keep_neurons(self, neurons: Tensor) -> None:
         """Cut the FFN down to `neurons`, a (r,) tensor of indices, in that order."""
-        before = self.num_neurons
-        for parameter, axis in self.neuron_axes():
-            halves = [neurons + first for first in range(0, parameter.shape[axis], before)]
+        for parameter, values in self.cut(neurons):
             # assigned through .data: every reference to the parameter, this table's included, sees the smaller tensor
-            parameter.data = parameter.data.index_select(axis, torch.cat(halves).to(parameter.device)).contiguous()
+            parameter.data = values
+        self.note_sizes()
+
+    @torch.no_grad()
+    def cut(self, neurons: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return each parameter that has a neuron axis, with a copy of what these `neurons`, (r,), have of it."""
+        found = []
+        for parameter, axis in self.neuron_axes():
+            halves = [neurons + first for first in range(0, parameter.shape[axis], self.num_neurons)]
+            values = parameter.data.index_select(axis, torch.cat(halves).to(parameter.device)).contiguous()
+            found.append((parameter, values))
+        return found
+
+    def note_sizes(self) -> None:
+        """Let the projections say how many neurons their weights have."""
         for module in (self.up, self.gate):
             if isinstance(module, Conv1D):
                 module.nf = module.weight.shape[1]
             elif module is not None:
                 module.out_features = _as_linear(module).shape[0]  # type: ignore[assignment]
         if isinstance(self.down, Conv1D):
-            self.down.nx = len(neurons)
+            self.down.nx = self.num_neurons
         else:
-            self.down.in_features = len(neurons)  # type: ignore[assignment]
+            self.down.in_features = self.num_neurons  # type: ignore[assignment]
 
 
 def find_backbone(model: nn.Module) -> PreTrainedModel:

@@ -39,6 +39,12 @@ class LayerCalls:
         return output[0] if isinstance(output, tuple) else output
 
 
+def runs_layer_by_layer(model: nn.Module) -> bool:
+    """Whether each layer's output is the next one's input."""
+    path, backbone = ffn_location(model).between_layers, find_backbone(model)
+    return path is None or attrgetter(path)(backbone) is None
+
+
 def check_layer_by_layer(model: nn.Module, key: str) -> None:
     """Check that each layer's output is the next one's input, without which layers cannot be run one by one.
 
@@ -50,8 +56,8 @@ def check_layer_by_layer(model: nn.Module, key: str) -> None:
         ConfigError: the model computes something between two layers.
 
     """
-    path, backbone = ffn_location(model).between_layers, find_backbone(model)
-    if path is not None and attrgetter(path)(backbone) is not None:
+    if not runs_layer_by_layer(model):
+        path, backbone = ffn_location(model).between_layers, find_backbone(model)
         found = f"closed_form for a {type(backbone).__name__} with {path} between its layers"
         raise ConfigError(f"{key}: found {found}, allowed: distill, none")
 

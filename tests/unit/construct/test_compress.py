@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, BertModel
 
 from fedpft.construct.compress import compress, resolve_layers, restore_sub_fm, sub_fm_tensors
@@ -113,6 +114,14 @@ def test_conv1d_shapes_follow_the_cut():
     mlp = sub_fm.transformer.h[0].mlp
     assert (mlp.c_fc.nx, mlp.c_fc.nf, *mlp.c_fc.weight.shape) == (16, 12, 16, 12)
     assert (mlp.c_proj.nx, mlp.c_proj.nf, *mlp.c_proj.weight.shape) == (12, 16, 12, 16)
+
+
+def test_neurons_that_are_dropped_are_never_copied(monkeypatch):
+    fm, copied, real = tiny_fm("bert"), [], nn.Parameter.__deepcopy__
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(id(self)) or real(self, memo))
+    compress(fm, retained_ratio=0.5, uncompressed_layers=(0,))
+    cut = {id(parameter) for ffn in find_ffns(fm)[1:] for parameter, _ in ffn.neuron_axes()}
+    assert set(copied) == {id(parameter) for parameter in fm.parameters()} - cut
 
 
 def test_at_least_one_neuron_stays():

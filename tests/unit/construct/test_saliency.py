@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from fedpft.construct import saliency as module_under_test
 from fedpft.construct.compress import compress
 from fedpft.construct.saliency import (
     activation_scorer,
@@ -158,6 +159,22 @@ def test_greedy_gives_up_copies_first_whatever_their_saliency(model_type):
         first = set(score.argsort().tolist()[:6])
         assert len({neuron % 18 for neuron in first}) == 6
         assert all(neuron < 6 or neuron >= 18 for neuron in first)
+
+
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+def test_greedy_goes_through_one_layer_at_a_time_and_ranks_as_in_whole_passes(model_type, monkeypatch):
+    fm = tiny_fm(model_type)
+    batches = [tiny_batch(model_type, num_tokens=9, seed=seed) for seed in (1, 2)]
+    alive, made = [], []
+    real = module_under_test.elimination_ranks
+    moments = module_under_test._Moments
+    monkeypatch.setattr(module_under_test, "_Moments", lambda ffn: made.append(ffn) or moments(ffn))
+    monkeypatch.setattr(module_under_test, "elimination_ranks", lambda *a: alive.append(len(made)) or real(*a))
+    found = scores(greedy_scorer(batches), fm)
+    assert alive == [1, 2, 3]
+    monkeypatch.setattr(module_under_test, "runs_layer_by_layer", lambda model: False)
+    assert all(torch.equal(a, b) for a, b in zip(found, scores(greedy_scorer(batches), fm), strict=True))
+    assert not any(module._forward_pre_hooks for module in fm.modules())
 
 
 @pytest.mark.parametrize("make", [activation_scorer, greedy_scorer])
