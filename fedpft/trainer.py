@@ -51,8 +51,13 @@ def accelerator(setting: str) -> str:
 def set_arithmetic(config: Config) -> None:
     """Let this process compute on GPUs as the config says: the server's side, and `sequential` clients."""
     server, pool = config.server, config.pool
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = server.matmul_precision == "high"
+    compute_products(server.matmul_precision)
     be_deterministic(server.deterministic or (pool.kind == "sequential" and pool.deterministic))
+
+
+def compute_products(precision: str) -> None:
+    """Let this process compute float32 products on GPUs with all their bits (`highest`) or TF32's (`high`)."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "high"
 
 
 def be_deterministic(yes: bool) -> None:

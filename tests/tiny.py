@@ -40,10 +40,17 @@ _COMMON = {
 }
 _IMAGE = {k: v for k, v in _COMMON.items() if k != "vocab_size"} | {"image_size": 8, "patch_size": 4}
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_GEMMA2 = {"num_key_value_heads": 1, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
 
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "bert": _COMMON | {"max_position_embeddings": 40},
     "roberta": _COMMON | _SPECIAL | {"max_position_embeddings": 40},
+    "xlm-roberta": _COMMON | _SPECIAL | {"max_position_embeddings": 40},
+    "camembert": _COMMON | _SPECIAL | {"max_position_embeddings": 40},
+    "mpnet": _COMMON | _SPECIAL | {"max_position_embeddings": 40},
+    "modernbert": _COMMON | _SPECIAL | {
+        "cls_token_id": 2, "sep_token_id": 3, "max_position_embeddings": 40, "mlp_bias": True, "local_attention": 8,
+    },
     "electra": _COMMON | {"embedding_size": 24, "max_position_embeddings": 40},
     "deberta-v2": _COMMON | {
         "max_position_embeddings": 40, "type_vocab_size": 0, "position_biased_input": False, "relative_attention": True,
@@ -54,7 +61,9 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     },
     "vit": _IMAGE,
     "deit": _IMAGE,
+    "dinov2": {k: v for k, v in _IMAGE.items() if k != "intermediate_size"} | {"mlp_ratio": 2, "use_swiglu_ffn": True},
     "gpt2": _SPECIAL | {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_inner": 24, "vocab_size": 40, "n_positions": 40},
+    "gpt_neox": _COMMON | _SPECIAL | {"max_position_embeddings": 40},
     "opt": _SPECIAL | {
         "hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "ffn_dim": 24,
         "vocab_size": 40, "max_position_embeddings": 40, "init_std": 0.5,  # every ReLU fires somewhere
@@ -64,6 +73,14 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": _COMMON | _SPECIAL | {"num_key_value_heads": 2},
     "qwen3": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "head_dim": 8},
     "gemma": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "head_dim": 8},
+    "gemma2": _COMMON | _SPECIAL | _GEMMA2,
+    "gemma3_text": _COMMON | _SPECIAL | _GEMMA2,
+    "olmo2": _COMMON | _SPECIAL | {"num_key_value_heads": 2},
+    "phi3": _COMMON | _SPECIAL | {"num_key_value_heads": 1},
+    "smollm3": _COMMON | _SPECIAL | {"num_key_value_heads": 1, "no_rope_layer_interval": 2},
+    "granite": _COMMON | _SPECIAL | {
+        "num_key_value_heads": 1, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
+    },
 }  # fmt: skip
 OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 8}
 """How the 350M model differs from all other OPTs: post-LN, and embeddings narrower than its layers."""
@@ -71,19 +88,38 @@ OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 8}
 DEBERTA_V2_XLARGE = {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False}
 """How the v2 models differ from v3: a convolution after the first layer, and positions with their own projections."""
 
-FAMILIES = sorted(TINY_CONFIGS)
-ONE_FAMILY_PER_ROW = sorted({FFN_LOCATIONS[family]: family for family in reversed(FFN_LOCATIONS)}.values())
-"""For slow tests of what depends on a family through its FFNs alone."""
+DINOV2_BASE = {"use_swiglu_ffn": False}
+"""How all others differ from the giant: no gate."""
 
-IMAGE_FAMILIES = ["deit", "vit"]
+WITHOUT_CLASSIFIER = ["granite"]
+"""Families for which transformers has language models alone."""
+
+FAMILIES = sorted(TINY_CONFIGS.keys() - set(WITHOUT_CLASSIFIER))
+"""For quick tests, and those that find what one family alone does."""
+
+ONE_FAMILY_PER_ROW = sorted(
+    {FFN_LOCATIONS[family]: family for family in reversed(FFN_LOCATIONS) if family in FAMILIES}.values()
+)
+"""For tests of what depends on a family through its row alone."""
+
+IMAGE_FAMILIES = ["deit", "dinov2", "vit"]
 TEXT_FAMILIES = [family for family in FAMILIES if family not in IMAGE_FAMILIES]
-POST_NORM_FAMILIES = ["bert", "deberta-v2", "distilbert", "electra", "roberta"]
-GATED_FAMILIES = ["gemma", "llama", "mistral", "qwen2", "qwen3"]
+TEXT_ROWS = [family for family in ONE_FAMILY_PER_ROW if family not in IMAGE_FAMILIES]
+POST_NORM_FAMILIES = ["bert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"]
+OUTPUT_NORM_FAMILIES = ["gemma2", "gemma3_text", "olmo2"]
+FUSED_FAMILIES = ["modernbert", "phi3"]
+GATED_FAMILIES = [
+    *("dinov2", "gemma", "gemma2", "gemma3_text", "llama", "mistral", "modernbert", "olmo2", "phi3"),
+    *("qwen2", "qwen3", "smollm3"),
+]
+DEPTH_FIELD = {"distilbert": "n_layers", "gpt2": "n_layer"}
+"""Field of a config that holds the number of layers, where it is not `num_hidden_layers`."""
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     **dict.fromkeys(["bert", "deberta-v2", "deit", "distilbert", "electra", "roberta", "vit"], gelu),
-    **dict.fromkeys(["gemma", "gpt2"], partial(gelu, approximate="tanh")),
-    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3"], silu),
+    **dict.fromkeys(["xlm-roberta", "camembert", "mpnet", "modernbert", "gpt_neox"], gelu),
+    **dict.fromkeys(["gemma", "gemma2", "gemma3_text", "gpt2"], partial(gelu, approximate="tanh")),
+    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "dinov2", "olmo2", "phi3", "smollm3"], silu),
     "opt": relu,
 }
 """The activation function of each family's own models, from PyTorch."""
@@ -95,7 +131,9 @@ def modality_of(model_type: str) -> Modality:
 
 
 def auto_model(model_type: str) -> Any:
-    """Return the transformers class that opens a family's classifiers."""
+    """Return the transformers class that opens a family's classifiers, or its language models if it has none."""
+    if model_type in WITHOUT_CLASSIFIER:
+        return AutoModelForCausalLM
     return AutoModelForImageClassification if model_type in IMAGE_FAMILIES else AutoModelForSequenceClassification
 
 

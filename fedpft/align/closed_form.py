@@ -8,6 +8,10 @@ where the sub-FM runs on its own hidden states, so that a layer also corrects wh
 post-LN families the closing LayerNorm divides by the token's standard deviation: `w = 1 / var(z_fm)` makes the error
 that of its output, and its scale and shift are then fitted to the FM's layer output too, dimension by dimension.
 
+Where a norm or a scale stands between `down` and the residual stream, what is added is `g s y` of an output `y`, `g` a
+gain for each dimension and `s` the token's, `1 / rms(y)`. The FM's `s` is taken, which makes the problem linear again:
+`y` is fitted to `(z_fm - residual) / (g s)` with weights `(g s)^2`.
+
 All of it is in float32 whatever `server.precision` says: one pass over a few hundred examples gains nothing from mixed
 precision, and autocast would go on with the copies that it made of weights before they were refitted.
 
@@ -34,6 +38,9 @@ from fedpft.trainer import SilentProgress, server_fabric
 
 HELD_OUT_PART = 8
 """One batch in this many chooses the ridge; the others fit."""
+
+SMALLEST_GAIN, SMALLEST_SQUARE = 1e-3, 1e-12
+"""Of the mean gain of an FFN's dimensions; of a token's output. What is smaller is not divided by."""
 
 
 def refit_layers(
@@ -129,7 +136,7 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
     equations = {
         held_out: NormalEquations(ffn.num_neurons, ffn.down_weight.shape[0], device) for held_out in (False, True)
     }
-    losses, kept = [], []
+    losses, kept, gain = [], [], _gain(ffn)
     for walk in walks:
         rows = walk.rows
         with trace_ffn(fm_ffn) as target:
@@ -142,11 +149,17 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
         wanted = at_tokens(target.total, rows).float()
         weights = None if ffn.closing_norm is None else 1 / wanted.var(dim=1, correction=0)
         features = at_tokens(found.activations, rows).float()
-        equations[walk.held_out].add(features, wanted - at_tokens(residual, rows).float(), weights)
+        missing = wanted - at_tokens(residual, rows).float()
+        if gain is not None:
+            missing = missing / gain
+        if ffn.output_norm is not None:
+            weights = at_tokens(target.down, rows).float().square().mean(dim=1).clamp_min(SMALLEST_SQUARE).reciprocal()
+            missing = missing * weights.rsqrt()[:, None]
+        equations[walk.held_out].add(features, missing, weights)
         kept.append((residual, found.activations))
     _solve(ffn, equations[False], equations[True], free.to(device))
     for walk, (residual, activations) in zip(walks, kept, strict=True):
-        walk.sub_hidden = residual + ffn.down(activations)
+        walk.sub_hidden = residual + ffn.contribution(ffn.down(activations))
     if ffn.closing_norm is not None:
         if with_norm:
             _fit_norm(ffn.closing_norm, walks)
@@ -155,10 +168,20 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
     return float(torch.stack(losses).mean())
 
 
+def _gain(ffn: FFN) -> Tensor | None:
+    """Return the FFN's `output_gain` without zeros: nothing of a dimension without gain reaches the next layer."""
+    gain = ffn.output_gain
+    if gain is None:
+        return None
+    floor = SMALLEST_GAIN * gain.abs().mean()
+    return torch.where(gain.abs() < floor, floor, gain)
+
+
 def _solve(ffn: FFN, fit: NormalEquations, held_out: NormalEquations, free: Tensor) -> None:
     columns, bias = ffn.down_weight, ffn.down.bias
     assert bias is None or isinstance(bias, Tensor)
     gain = torch.ones_like(columns[:, 0]) if ffn.closing_norm is None else ffn.closing_norm.weight
+    gain = gain if (own := _gain(ffn)) is None else own
     assert isinstance(gain, Tensor)
     solution = ridge_fit(
         fit,

@@ -22,7 +22,7 @@ class AlignmentLoss:
 
 
 class AlignmentModule(Distillation):
-    """Teacher = FM, student = sub-FM; trains the FFNs of `layers` and, in post-LN families, their closing LayerNorm.
+    """Teacher = FM, student = sub-FM; trains the FFNs of `layers` with the norm at their output, if any.
 
     Args:
         teacher, student: see :class:`Distillation`; models of the same depth.
@@ -107,6 +107,7 @@ class AlignmentModule(Distillation):
         for ffn, neurons in zip(self._student_ffns, neuron_masks, strict=True):
             for parameter, axis in ffn.neuron_axes():
                 shape = [1] * parameter.ndim
-                shape[axis] = len(neurons)
-                masks.append((parameter, neurons.view(shape).to(parameter.dtype)))
+                shape[axis] = parameter.shape[axis]
+                everywhere = neurons.repeat(shape[axis] // len(neurons))
+                masks.append((parameter, everywhere.view(shape).to(parameter.dtype)))
         return masks

@@ -50,7 +50,7 @@ def doubtful_settings(config: Config) -> list[str]:
         defaults = PoolConfig()
         names = (
             *("actors", "memory_per_actor_gigabytes", "client_timeout_seconds", "start_timeout_seconds"),
-            "max_actor_memory_gigabytes",
+            *("max_actor_memory_gigabytes", "matmul_precision"),
         )
         changed = [name for name in names if getattr(config.pool, name) != getattr(defaults, name)]
         lines += [f"pool.{name} has no effect with pool.kind = sequential" for name in changed]

@@ -208,6 +208,8 @@ class PoolConfig:
     """Lightning precision of local training (no float16: its gradient scaler would carry over between clients)."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of local training: `auto` takes the GPU that the actor was given, or any GPU for `sequential`."""
+    matmul_precision: Literal["highest", "high"] = "highest"
+    """The same as `server.matmul_precision`, in actors; `sequential` clients have the server's."""
     deterministic: bool = False
     """The same as `server.deterministic`, where clients train."""
     max_retries: int = 2

@@ -39,7 +39,8 @@ class ServerConfig:
     """Lightning precision of distillations and evaluations; closed forms and the fidelity meter stay in float32."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """On a GPU of products of float32: `highest` all of their bits, `high` TF32's, several times as fast. It is the
-    process's, so that clients of `pool.kind = sequential` have it, too; on a CPU nothing changes."""
+    process's, so that clients of `pool.kind = sequential` have it, too (actors: `pool.matmul_precision`); on a CPU
+    nothing changes."""
     deterministic: bool = False
     """On a GPU: torch's deterministic algorithms alone, so that equal runs on equal GPUs end with equal bits. They are
     slower (10 to 30 % are usual), take more memory, and an operation that has none ends the run."""

@@ -105,11 +105,17 @@ def restore_sub_fm(fm: PreTrainedModel, tensors: Mapping[str, Tensor]) -> tuple[
 
 
 def _cut(fm: PreTrainedModel, retained: Mapping[int, Tensor]) -> PreTrainedModel:
-    """Return a copy of the FM with these neurons of these layers."""
-    sub_fm = copy.deepcopy(fm)
+    """Return a copy of the FM with these neurons of these layers; the others are never copied."""
+    fm_ffns = find_ffns(fm)
+    memo: dict[int, object] = {
+        id(parameter): nn.Parameter(values, parameter.requires_grad)
+        for layer, neurons in retained.items()
+        for parameter, values in fm_ffns[layer].cut(neurons)
+    }
+    sub_fm = copy.deepcopy(fm, memo)  # which takes the memo's parameters instead of copying the FM's
     ffns = find_ffns(sub_fm)
-    for layer, neurons in retained.items():
-        ffns[layer].keep_neurons(neurons)
+    for layer in retained:
+        ffns[layer].note_sizes()
     record_ffn_sizes(sub_fm)
     return sub_fm
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedpft.config import ConfigError
+from fedpft.models.depth import keep_layers
 from fedpft.models.ffn import ffn_location, find_backbone, find_ffns
 
 KEPT_BY_DEFAULT = Fraction(7, 12)
@@ -107,9 +108,7 @@ def drop_layers(fm: PreTrainedModel, layer_map: LayerMap) -> PreTrainedModel:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]  # its place in the cache of keys and values
-    proxy.config.num_hidden_layers = len(kept)
-    if getattr(proxy.config, "layer_types", None) is not None:
-        proxy.config.layer_types = [proxy.config.layer_types[index] for index in layer_map.kept]
+    keep_layers(proxy.config, layer_map.kept)
     return proxy
 
 

@@ -10,6 +10,7 @@ from fedpft.config.method import SCORER_NAMES
 from fedpft.config.plugins import is_own, load_part
 from fedpft.models.activations import NeuronWatch
 from fedpft.models.ffn import FFN, find_backbone
+from fedpft.models.layerwise import record_calls, runs_layer_by_layer
 
 Scorer = Callable[[PreTrainedModel, Sequence[FFN]], list[Tensor]]
 
@@ -57,7 +58,7 @@ def activation_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
 
         tokens = _visit_activations(model, ffns, batches, add)
         return [
-            ((total / tokens).sqrt() * torch.linalg.vector_norm(ffn.down_weight.double(), dim=0)).cpu()
+            ((total / tokens).sqrt() * torch.linalg.vector_norm(ffn.output_weight.double(), dim=0)).cpu()
             for total, ffn in zip(squares, ffns, strict=True)
         ]
 
@@ -72,30 +73,60 @@ def greedy_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
     (Hassibi & Stork 1993; ZipLM, arXiv 2302.04089). It pays with a refit, `align.layers.kind: closed_form`.
 
     Args:
-        batches: inputs of the model on its device; streamed once. Memory is (N, N) float64 for each FFN.
+        batches: inputs of the model on its device; streamed once. Memory is (N, N) float64 for one FFN, or for each
+            where something is computed between two layers, and one hidden state for each batch.
 
     """
 
     @torch.no_grad()
     def greedy(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[Tensor]:
-        device = ffns[0].down_weight.device
-        moments = [torch.zeros(f.num_neurons + 1, f.num_neurons + 1, dtype=torch.float64, device=device) for f in ffns]
-
-        def add(position: int, activations: Tensor) -> None:
-            x = torch.cat([activations.float(), activations.new_ones(len(activations), 1).float()], dim=1)
-            moments[position] += (x.T @ x).double()
-
-        tokens = _visit_activations(model, ffns, batches, add)
-        scores = []
-        for ffn, moment in zip(ffns, moments, strict=True):
-            mean = moment[-1, :-1] / tokens
-            covariance = moment[:-1, :-1] / tokens
-            if ffn.down.bias is not None:
-                covariance -= torch.outer(mean, mean)  # the bias takes over a dropped neuron's mean
-            scores.append(elimination_ranks(covariance, ffn.down_weight.T).cpu())
-        return scores
+        if not runs_layer_by_layer(model):
+            moments = [_Moments(ffn) for ffn in ffns]
+            tokens = _visit_activations(model, ffns, batches, lambda position, h: moments[position].add(h))
+            return [moment.ranks(tokens) for moment in moments]
+        was_training = model.training
+        model.eval()
+        try:
+            calls = record_calls(model, batches)
+            tokens = _checked(sum(int(call.real.sum()) for call in calls))
+            masks = [None if bool(call.real.all()) else call.real for call in calls]
+            hidden, scores = [call.hidden for call in calls], []
+            for ffn in ffns:
+                moment = _Moments(ffn)
+                watch = NeuronWatch([ffn], lambda position, h, moment=moment: moment.add(h))
+                try:
+                    for index, call in enumerate(calls):
+                        watch.set_mask(masks[index])
+                        hidden[index] = call.run(ffn.layer, ffn.index, hidden[index])
+                finally:
+                    watch.close()
+                scores.append(moment.ranks(tokens))
+            return scores
+        finally:
+            model.train(was_training)
 
     return greedy
+
+
+class _Moments:
+    """Second moments of an FFN's activations and of a one beside them, (N + 1, N + 1) float64."""
+
+    def __init__(self, ffn: FFN) -> None:
+        size, device = ffn.num_neurons + 1, ffn.down_weight.device
+        self._ffn, self._sums = ffn, torch.zeros(size, size, dtype=torch.float64, device=device)
+
+    def add(self, activations: Tensor) -> None:
+        """Add (tokens, N)."""
+        x = torch.cat([activations.float(), activations.new_ones(len(activations), 1).float()], dim=1)
+        self._sums += (x.T @ x).double()
+
+    def ranks(self, tokens: int) -> Tensor:
+        """Return (N,), on the CPU: see :func:`elimination_ranks`."""
+        mean = self._sums[-1, :-1] / tokens
+        covariance = self._sums[:-1, :-1] / tokens
+        if self._ffn.down.bias is not None:
+            covariance -= torch.outer(mean, mean)  # the bias takes over a dropped neuron's mean
+        return elimination_ranks(covariance, self._ffn.output_weight.T).cpu()
 
 
 def elimination_ranks(covariance: Tensor, columns: Tensor) -> Tensor:
@@ -150,6 +181,10 @@ def _visit_activations(
     finally:
         watch.close()
         model.train(was_training)
+    return _checked(tokens)
+
+
+def _checked(tokens: int) -> int:
     if not tokens:
         raise ValueError("a scorer that reads activations needs at least one public batch with a real token")
     return tokens

@@ -20,6 +20,9 @@ from fedpft.config import ConfigError
 from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT_LENGTH
 from fedpft.metrics.tokens import IGNORED
 
+KEPT_IMAGE_BYTES = 256 * 2**20
+"""Of the tensors of images, in each process."""
+
 MODEL_INPUTS = ("input_ids", "token_type_ids", LABEL)
 
 
@@ -92,11 +95,21 @@ class CausalCollator:
 
 
 class ImageCollator:
-    """Image rows -> `pixel_values`: (B, channels, height, width) float32; `labels`: (B,) int64."""
+    """Image rows -> `pixel_values`: (B, channels, height, width) float32; `labels`: (B,) int64.
+
+    An image may be one as it was decoded, or the tensor that :meth:`prepared` made of it once. What was made stays in
+    this process, up to `KEPT_IMAGE_BYTES`; what does not fit is decoded and resized again in every pass.
+    """
 
     def __init__(self, processor: BaseImageProcessor) -> None:
         """`processor` is the FM's own: it resizes and normalises."""
         self._processor = processor
+        self._kept: dict[tuple[str, int], dict[str, Any]] = {}
+        self._room = KEPT_IMAGE_BYTES
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel without images."""
+        return vars(self) | {"_kept": {}, "_room": KEPT_IMAGE_BYTES}
 
     def settings(self) -> dict[str, Any]:
         """The processor's."""
@@ -104,11 +117,39 @@ class ImageCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Decode, convert to RGB (grey and palette images occur everywhere) and apply the FM's processor."""
-        images: list[Image] = [row[IMAGE].convert("RGB") for row in rows]
-        batch = {"pixel_values": self._processor(images, return_tensors="pt")["pixel_values"]}
+        decoded = [row[IMAGE] for row in rows if not isinstance(row[IMAGE], torch.Tensor)]
+        if len(decoded) == len(rows):
+            batch = {"pixel_values": self._pixels(decoded)}
+        else:
+            made = iter(self._pixels(decoded) if decoded else ())
+            pixels = [row[IMAGE] if isinstance(row[IMAGE], torch.Tensor) else next(made) for row in rows]
+            batch = {"pixel_values": torch.stack(pixels)}
         if LABEL in rows[0]:
             batch["labels"] = torch.tensor([row[LABEL] for row in rows])
         return batch
+
+    def prepared(self, dataset: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Return :func:`rows`, with the image's tensor in place of each image that there is room for."""
+        keys = [(dataset._fingerprint, int(index)) for index in indices]
+        missing = [key for key in keys if key not in self._kept]
+        read = dict(zip(missing, rows(dataset, [index for _, index in missing]), strict=True))
+        for key, row in read.items():
+            if self._room > 0:
+                read[key] = self._kept[key] = row | {IMAGE: self._pixels([row[IMAGE]])[0]}
+                self._room -= self._kept[key][IMAGE].nbytes
+        return [self._kept[key] if key in self._kept else read[key] for key in keys]
+
+    def _pixels(self, images: Sequence[Image]) -> torch.Tensor:
+        return self._processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+
+
+def prepared_rows(dataset: datasets.Dataset, indices: Sequence[int] | np.ndarray, collate: Any) -> list[dict[str, Any]]:
+    """Return the rows at `indices` for a collator that is asked for them again and again; its batches are the same.
+
+    What it can make of a row alone, of an image, it makes once and keeps.
+    """
+    prepared = getattr(collate, "prepared", None)
+    return rows(dataset, indices) if prepared is None else prepared(dataset, indices)
 
 
 def rows(dataset: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:

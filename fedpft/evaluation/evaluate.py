@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fedpft.config import ServerConfig
-from fedpft.data.collate import rows, text_lengths
+from fedpft.data.collate import prepared_rows, text_lengths
 from fedpft.metrics.table import METRICS, computed
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
@@ -84,7 +84,7 @@ def _answers(
         model.eval()
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            batch = fabric.to_device(dict(collate(rows(dataset, indices))))
+            batch = fabric.to_device(dict(collate(prepared_rows(dataset, indices, collate))))
             labels = batch.pop("labels")
             with fabric.autocast():
                 logits = model(**batch).logits

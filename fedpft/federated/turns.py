@@ -24,7 +24,8 @@ class Turn:
     factors: Sequence[float]
     """Of the rate in each of its steps."""
     steps_done: int = 0
-    loss_sum: float = 0.0
+    loss_sum: Tensor | float = 0.0
+    """Float64, on the device until the last batch: reading it makes the CPU wait for the GPU."""
     seconds: float = 0.0
     """Its part of the time of its steps."""
     flops: int = 0

@@ -5,6 +5,8 @@ become infinite and the sum depends on the batches. Here the logarithm is taken 
 Legend: `B` batch, `T` tokens, `V` vocabulary.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -14,8 +16,12 @@ IGNORED = -100
 """Label of a token that is no target, for transformers and torch alike."""
 
 
-def predictions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits, (targets, V) float32, and token ids, (targets,), of all target tokens of a batch.
+CHUNK_NUMBERS = 2**24
+"""Logits that are float32 at a time, 64 MiB: of a large vocabulary a batch's would be gigabytes, once for each step."""
+
+
+def predictions(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits, (targets, V) float32, and token ids, (targets,), of all target tokens of a batch, in chunks.
 
     Args:
         logits: (B, T, V); those at a position tell of the token after it.
@@ -23,8 +29,10 @@ def predictions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     """
     after = labels[:, 1:]
-    chosen = after != IGNORED
-    return logits[:, :-1][chosen].float(), after[chosen]
+    places = (after != IGNORED).nonzero()
+    for chunk in places.split(max(1, CHUNK_NUMBERS // logits.shape[-1])):
+        row, position = chunk.unbind(1)
+        yield logits[row, position].float(), after[row, position]
 
 
 def num_targets(labels: Tensor) -> int:
@@ -46,9 +54,9 @@ class TokenLoss(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Take a batch: (B, T, V) and (B, T)."""
-        chosen, targets = predictions(logits, labels)
-        self.total += self.score(chosen, targets).sum(dtype=torch.float64)
-        self.count += len(targets)
+        scores = [self.score(*chunk) for chunk in predictions(logits, labels)]
+        self.total += torch.cat(scores).sum(dtype=torch.float64)
+        self.count += sum(map(len, scores))
 
     def score(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return what each target token adds, (targets,)."""

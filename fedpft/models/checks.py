@@ -8,11 +8,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
-from fedpft.config import ConfigError, FMConfig
+from fedpft.config import ConfigError, FMConfig, TaskKind
 from fedpft.models.ffn import FFN_LOCATIONS, ffn_location, find_ffns
 
 DECODERS = sorted(
@@ -27,12 +29,27 @@ UNUSED_PARTS = re.compile(r"(^|\.)(pooler\.|mask_token$)")
 """Those that a classifier of its family never reads: it pools otherwise, it masks no patches."""
 
 
-def check_decoder(model_type: str, path: str) -> None:
-    """Raise a ConfigError unless the family is one of decoders."""
+def check_kind(model_type: str, path: str, kind: TaskKind) -> None:
+    """Raise a ConfigError for a family that has no head for a task of that kind."""
+    if kind == "causal_lm":
+        _check_decoder(model_type, path)
+    else:
+        _check_classifier(model_type, path)
+
+
+def _check_decoder(model_type: str, path: str) -> None:
     if model_type not in DECODERS:
         raise ConfigError(
             f"fm.path: found {path!r} of model type {model_type!r}, allowed for a task of kind causal_lm: a decoder, "
             f"{', '.join(DECODERS)}"
+        )
+
+
+def _check_classifier(model_type: str, path: str) -> None:
+    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES | MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise ConfigError(
+            f"fm.path: found {path!r} of model type {model_type!r}, of which transformers has no classifier, allowed: "
+            "one of another family, or a task of kind causal_lm"
         )
 
 

@@ -7,11 +7,11 @@ stores the transpose, which this module hides.
 
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import ConfigError
@@ -25,17 +25,22 @@ class FFNLocation:
     up: str
     down: str
     gate: str | None = None
-    """Gated FFNs only: `h = act(gate(x)) * up(x)`."""
+    """Gated FFNs only: `h = act(gate(x)) * up(x)`. The same path as `up`: one projection, whose first half of rows is
+    the gate."""
+    output_norm: str | None = None
+    """The norm between `down` and the residual stream, where there is one."""
+    output_scale: str | None = None
+    """What `down`'s output (or its norm) is multiplied with before the residual is added: a tensor (H,) or a number."""
     closing_norm: str | None = None
     """Post-LN families only: the LayerNorm that closes the FFN."""
-    pre_norm_field: str | None = None
-    """Field of the transformers config that, where true, makes a model pre-LN: `closing_norm` then opens the FFN."""
     dropout: str | None = None
     """Dropout at the FFN's output; None where there is none of its own (ViT, DeiT and OPT share one with attention)."""
     between_layers: str | None = None
     """From the backbone: what some models compute between two layers; None in the model: it does not."""
-    size_field: str = "intermediate_size"
-    """Field of the transformers config that holds N."""
+    size_field: str | None = "intermediate_size"
+    """Field of the transformers config that holds N; None: it follows from others, and a sub-FM's are `ffn_sizes`."""
+    variant: "tuple[str, FFNLocation] | None" = None
+    """Field of the transformers config, and the row of those models in which it is true."""
 
 
 _BERT = FFNLocation(
@@ -47,10 +52,19 @@ _BERT = FFNLocation(
 )
 _VIT = FFNLocation(layers="layers", up="mlp.fc1", down="mlp.fc2")
 _LLAMA = FFNLocation(layers="layers", up="mlp.up_proj", gate="mlp.gate_proj", down="mlp.down_proj")
+_GEMMA2 = replace(_LLAMA, output_norm="post_feedforward_layernorm")
+_OPT = FFNLocation(layers="decoder.layers", up="fc1", down="fc2", size_field="ffn_dim")
+_DINOV2 = FFNLocation(
+    layers="encoder.layer", up="mlp.fc1", down="mlp.fc2", output_scale="layer_scale2.lambda1", size_field=None
+)
+_SWIGLU = replace(_DINOV2, up="mlp.up_proj", gate="mlp.gate_proj", down="mlp.down_proj")
 
 FFN_LOCATIONS: dict[str, FFNLocation] = {
     "bert": _BERT,
     "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "mpnet": _BERT,
     "electra": _BERT,
     "deberta-v2": replace(_BERT, between_layers="encoder.conv"),
     "distilbert": FFNLocation(
@@ -61,22 +75,32 @@ FFN_LOCATIONS: dict[str, FFNLocation] = {
         dropout="ffn.dropout",
         size_field="hidden_dim",
     ),
+    "modernbert": FFNLocation(layers="layers", up="mlp.Wi", gate="mlp.Wi", down="mlp.Wo"),
     "vit": _VIT,
     "deit": _VIT,
+    "dinov2": replace(_DINOV2, variant=("use_swiglu_ffn", _SWIGLU)),
     "gpt2": FFNLocation(layers="h", up="mlp.c_fc", down="mlp.c_proj", dropout="mlp.dropout", size_field="n_inner"),
-    "opt": FFNLocation(
-        layers="decoder.layers",
-        up="fc1",
-        down="fc2",
-        closing_norm="final_layer_norm",
-        pre_norm_field="do_layer_norm_before",
-        size_field="ffn_dim",
+    "gpt_neox": FFNLocation(
+        layers="layers", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h", dropout="post_mlp_dropout"
     ),
+    "opt": replace(_OPT, closing_norm="final_layer_norm", variant=("do_layer_norm_before", _OPT)),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "smollm3": _LLAMA,
+    "granite": replace(_LLAMA, output_scale="residual_multiplier"),
+    "phi3": FFNLocation(
+        layers="layers",
+        up="mlp.gate_up_proj",
+        gate="mlp.gate_up_proj",
+        down="mlp.down_proj",
+        dropout="resid_mlp_dropout",
+    ),
     "gemma": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+    "olmo2": _GEMMA2,
 }
 
 
@@ -91,32 +115,59 @@ class FFN:
     up: nn.Module
     down: nn.Module
     gate: nn.Module | None
+    """The same module as `up` where both are one projection."""
+    output_norm: nn.Module | None
+    output_scale: Tensor | float | None
     closing_norm: nn.Module | None
     dropout: nn.Module | None
 
     @property
     def num_neurons(self) -> int:
         """N."""
-        return self.up_weight.shape[0]
+        return self.down_weight.shape[1]
 
     @property
     def up_weight(self) -> Tensor:
         """(N, H) view."""
-        return _as_linear(self.up)
+        return _as_linear(self.up)[-self.num_neurons :]
 
     @property
     def gate_weight(self) -> Tensor | None:
         """(N, H) view, or None for an ungated FFN."""
-        return None if self.gate is None else _as_linear(self.gate)
+        return None if self.gate is None else _as_linear(self.gate)[: self.num_neurons]
 
     @property
     def down_weight(self) -> Tensor:
         """(H, N) view."""
         return _as_linear(self.down)
 
+    def contribution(self, output: Tensor) -> Tensor:
+        """Return what joins the residual stream, (..., H), of an output of `down`, (..., H); without dropout."""
+        normed = output if self.output_norm is None else self.output_norm(output)
+        return normed if self.output_scale is None else normed * self.output_scale
+
+    @property
+    def output_gain(self) -> Tensor | None:
+        """(H,): what :meth:`contribution` multiplies an output of root mean square 1 with; None: it is the output."""
+        if self.output_norm is None and self.output_scale is None:
+            return None
+        return self.contribution(torch.ones_like(self.down_weight[:, 0]))
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(H, N): what each neuron adds to the residual stream, up to a factor of the token where there is a norm."""
+        gain = self.output_gain
+        return self.down_weight if gain is None else gain[:, None] * self.down_weight
+
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Return all that alignment may train, e.g. `up.weight`: projections, biases and the closing LayerNorm."""
-        parts = {"up": self.up, "gate": self.gate, "down": self.down, "closing_norm": self.closing_norm}
+        """Return all that alignment may train, e.g. `up.weight`: projections, biases and norms at the output."""
+        parts = {
+            "up": self.up,
+            "gate": None if self.gate is self.up else self.gate,
+            "down": self.down,
+            "output_norm": self.output_norm,
+            "closing_norm": self.closing_norm,
+        }
         return {
             f"{part}.{name}": parameter
             for part, module in parts.items()
@@ -130,9 +181,12 @@ class FFN:
         return list(self.named_parameters().values())
 
     def neuron_axes(self) -> list[tuple[nn.Parameter, int]]:
-        """Return each parameter that has a neuron axis, with that axis (`down.bias` and the LayerNorm have none)."""
+        """Return each parameter that has a neuron axis, with that axis (`down.bias` and the norms have none).
+
+        In a projection that is gate and `up` in one, the axis has all neurons twice, one half after the other.
+        """
         axes = []
-        for module in (self.up, self.gate):
+        for module in (self.up, None if self.gate is self.up else self.gate):
             if module is not None:
                 axes.append((module.weight, 1 if isinstance(module, Conv1D) else 0))
                 if module.bias is not None:
@@ -143,18 +197,32 @@ class FFN:
     @torch.no_grad()
     def keep_neurons(self, neurons: Tensor) -> None:
         """Cut the FFN down to `neurons`, a (r,) tensor of indices, in that order."""
-        for parameter, axis in self.neuron_axes():
+        for parameter, values in self.cut(neurons):
             # assigned through .data: every reference to the parameter, this table's included, sees the smaller tensor
-            parameter.data = parameter.data.index_select(axis, neurons.to(parameter.device)).contiguous()
+            parameter.data = values
+        self.note_sizes()
+
+    @torch.no_grad()
+    def cut(self, neurons: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return each parameter that has a neuron axis, with a copy of what these `neurons`, (r,), have of it."""
+        found = []
+        for parameter, axis in self.neuron_axes():
+            halves = [neurons + first for first in range(0, parameter.shape[axis], self.num_neurons)]
+            values = parameter.data.index_select(axis, torch.cat(halves).to(parameter.device)).contiguous()
+            found.append((parameter, values))
+        return found
+
+    def note_sizes(self) -> None:
+        """Let the projections say how many neurons their weights have."""
         for module in (self.up, self.gate):
             if isinstance(module, Conv1D):
-                module.nf = len(neurons)
+                module.nf = module.weight.shape[1]
             elif module is not None:
-                module.out_features = len(neurons)  # type: ignore[assignment]
+                module.out_features = _as_linear(module).shape[0]  # type: ignore[assignment]
         if isinstance(self.down, Conv1D):
-            self.down.nx = len(neurons)
+            self.down.nx = self.num_neurons
         else:
-            self.down.in_features = len(neurons)  # type: ignore[assignment]
+            self.down.in_features = self.num_neurons  # type: ignore[assignment]
 
 
 def find_backbone(model: nn.Module) -> PreTrainedModel:
@@ -178,26 +246,44 @@ def known_family(model_type: str, origin: str) -> FFNLocation:
         origin: what has it, for the error.
 
     Raises:
-        ConfigError: the family has no row; the message names the known ones and this file.
+        ConfigError: the family has no row; the message names the known ones and this file, or why it cannot have one.
 
     """
     if model_type not in FFN_LOCATIONS:
+        found, allowed = f"{origin} of model type {model_type!r}", ", ".join(sorted(FFN_LOCATIONS))
+        if (reason := _without_row(model_type)) is not None:
+            raise ConfigError(f"fm.path: found {found}, {reason}, allowed: {allowed}")
         raise ConfigError(
-            f"fm.path: found {origin} of model type {model_type!r}, allowed: {', '.join(sorted(FFN_LOCATIONS))} "
+            f"fm.path: found {found}, allowed: {allowed} "
             "(a new one is a row in FFN_LOCATIONS of fedpft/models/ffn.py and one in LORA_TARGETS of lora.py beside it)"
         )
     return FFN_LOCATIONS[model_type]
 
 
+def _without_row(model_type: str) -> str | None:
+    """Return why models of a type can have no row; None: nothing is known against it."""
+    if model_type not in CONFIG_MAPPING:
+        return None
+    fields = CONFIG_MAPPING[model_type]().to_dict()
+    if any("expert" in name for name in fields):
+        return "a mixture of experts: a router picks the FFNs of each token, so that a layer has no one FFN to compress"
+    if fields.get("is_encoder_decoder"):
+        return "an encoder with a decoder: a sub-FM has one stack of layers, each with the FM's layer before it"
+    return None
+
+
 def ffn_location(model: nn.Module) -> FFNLocation:
-    """Return the table row of a model's family.
+    """Return the table row of a model's family, or of its variant of it.
 
     Raises:
         ConfigError: as :func:`known_family`.
 
     """
     backbone = find_backbone(model)
-    return known_family(backbone.config.model_type, type(backbone).__name__)
+    row = known_family(backbone.config.model_type, type(backbone).__name__)
+    if row.variant is not None and getattr(backbone.config, row.variant[0]):
+        return row.variant[1]
+    return row
 
 
 def find_ffns(model: nn.Module) -> list[FFN]:
@@ -208,9 +294,8 @@ def find_ffns(model: nn.Module) -> list[FFN]:
 
     """
     location, backbone = ffn_location(model), find_backbone(model)
-    pre_norm = location.pre_norm_field is not None and getattr(backbone.config, location.pre_norm_field)
 
-    def part(layer: nn.Module, path: str | None) -> nn.Module | None:
+    def part(layer: nn.Module, path: str | None) -> Any:
         return None if path is None else attrgetter(path)(layer)
 
     return [
@@ -220,7 +305,9 @@ def find_ffns(model: nn.Module) -> list[FFN]:
             up=attrgetter(location.up)(layer),
             down=attrgetter(location.down)(layer),
             gate=part(layer, location.gate),
-            closing_norm=None if pre_norm else part(layer, location.closing_norm),
+            output_norm=part(layer, location.output_norm),
+            output_scale=part(layer, location.output_scale),
+            closing_norm=part(layer, location.closing_norm),
             dropout=part(layer, location.dropout),
         )
         for index, layer in enumerate(attrgetter(location.layers)(backbone))

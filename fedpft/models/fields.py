@@ -22,7 +22,7 @@ NEUTRAL_FIELDS: Mapping[str, Any] = {
 """Fields that change what a model returns, or in how many pieces it computes, but no number; models run with these
 values, because layers are watched while they compute and outputs are read by name."""
 
-BIDIRECTIONAL = frozenset({"bert", "electra", "roberta"})
+BIDIRECTIONAL = frozenset({"bert", "camembert", "electra", "roberta", "xlm-roberta"})
 """Families of encoders that `is_decoder` turns into decoders."""
 
 

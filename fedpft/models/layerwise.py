@@ -39,6 +39,12 @@ class LayerCalls:
         return output[0] if isinstance(output, tuple) else output
 
 
+def runs_layer_by_layer(model: nn.Module) -> bool:
+    """Whether each layer's output is the next one's input."""
+    path, backbone = ffn_location(model).between_layers, find_backbone(model)
+    return path is None or attrgetter(path)(backbone) is None
+
+
 def check_layer_by_layer(model: nn.Module, key: str) -> None:
     """Check that each layer's output is the next one's input, without which layers cannot be run one by one.
 
@@ -50,8 +56,8 @@ def check_layer_by_layer(model: nn.Module, key: str) -> None:
         ConfigError: the model computes something between two layers.
 
     """
-    path, backbone = ffn_location(model).between_layers, find_backbone(model)
-    if path is not None and attrgetter(path)(backbone) is not None:
+    if not runs_layer_by_layer(model):
+        path, backbone = ffn_location(model).between_layers, find_backbone(model)
         found = f"closed_form for a {type(backbone).__name__} with {path} between its layers"
         raise ConfigError(f"{key}: found {found}, allowed: distill, none")
 
@@ -97,10 +103,12 @@ class FFNTrace:
 
     activations: Tensor
     """`h`, (B, T, N): input of the down projection."""
-    output: Tensor
+    down: Tensor
     """`y`, (B, T, H): output of the down projection."""
+    output: Tensor
+    """What it adds to the residual stream, (B, T, H): `y`, or `FFN.contribution` of it."""
     total: Tensor
-    """Residual stream plus `y`, (B, T, H): input of the closing LayerNorm in post-LN families, else layer output."""
+    """Residual stream plus `output`, (B, T, H): the closing LayerNorm's input in post-LN families, else the output."""
 
 
 @contextmanager
@@ -109,13 +117,14 @@ def trace_ffn(ffn: FFN) -> Iterator[FFNTrace]:
     trace = FFNTrace()
 
     def down_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        trace.activations, trace.output = args[0], output
+        trace.activations, trace.down = args[0], output
 
     def total_hook(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         trace.total = args[0] if ffn.closing_norm is not None else output[0] if isinstance(output, tuple) else output
         # OPT flattens batch and tokens inside its layers
         trace.activations = trace.activations.view(*trace.total.shape[:-1], -1)
-        trace.output = trace.output.view_as(trace.total)
+        trace.down = trace.down.view_as(trace.total)
+        trace.output = ffn.contribution(trace.down)
 
     end: nn.Module = ffn.layer if ffn.closing_norm is None else ffn.closing_norm
     handles = [ffn.down.register_forward_hook(down_hook), end.register_forward_hook(total_hook)]

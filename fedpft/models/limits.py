@@ -4,14 +4,19 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fedpft.config import Config, ConfigError
 
-LEARNED_POSITIONS = frozenset({"bert", "deberta-v2", "distilbert", "electra", "gpt2", "opt", "roberta"})
+LEARNED_POSITIONS = frozenset(
+    {
+        *("bert", "camembert", "deberta-v2", "distilbert", "electra", "gpt2", "mpnet", "opt"),
+        *("roberta", "xlm-roberta"),
+    }
+)
 """Families with one embedding for each position; a new family without a row here has no limit (rotary positions)."""
 
 POSITIONS_FIELD = {"deberta-v2": "position_biased_input"}
 """Those that have them only where this field of the config is true, and no limit elsewhere."""
 
-POSITIONS_AFTER_PADDING = frozenset({"roberta"})
-"""Those that count positions from the id after the padding token's."""
+POSITIONS_AFTER_PADDING: dict[str, int | None] = dict.fromkeys(["camembert", "roberta", "xlm-roberta"]) | {"mpnet": 1}
+"""Those that count positions from the id after the padding token's, and that id where no config changes it."""
 
 
 def max_positions(fm: PretrainedConfig) -> int | None:
@@ -19,7 +24,10 @@ def max_positions(fm: PretrainedConfig) -> int | None:
     field = POSITIONS_FIELD.get(fm.model_type)
     if fm.model_type not in LEARNED_POSITIONS or (field is not None and not getattr(fm, field)):
         return None
-    reserved = (fm.pad_token_id or 0) + 1 if fm.model_type in POSITIONS_AFTER_PADDING else 0
+    reserved = 0
+    if fm.model_type in POSITIONS_AFTER_PADDING:
+        fixed = POSITIONS_AFTER_PADDING[fm.model_type]
+        reserved = 1 + (fixed if fixed is not None else fm.pad_token_id or 0)
     return fm.max_position_embeddings - reserved
 
 

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from fedpft.config import ConfigError, FMConfig, TaskKind
-from fedpft.models.checks import check_decoder, check_weights
+from fedpft.models.checks import check_kind, check_weights
+from fedpft.models.depth import keep_layers
 from fedpft.models.ffn import ffn_location, find_ffns, known_family
 from fedpft.models.fields import check_direction, check_fields, neutralise
 from fedpft.models.head import fit_head, untie
@@ -81,11 +82,12 @@ def _configs(config: FMConfig, num_labels: int, kind: TaskKind) -> tuple[Pretrai
         return fm_config, fm_config, neutralise(fm_config)
     stored = from_pretrained(AutoConfig, config)
     known_family(stored.model_type, repr(config.path))
-    if kind == "causal_lm":
-        check_decoder(stored.model_type, config.path)
+    check_kind(stored.model_type, config.path, kind)
     check_fields(stored, config.config)
     fm_config = from_pretrained(AutoConfig, config, **_head_fields(num_labels, kind), **config.config)
     check_direction(fm_config, config.path)
+    if stored.num_hidden_layers > fm_config.num_hidden_layers > 0:
+        keep_layers(fm_config, range(fm_config.num_hidden_layers))
     return stored, fm_config, neutralise(fm_config)
 
 
@@ -167,13 +169,13 @@ def _head_fields(num_labels: int, kind: TaskKind) -> dict[str, int]:
 def record_ffn_sizes(model: PreTrainedModel) -> None:
     """Write a model's FFN sizes into its config, so that it can be saved and opened again.
 
-    Equal sizes go into the family's own field: the folder then opens with plain `AutoModel`. Different sizes go into
-    `ffn_sizes`, and :func:`load_sub_fm` opens the folder.
+    Equal sizes go into the family's own field, if it has one: the folder then opens with plain `AutoModel`. Others go
+    into `ffn_sizes`, and :func:`load_sub_fm` opens the folder.
     """
-    sizes = [ffn.num_neurons for ffn in find_ffns(model)]
-    if len(set(sizes)) == 1:
+    sizes, field = [ffn.num_neurons for ffn in find_ffns(model)], ffn_location(model).size_field
+    if len(set(sizes)) == 1 and field is not None:
         vars(model.config).pop(FFN_SIZES_FIELD, None)
-        setattr(model.config, ffn_location(model).size_field, sizes[0])
+        setattr(model.config, field, sizes[0])
     else:
         setattr(model.config, FFN_SIZES_FIELD, sizes)
 
@@ -211,6 +213,8 @@ def load_sub_fm(
             super().__init__(config)
             resize_ffns(self, sizes)
 
+    # by these transformers knows which weights it renames (GPT-NeoX's head)
+    WithSizes.__name__, WithSizes.__module__ = model_class.__name__, model_class.__module__
     # through from_pretrained, because families rename their weights when they are saved (ViT)
     model = WithSizes.from_pretrained(folder)
     model.__class__ = model_class
@@ -232,8 +236,7 @@ def _unbuildable(config: FMConfig) -> str:
 def _scratch_config(config: FMConfig, num_labels: int, kind: TaskKind = "classification") -> PretrainedConfig:
     model_type = config.path.removeprefix(SCRATCH)
     known_family(model_type, repr(config.path))
-    if kind == "causal_lm":
-        check_decoder(model_type, config.path)
+    check_kind(model_type, config.path, kind)
     check_fields(AutoConfig.for_model(model_type), config.config)
     with one_line(f"fm.config: found {config.config}, allowed: fields that a {model_type} config can have"):
         return AutoConfig.for_model(model_type, **_head_fields(num_labels, kind), **config.config)

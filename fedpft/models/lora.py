@@ -42,20 +42,32 @@ _PROJ = ("q_proj", "k_proj", "v_proj", "o_proj")
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "bert": _BERT,
     "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "mpnet": ("attn.q", "attn.k", "attn.v", "attn.o"),
+    "modernbert": ("attn.Wqkv", "attn.Wo"),
     "electra": _BERT,
     "deberta-v2": ("query_proj", "key_proj", "value_proj", "attention.output.dense"),
     "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
     "vit": _PROJ,
     "deit": _PROJ,
+    "dinov2": _PROJ,
     "gpt2": ("c_attn", "attn.c_proj"),
+    "gpt_neox": ("query_key_value", "attention.dense"),
     "opt": ("q_proj", "k_proj", "v_proj", "out_proj"),
     "llama": _PROJ,
     "mistral": _PROJ,
     "qwen2": _PROJ,
     "qwen3": _PROJ,
+    "smollm3": _PROJ,
+    "granite": _PROJ,
+    "phi3": ("qkv_proj", "o_proj"),
     "gemma": _PROJ,
+    "gemma2": _PROJ,
+    "gemma3_text": _PROJ,
+    "olmo2": _PROJ,
 }
-"""Query, key, value and attention output projections of each family (GPT-2 fuses the first three)."""
+"""Query, key, value and attention output projections of each family (some, as GPT-2, fuse the first three)."""
 
 LINEAR = (nn.Linear, Conv1D)
 """Kinds of modules that may have LoRA."""

@@ -61,11 +61,15 @@ def alone(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class _OwnMemory(torch.autograd.Function):
-    """A copy whose gradient is a copy, too."""
+    """A copy, laid out alike (also where it is a part of a larger one), whose gradient is a copy, too."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.clone()
+        if tensor.is_contiguous() or 0 in tensor.stride():
+            return tensor.clone()
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(
+            tensor
+        )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ adapter has a leading axis of clients, (K, ...) (see `FlatAdapter`). Nothing in 
 - Dropout draws each client's mask from that client's generator; attention with dropout is computed in its plain form.
 - The loss is not one mean but the mean of each client, (K,); the sum of these mixes no gradient.
 - On a CPU in float32 (`exact`) each client gets the bits that it gets alone. Rows of a matrix product do not depend on
-  how many others there are, nor do attention and LayerNorm. What does is computed client by client: products of few
+  how many others there are, nor do attention and norms. What does is computed client by client: products of few
   rows, a head, convolutions, and activation functions whose last elements do not fill a register.
 
 Everything else, the frozen weights above all, is computed once for all clients.
@@ -34,10 +34,17 @@ from fedpft.models.stacked_linear import LINE, alone, is_few, stacked_linear
 REGISTER = 64
 """Numbers that surely fill whole vector registers, unrolled loops included (32 with AVX-512)."""
 
-ONE_BY_ONE = {"deberta-v2": ("attention", ("hidden_states", "attention_mask", "query_states"))}
-"""Families with a module in each layer that mixes rows of clients with what has none, and which of its arguments have
-rows. It runs client by client: DeBERTa sends one table of relative positions through the projections with LoRA. All
-that reads the module's input, the residual too, is inside, so that its gradients add up as for one client."""
+ONE_BY_ONE = {
+    "deberta-v2": ("attention", ("hidden_states", "attention_mask", "query_states")),
+    "mpnet": ("attention", ("hidden_states", "attention_mask", "position_bias")),
+    "gemma2": ("self_attn", ("hidden_states", "attention_mask")),
+}
+"""Families with a module in each layer that runs client by client, and which of its arguments have rows of clients.
+
+DeBERTa's mixes such rows with what has none: it sends one table of relative positions through the projections with
+LoRA. MPNet and Gemma 2 compute attention in a form of their own, whose bits depend on how many rows there are. All that
+reads the module's input, the residual too, is inside, so that its gradients add up as for one client.
+"""
 
 
 class ForeignDrawError(RuntimeError):
@@ -121,6 +128,21 @@ class Together(TorchFunctionMode):
         kwargs.pop("inplace", None)
         return self._by_client_if(uneven, lambda part: func(part, *args, **kwargs), input)
 
+    def _layer_norm(
+        self,
+        func: Any,
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if self.num_clients == 1 or weight is None or weight.dim() == len(normalized_shape):
+            return func(input, normalized_shape, weight, bias, eps)
+        biases = [None] * len(weight) if bias is None else bias.unbind()
+        parts = zip(input.chunk(self.num_clients), weight.unbind(), biases, strict=True)
+        return torch.cat([alone(lambda x, w=w, b=b: func(x, normalized_shape, w, b, eps), x) for x, w, b in parts])
+
     def _by_client_if(self, differs: bool, function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
         """Apply a function to all rows, or if a client's would come out otherwise, to one client's after the other."""
         if not (differs and self._exact) or self.num_clients == 1:
@@ -196,6 +218,7 @@ _STAND_INS: dict[Any, Callable[..., Tensor]] = {
     torch.conv1d: Together._convolution,
     torch.conv2d: Together._convolution,
     **dict.fromkeys([F.gelu, F.silu, torch.sigmoid, Tensor.sigmoid], Together._activation),
+    F.layer_norm: Together._layer_norm,
     F.dropout: Together._dropout,
     F.scaled_dot_product_attention: Together._attention,
     **dict.fromkeys([F.cross_entropy, F.mse_loss], Together._loss),
@@ -223,9 +246,14 @@ class _OneByOne:
         if mode is None or mode.num_clients == 1:
             return forward(*args, **kwargs)
         given = inspect.signature(forward).bind(*args, **kwargs).arguments
-        rows = {name: given[name].chunk(mode.num_clients) for name in self.with_rows if given.get(name) is not None}
+        num_rows = len(given[self.with_rows[0]])
+        have_rows = [name for name in self.with_rows if given.get(name) is not None and len(given[name]) == num_rows]
+        rows = {name: given[name].chunk(mode.num_clients) for name in have_rows}
         outputs = []
         for client in range(mode.num_clients):
             with mode.only(client):
-                outputs.append(forward(**given | {name: parts[client] for name, parts in rows.items()}))
+                of_client = {name: parts[client] for name, parts in rows.items()}
+                if (cache := given.get("past_key_values")) is not None:
+                    of_client["past_key_values"] = type(cache)()  # of one client: keys are kept from no pass to another
+                outputs.append(forward(**given | of_client))
         return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True))

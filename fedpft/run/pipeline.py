@@ -205,4 +205,9 @@ def make_pool(config: Config, say: Callable[[str], None] = lambda line: None) ->
 def run_environment(config: Config) -> dict[str, Any]:
     """Return on what the last bits of the run's numbers depend besides the config."""
     threads = config.server.num_threads or torch.get_num_threads()
-    return machine() | {"driver threads": threads, "clients' accelerator": local_settings(config).accelerator}
+    products = (config.server if config.pool.kind == "sequential" else config.pool).matmul_precision
+    return machine() | {
+        "driver threads": threads,
+        "clients' accelerator": local_settings(config).accelerator,
+        "clients' matmul precision": products,
+    }

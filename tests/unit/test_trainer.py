@@ -1,9 +1,12 @@
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fedpft.config import load_config
+from fedpft.run.pipeline import run_environment
+from fedpft.simulation.pool.client_actor import ClientActor
 from fedpft.trainer import accelerator, check_devices, make_trainer, set_arithmetic
 
 
@@ -32,7 +35,7 @@ def test_auto_is_a_gpu_of_cuda_or_the_cpu_whatever_else_there_is(monkeypatch):
     [
         (["server={matmul_precision: high, deterministic: true}"], (True, True)),
         (["pool={kind: sequential, deterministic: true}"], (False, True)),
-        (["pool.deterministic=true"], (False, False)),  # of other processes
+        (["pool={deterministic: true, matmul_precision: high}"], (False, False)),  # of other processes
         ([], (False, False)),
     ],
 )
@@ -42,3 +45,16 @@ def test_this_process_computes_as_the_server_and_clients_in_it_want(settings, ex
         assert (torch.backends.cuda.matmul.allow_tf32, torch.are_deterministic_algorithms_enabled()) == expected
     finally:
         set_arithmetic(load_config(None, []))
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("high", True), ("highest", False)])
+def test_an_actor_computes_products_as_the_pool_asks_and_a_run_records_it(precision, allowed):
+    config = load_config(None, [f"pool.matmul_precision={precision}"])
+    try:
+        ClientActor("actor-0", 1, config.pool.deterministic, config.pool.matmul_precision)
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        set_arithmetic(load_config(None, []))
+    assert run_environment(config)["clients' matmul precision"] == precision
+    in_driver = replace(config, pool=replace(config.pool, kind="sequential"))
+    assert run_environment(in_driver)["clients' matmul precision"] == "highest", "the server's"

@@ -12,7 +12,7 @@ from fedpft.federated.memory import ProcessMemory, process_memory
 from fedpft.federated.messages import Arrays, ClientUpdate, RoundPlan
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.simulation.pool.packing import MemoryUse, probe
-from fedpft.trainer import be_deterministic
+from fedpft.trainer import be_deterministic, compute_products
 
 
 class ClientActor:
@@ -22,11 +22,15 @@ class ClientActor:
         name: for reports, e.g. `actor-1`.
         num_threads: torch threads; more than one per process stalls actors that share cores.
         deterministic: whether to use torch's deterministic algorithms alone.
+        matmul_precision: of float32 products on a GPU.
 
     """
 
-    def __init__(self, name: str, num_threads: int, deterministic: bool = False) -> None:
+    def __init__(
+        self, name: str, num_threads: int, deterministic: bool = False, matmul_precision: str = "highest"
+    ) -> None:
         torch.set_num_threads(num_threads)
+        compute_products(matmul_precision)
         be_deterministic(deterministic)
         self._name = name
 

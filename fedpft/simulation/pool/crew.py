@@ -203,7 +203,9 @@ class Crew:
 
     def _start(self) -> None:
         actor = Actor(self.next_number)
-        actor.handle = self._remote.remote(actor.name, self._config.threads_per_client, self._config.deterministic)
+        config = self._config
+        arithmetic = (config.threads_per_client, config.deterministic, config.matmul_precision)
+        actor.handle = self._remote.remote(actor.name, *arithmetic)
         self.next_number += 1
         self.actors.append(actor)
         if self._package is not None:

@@ -32,7 +32,8 @@ class FakeRay:
     def remote(self, **resources):
         return lambda actor_class: SimpleNamespace(remote=lambda *given: self.start(*given))
 
-    def start(self, name, num_threads, deterministic):
+    def start(self, name, num_threads, deterministic, matmul_precision):
+        assert matmul_precision == "highest"
         outcome = self.outcomes.get(next(self.starts), "here")
         receive = SimpleNamespace(remote=lambda package, weights: Reference(outcome))
         replace_weights = SimpleNamespace(remote=lambda weights: Reference(outcome))
@@ -151,8 +152,8 @@ def test_actors_that_move_are_others_and_hold_what_the_first_ones_held(make):
     made.replace_weights({"w": 1})
     given, start = [], fake.start
 
-    def noted(name, num_threads, deterministic):
-        handle = start(name, num_threads, deterministic)
+    def noted(*arguments):
+        handle = start(*arguments)
         receive = handle.receive.remote
         handle.receive.remote = lambda *held: given.append([one.outcome for one in held]) or receive(*held)
         return handle

@@ -9,7 +9,7 @@ from fedpft.construct.compress import NeuronMap, compress
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
-from tests.tiny import FAMILIES, OPT_350M, TEXT_FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, OPT_350M, TEXT_FAMILIES, WITHOUT_CLASSIFIER, tiny_batch, tiny_fm
 
 SERVER = ServerConfig(accelerator="cpu")
 SETTINGS = {"kind": "closed_form", "num_examples": 64, "batch_size": 8}
@@ -59,15 +59,17 @@ def hidden_error(fm, sub_fm, batch):
     return float((outputs[0] - outputs[1]).square().mean() / outputs[0].square().mean())
 
 
-@pytest.mark.parametrize(("model_type", "overrides"), [*((family, {}) for family in FAMILIES), ("opt", OPT_350M)])
+@pytest.mark.parametrize(
+    ("model_type", "overrides"), [*((family, {}) for family in (*FAMILIES, *WITHOUT_CLASSIFIER)), ("opt", OPT_350M)]
+)
 def test_dropped_copies_of_kept_neurons_are_made_up_for(model_type, overrides):
     fm = tiny_fm(model_type, **overrides)
     with torch.no_grad():
         for ffn in find_ffns(fm):
             for parameter, axis in ffn.neuron_axes():
                 if parameter is not ffn.down.weight:  # the second half fires like the first half
-                    halves = parameter.movedim(axis, 0)
-                    halves[12:] = halves[:12]
+                    for part in parameter.movedim(axis, 0).split(24):
+                        part[12:] = part[:12]
     first_half = {layer: torch.arange(12) for layer in range(3)}
     sub_fm, _ = compress(fm, retained_ratio=0.5, scorer=lambda *_: [torch.arange(24, 0, -1.0)] * 3)
     assert NeuronMap(first_half).compressed_layers == (0, 1, 2)

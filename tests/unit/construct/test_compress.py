@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, BertModel
 
 from fedpft.construct.compress import compress, resolve_layers, restore_sub_fm, sub_fm_tensors
@@ -48,9 +49,10 @@ def test_a_compressed_ffn_computes_the_formula_with_the_kept_rows_and_columns(mo
         return 0 if module.bias is None else module.bias[neurons]
 
     with torch.no_grad():
-        up = seen["x"] @ whole.up_weight[kept].T + bias(whole.up, kept)
+        up = seen["x"] @ whole.up_weight[kept].T + bias(whole.up, kept - 24)  # of a fused projection: the second half
         act = ACTIVATIONS[model_type]
-        h = act(up) if whole.gate is None else act(seen["x"] @ whole.gate_weight[kept].T) * up
+        gate = up if whole.gate is None else seen["x"] @ whole.gate_weight[kept].T + bias(whole.gate, kept)
+        h = act(up) if whole.gate is None else act(gate) * up
         y = h @ whole.down_weight[:, kept].T + bias(whole.down)
     torch.testing.assert_close(seen["y"], y, rtol=1e-4, atol=1e-6)
 
@@ -63,7 +65,8 @@ def test_kept_neurons_are_copied_in_their_order_and_the_rest_of_the_model_as_it_
         kept = neuron_map.retained[fm_ffn.index]
         assert torch.equal(kept, kept.sort().values)
         for (whole, axis), (cut, _) in zip(fm_ffn.neuron_axes(), sub_ffn.neuron_axes(), strict=True):
-            assert torch.equal(cut, whole.index_select(axis, kept))
+            halves = [part.index_select(axis, kept) for part in whole.split(24, axis)]
+            assert torch.equal(cut, torch.cat(halves, axis))
     cut_parameters = {id(p) for ffn in find_ffns(sub_fm) for p, _ in ffn.neuron_axes()}
     of_fm = dict(fm.named_parameters())
     for name, parameter in sub_fm.named_parameters():
@@ -84,7 +87,7 @@ def test_the_fm_is_not_changed(model_type):
     assert all(torch.equal(tensor, before[name]) for name, tensor in fm.state_dict().items())
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"dinov2"}))
 def test_uniform_sub_fm_opens_without_code_of_ours(model_type, tmp_path):
     sub_fm, _ = compress(tiny_fm(model_type), retained_ratio=0.5)
     sub_fm.save_pretrained(tmp_path)
@@ -111,6 +114,14 @@ def test_conv1d_shapes_follow_the_cut():
     mlp = sub_fm.transformer.h[0].mlp
     assert (mlp.c_fc.nx, mlp.c_fc.nf, *mlp.c_fc.weight.shape) == (16, 12, 16, 12)
     assert (mlp.c_proj.nx, mlp.c_proj.nf, *mlp.c_proj.weight.shape) == (12, 16, 12, 16)
+
+
+def test_neurons_that_are_dropped_are_never_copied(monkeypatch):
+    fm, copied, real = tiny_fm("bert"), [], nn.Parameter.__deepcopy__
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(id(self)) or real(self, memo))
+    compress(fm, retained_ratio=0.5, uncompressed_layers=(0,))
+    cut = {id(parameter) for ffn in find_ffns(fm)[1:] for parameter, _ in ffn.neuron_axes()}
+    assert set(copied) == {id(parameter) for parameter in fm.parameters()} - cut
 
 
 def test_at_least_one_neuron_stays():

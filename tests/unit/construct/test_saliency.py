@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from fedpft.construct import saliency as module_under_test
 from fedpft.construct.compress import compress
 from fedpft.construct.saliency import (
     activation_scorer,
@@ -13,7 +14,14 @@ from fedpft.construct.saliency import (
     weight_norm,
 )
 from fedpft.models.ffn import find_ffns
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+
+GAINS = {
+    "dinov2": lambda ffn: ffn.layer.layer_scale2.lambda1,
+    **dict.fromkeys(["gemma2", "gemma3_text"], lambda ffn: 1 + ffn.layer.post_feedforward_layernorm.weight),
+    "olmo2": lambda ffn: ffn.layer.post_feedforward_layernorm.weight,
+}
+"""What an FFN's output is multiplied with before it joins the residual stream."""
 
 
 def scores(scorer, fm):
@@ -60,7 +68,8 @@ def test_activation_scores_equal_a_brute_force_computation_without_padding(model
             hook.remove()
     for ffn, activations, score in zip(find_ffns(fm), seen, found, strict=True):
         rms = torch.cat(activations).square().mean(dim=0).sqrt()
-        expected = rms * ffn.down_weight.double().norm(dim=0)
+        gain = GAINS.get(model_type, lambda ffn: torch.ones(16))(ffn)
+        expected = rms * (gain[:, None] * ffn.down_weight).double().norm(dim=0)
         torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -134,22 +143,38 @@ def test_elimination_gives_up_the_neuron_whose_loss_costs_least_at_each_step():
     assert order[0] in (0, 3)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_greedy_gives_up_copies_first_whatever_their_saliency(model_type):
     fm = tiny_fm(model_type)
     with torch.no_grad():
         for ffn in find_ffns(fm):
             for parameter, axis in ffn.neuron_axes():
-                rows = parameter.movedim(axis, 0)
-                if parameter is ffn.down.weight:
-                    rows[18:] *= 3  # strong in every saliency, and yet the copied neurons can take over
-                else:
-                    rows[18:] = rows[:6]
+                for rows in parameter.movedim(axis, 0).split(24):
+                    if parameter is ffn.down.weight:
+                        rows[18:] *= 3  # strong in every saliency, and yet the copied neurons can take over
+                    else:
+                        rows[18:] = rows[:6]
     batches = [tiny_batch(model_type, batch_size=32, num_tokens=9, seed=seed) for seed in (1, 2)]
     for score in scores(greedy_scorer(batches), fm):
         first = set(score.argsort().tolist()[:6])
         assert len({neuron % 18 for neuron in first}) == 6
         assert all(neuron < 6 or neuron >= 18 for neuron in first)
+
+
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+def test_greedy_goes_through_one_layer_at_a_time_and_ranks_as_in_whole_passes(model_type, monkeypatch):
+    fm = tiny_fm(model_type)
+    batches = [tiny_batch(model_type, num_tokens=9, seed=seed) for seed in (1, 2)]
+    alive, made = [], []
+    real = module_under_test.elimination_ranks
+    moments = module_under_test._Moments
+    monkeypatch.setattr(module_under_test, "_Moments", lambda ffn: made.append(ffn) or moments(ffn))
+    monkeypatch.setattr(module_under_test, "elimination_ranks", lambda *a: alive.append(len(made)) or real(*a))
+    found = scores(greedy_scorer(batches), fm)
+    assert alive == [1, 2, 3]
+    monkeypatch.setattr(module_under_test, "runs_layer_by_layer", lambda model: False)
+    assert all(torch.equal(a, b) for a, b in zip(found, scores(greedy_scorer(batches), fm), strict=True))
+    assert not any(module._forward_pre_hooks for module in fm.modules())
 
 
 @pytest.mark.parametrize("make", [activation_scorer, greedy_scorer])

@@ -142,6 +142,7 @@ LEAVES_THE_SUB_FM = {
     "pool.precision": "bf16-mixed",
     "pool.accelerator": "auto",
     "pool.deterministic": True,
+    "pool.matmul_precision": "high",
     "pool.max_retries": 7,
     "pool.client_timeout_seconds": 7.0,
     "pool.start_timeout_seconds": 7.0,

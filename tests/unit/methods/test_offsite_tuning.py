@@ -21,7 +21,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import adapter_parameters, get_adapter
 from fedpft.models.weights import pack_model, unpack_model
 from fedpft.trainer import SilentProgress
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode", "ignore:Converting a tensor")
 DEPTH = {"distilbert": "n_layers", "gpt2": "n_layer"}
@@ -68,7 +68,7 @@ def test_it_is_registered_under_its_name():
     assert METHODS["fedot"] is OffsiteTuning
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_the_proxy_has_the_fms_ends_and_the_adapter_in_them_alone(model_type):
     fm = deep_fm(model_type)
     plain = logits(fm, model_type)
@@ -89,7 +89,7 @@ def test_the_proxy_has_the_fms_ends_and_the_adapter_in_them_alone(model_type):
     assert not proxy.model.training
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_plugging_in_gives_the_fm_the_proxys_ends(model_type):
     """The reference: the FM whose outer layers are replaced by the tuned layers of the proxy, by hand."""
     fm = deep_fm(model_type)
@@ -121,7 +121,7 @@ def test_plugging_in_gives_the_fm_the_proxys_ends(model_type):
     assert all(torch.equal(now, then) for now, then in zip(parameters, own, strict=True)), "the FM's own weights"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_a_proxy_of_all_layers_is_the_fm_with_any_adapter(model_type):
     made = method(model_type, layers="distill", kept_layers=6)
     proxy = made.build_proxy()
@@ -129,7 +129,7 @@ def test_a_proxy_of_all_layers_is_the_fm_with_any_adapter(model_type):
     assert torch.equal(logits(made.plug_in(adapter), model_type), logits(made.proxy_with(adapter), model_type))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_the_meter_compares_the_layers_that_correspond_and_gradients_where_both_have_lora(model_type):
     made = method(model_type)
     proxy = made.build_proxy()
@@ -145,7 +145,7 @@ def test_the_meter_compares_the_layers_that_correspond_and_gradients_where_both_
         assert all(np.isfinite(value) for value in (first, last, record["total"][name]))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_a_saved_proxy_comes_back_bit_for_bit_and_travels(model_type):
     made, restored = (method(model_type, layers="distill") for _ in range(2))
     adapter = somewhere(made.build_proxy())

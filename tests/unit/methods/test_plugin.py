@@ -8,7 +8,7 @@ from fedpft.construct.layer_drop import choose_layers, drop_layers
 from fedpft.methods.plugin import adapter_order, check_same_layout, plug_in
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, set_adapter
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
 
 
 def adapted(model, rank=2):
@@ -71,10 +71,10 @@ def layer_drop_pair(model_type, num_layers, **chosen):
     return attach_lora(fm, config, 0, layer_map.tuned_in_fm), attach_lora(proxy, config, 0, layer_map.tuned), layer_map
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 @pytest.mark.parametrize(
     ("num_layers", "adapter_layers", "kept_layers"),
-    [(4, 1, 3), (13, 2, 4), (14, 3, 12), (14, 6, 13)],
+    [(4, 1, 3), (13, 2, 4), (14, 6, 13)],
 )
 def test_every_tensor_arrives_at_the_layer_that_it_belongs_to(model_type, num_layers, adapter_layers, kept_layers):
     fm, proxy, layer_map = layer_drop_pair(

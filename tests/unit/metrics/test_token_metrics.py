@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from fedpft.metrics import tokens as module_under_test
 from fedpft.metrics.tokens import IGNORED, Perplexity, TokenAccuracy, TokenLoss
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -55,3 +56,21 @@ def test_very_improbable_tokens_stay_finite():
 def test_half_precision_logits_are_added_up_in_double():
     batch = (LOGITS.bfloat16(), LABELS)
     assert of(TokenLoss(), batch) == pytest.approx(of(TokenLoss(), (LOGITS.bfloat16().float(), LABELS)), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", [TokenLoss, Perplexity, TokenAccuracy])
+def test_chunks_bound_what_is_float32_at_a_time_and_change_no_bit(metric, monkeypatch):
+    whole, shapes = of(metric(), (LOGITS, LABELS)), []
+    monkeypatch.setattr(module_under_test, "CHUNK_NUMBERS", 3 * LOGITS.shape[-1])
+    score = metric.score
+    monkeypatch.setattr(metric, "score", lambda self, *chunk: shapes.append(chunk[0].shape) or score(self, *chunk))
+    assert of(metric(), (LOGITS, LABELS)) == whole
+    assert len(shapes) > 1
+    assert max(rows for rows, _ in shapes) == 3
+
+
+def test_a_batch_without_targets_adds_nothing():
+    metric = TokenLoss()
+    metric.update(LOGITS, torch.full_like(LABELS, IGNORED))
+    metric.update(LOGITS, LABELS)
+    assert float(metric.compute()) == of(TokenLoss(), (LOGITS, LABELS))

@@ -65,7 +65,11 @@ def test_the_neurons_are_read_after_activation_and_gate(model_type):
         fm(**tiny_batch(model_type))
         act = ACTIVATIONS[model_type]
         up = ffn.up(inputs[0])
-        expected = act(up) if ffn.gate is None else act(ffn.gate(inputs[0])) * up
+        if ffn.gate is ffn.up:
+            gate, up = up.chunk(2, dim=-1)
+            expected = act(gate) * up
+        else:
+            expected = act(up) if ffn.gate is None else act(ffn.gate(inputs[0])) * up
     hook.remove()
     watch.close()
     torch.testing.assert_close(seen[0], expected.flatten(0, -2), atol=1e-5, rtol=1e-5)

@@ -52,7 +52,7 @@ def test_encoders_are_no_decoders_whatever_transformers_can_open():
 def test_an_encoder_is_refused_by_its_config_alone_and_decoders_are_named(model_type, stored, tmp_path):
     tiny_fm(model_type).config.save_pretrained(tmp_path)
     path = str(tmp_path) if stored else f"scratch://{model_type}"
-    expected = rf"fm\.path: found '{path}' of model type '{model_type}', allowed for .* causal_lm: .*gpt2, llama"
+    expected = rf"fm\.path: found '{path}' of model type '{model_type}', allowed for .* causal_lm: .*gpt2, .*llama"
     with pytest.raises(ConfigError, match=expected) as error:
         load_fm_config(FMConfig(path=path), 0, "causal_lm")
     assert "\n" not in str(error.value)

@@ -8,8 +8,10 @@ from fedpft.models.ffn import FFN_LOCATIONS, find_backbone, find_ffns, num_trans
 from fedpft.models.lora import LORA_TARGETS, attach_lora
 from tests.tiny import (
     FAMILIES,
+    FUSED_FAMILIES,
     GATED_FAMILIES,
     OPT_350M,
+    OUTPUT_NORM_FAMILIES,
     POST_NORM_FAMILIES,
     TINY_CONFIGS,
     tiny_batch,
@@ -31,6 +33,8 @@ def test_each_layer_has_one_ffn_with_all_its_parts(model_type):
         assert ffn.down_weight.shape == (16, 24)
         assert (ffn.gate is not None) == (model_type in GATED_FAMILIES)
         assert ffn.gate is None or ffn.gate_weight.shape == (24, 16)
+        assert (ffn.gate is ffn.up) == (model_type in FUSED_FAMILIES)
+        assert (ffn.output_norm is not None) == (model_type in OUTPUT_NORM_FAMILIES)
         assert ffn.closing_norm is None or isinstance(ffn.closing_norm, nn.LayerNorm)
         assert (ffn.closing_norm is not None) == (model_type in POST_NORM_FAMILIES)
         assert ffn.dropout is None or isinstance(ffn.dropout, nn.Dropout)
@@ -41,10 +45,11 @@ def test_each_layer_has_one_ffn_with_all_its_parts(model_type):
 def test_neuron_axes_cover_all_of_the_ffn_but_its_output_bias_and_norm(model_type):
     ffn = find_ffns(tiny_fm(model_type))[0]
     axes = ffn.neuron_axes()
-    assert all(parameter.shape[axis] == 24 for parameter, axis in axes)
+    halves = 2 if model_type in FUSED_FAMILIES else 1
+    assert [parameter.shape[axis] for parameter, axis in axes] == [24 * halves] * (len(axes) - 1) + [24]
     rest = {id(p) for p in ffn.parameters()} - {id(p) for p, _ in axes}
     outside = [] if ffn.down.bias is None else [ffn.down.bias]
-    outside += [] if ffn.closing_norm is None else list(ffn.closing_norm.parameters())
+    outside += [p for norm in (ffn.output_norm, ffn.closing_norm) if norm is not None for p in norm.parameters()]
     assert rest == {id(p) for p in outside}
 
 

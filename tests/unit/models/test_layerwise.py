@@ -5,14 +5,27 @@ from fedpft.config import ConfigError
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.layerwise import check_layer_by_layer, record_calls, trace_ffn
-from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, IMAGE_FAMILIES, OPT_350M, tiny_batch, tiny_fm
+from tests.tiny import (
+    DEBERTA_V2_XLARGE,
+    DINOV2_BASE,
+    FAMILIES,
+    IMAGE_FAMILIES,
+    OPT_350M,
+    TINY_CONFIGS,
+    tiny_batch,
+    tiny_fm,
+)
 
 SLIDING = {
     "layer_types": ["full_attention", "sliding_attention", "full_attention"],
     "use_sliding_window": True,
     "sliding_window": 2,
 }
-VARIANTS = [*((family, {}) for family in FAMILIES), ("opt", OPT_350M), ("qwen2", SLIDING), ("qwen3", SLIDING)]
+SEQUENTIAL = {"use_parallel_residual": False}
+VARIANTS = [
+    *((family, {}) for family in TINY_CONFIGS),
+    *(("opt", OPT_350M), ("dinov2", DINOV2_BASE), ("gpt_neox", SEQUENTIAL), ("qwen2", SLIDING), ("qwen3", SLIDING)),
+]
 
 
 def own_outputs(model, batch):
@@ -68,7 +81,7 @@ def test_a_layers_output_is_the_closing_norm_of_residual_plus_down_of_the_activa
     ffn = find_ffns(model)[0]
     with torch.no_grad(), trace_ffn(ffn) as trace:
         output = calls.run(ffn.layer, 0, calls.hidden)
-        total = (trace.total - trace.output) + ffn.down(trace.activations)
+        total = (trace.total - trace.output) + ffn.contribution(ffn.down(trace.activations))
         rebuilt = total if ffn.closing_norm is None else ffn.closing_norm(total)
     torch.testing.assert_close(rebuilt, output, rtol=1e-5, atol=1e-5)
 

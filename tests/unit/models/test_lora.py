@@ -23,16 +23,17 @@ from fedpft.models.lora import (
     split_adapter,
     without_adapter,
 )
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm, tiny_lm
+from tests.tiny import DEPTH_FIELD, FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm, tiny_lm
 
 RANK_2 = LoraConfig(rank=2)
 HEADS = {
-    "bert": ["classifier"],
+    **{family: ["classifier"] for family in ("bert", "camembert", "dinov2", "mpnet", "xlm-roberta")},
+    "modernbert": ["classifier", "head"],
     "deberta-v2": ["classifier", "pooler"],
     "deit": ["classifier"],
     "distilbert": ["classifier", "pre_classifier"],
     "electra": ["classifier"],
-    "gemma": ["score"],
+    **{family: ["score"] for family in ("gemma", "gemma2", "gemma3_text", "gpt_neox", "olmo2", "phi3", "smollm3")},
     "gpt2": ["score"],
     "llama": ["score"],
     "mistral": ["score"],
@@ -66,14 +67,13 @@ def test_a_fresh_adapter_does_not_change_the_outputs_and_warns_of_nothing(model_
     assert torch.equal(outputs(wrapped, model_type), expected)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_fm_and_sub_fm_have_the_same_layout(model_type):
     fm = tiny_fm(model_type)
     sub_fm, _ = compress(fm, retained_ratio=0.25, uncompressed_layers=(0,))
     layout = adapter_layout(attach_lora(fm, RANK_2, seed=0))
     assert layout == adapter_layout(attach_lora(sub_fm, RANK_2, seed=1))
-    projections = 2 if model_type == "gpt2" else 4
-    assert sum("lora_" in name for name, _ in layout) == 3 * projections * 2
+    assert sum("lora_" in name for name, _ in layout) == 3 * len(LORA_TARGETS[model_type]) * 2
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -99,7 +99,7 @@ def test_base_parameters_are_those_of_the_plain_model(model_type):
     assert num_base_parameters(attach_lora(fm, RANK_2, seed=0)) == expected
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_an_adapter_carries_a_models_tuning_to_another_copy(model_type):
     first, second = tuned(model_type), attach_lora(tiny_fm(model_type), RANK_2, seed=9).eval()
     assert not torch.equal(outputs(first, model_type), outputs(second, model_type))
@@ -171,7 +171,7 @@ def test_a_saved_adapter_opens_with_peft_on_the_fm(model_type, tmp_path):
     assert torch.equal(outputs(opened, model_type), outputs(expected, model_type))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_without_its_adapter_a_model_is_the_plain_one_again(model_type):
     plain = tiny_fm(model_type)
     back = without_adapter(tuned(model_type))
@@ -188,8 +188,7 @@ def test_the_adapter_takes_over_the_models_mode(training):
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_lora_on_some_layers_is_there_and_only_there(model_type):
-    depth = {"distilbert": "n_layers", "gpt2": "n_layer"}.get(model_type, "num_hidden_layers")
-    fm = tiny_fm(model_type, **{depth: 12})
+    fm = tiny_fm(model_type, **{DEPTH_FIELD.get(model_type, "num_hidden_layers"): 12})
     wrapped = attach_lora(fm, RANK_2, seed=0, layers=(1, 10))
     tensors = [len(split_adapter(adapter_parameters(ffn.layer))[0]) for ffn in find_ffns(wrapped)]
     assert tensors == [2 * len(LORA_TARGETS[model_type]) if layer in (1, 10) else 0 for layer in range(12)]
