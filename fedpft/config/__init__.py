@@ -21,6 +21,7 @@ from fedpft.config.method import (
     NeuronAlignConfig,
     reported_name,
 )
+from fedpft.config.privacy import PrivacyConfig
 from fedpft.config.run import (
     CacheConfig,
     CheckpointConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "PartitionConfig",
     "PoolConfig",
     "PretrainConfig",
+    "PrivacyConfig",
     "PublicConfig",
     "ServerConfig",
     "ServerOptimiserConfig",

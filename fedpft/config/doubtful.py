@@ -5,6 +5,7 @@ from fedpft.config.algorithms import SERVER_OPTIMISERS, AggregatorConfig, Server
 from fedpft.config.client import ClientConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AdapterAlignConfig
+from fedpft.config.privacy import PrivacyConfig
 from fedpft.config.run import Config
 from fedpft.config.stop import StopConfig
 from fedpft.config.unread import unread_settings
@@ -61,6 +62,7 @@ def doubtful_settings(config: Config) -> list[str]:
         )
     if method.name != "full" and method.plug_in == "copy" and config.align.adapter != AdapterAlignConfig():
         lines.append("align.adapter has no effect with method.plug_in = copy")
+    lines += _idle_privacy(config)
     if unread := unread_settings(config, method.name):
         lines.append(f"no effect with method.name = {method.name}: {', '.join(unread)}")
     if (
@@ -122,3 +124,19 @@ def _of_adversary(federated: FederatedConfig) -> list[str]:
     if adversary.scale is not None and adversary.kind not in DEFAULT_SCALES:
         return [f"federated.adversary.scale has no effect with its kind = {adversary.kind}"]
     return []
+
+
+def _idle_privacy(config: Config) -> list[str]:
+    """Return lines for settings of DP that nothing reads."""
+    privacy, defaults, lines = config.privacy, PrivacyConfig(), []
+    adaptive = ["clip_quantile", "clip_lr", "clip_count_noise"]
+    unread = [
+        (not privacy.is_on, "privacy.kind = none", [name for name in vars(defaults) if name not in ("kind", "strict")]),
+        (privacy.is_on and privacy.clipping == "fixed", "privacy.clipping = fixed", adaptive),
+        (privacy.is_on and config.counts_neurons_on == "public", "align.neurons.counts = public", ["counts_share"]),
+    ]
+    for is_idle, reason, names in unread:
+        changed = [f"privacy.{name}" for name in names if getattr(privacy, name) != getattr(defaults, name)]
+        if is_idle and changed:
+            lines.append(f"no effect with {reason}: {', '.join(changed)}")
+    return lines

@@ -116,6 +116,10 @@ class NeuronAlignConfig:
     """Align after every round that is a multiple of this, except the last (the paper's t)."""
     update_ratio: float = 0.5
     """Fraction of each compressed layer's neurons that is updated (the paper's p)."""
+    counts: Literal["auto", "clients", "public"] = "auto"
+    """On whose data it is counted which neurons are used least: the clients', while they train (the paper), or the
+    public data, on the server, with the adapter of the round, which tells nothing of a client. `auto`: `clients`, and
+    `public` in a run with `privacy.kind`."""
     num_examples: int = 200
     """`closed_form`: public examples read, others each time."""
     num_steps: int = 20

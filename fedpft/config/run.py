@@ -15,6 +15,7 @@ from fedpft.config.method import (
     NeuronAlignConfig,
 )
 from fedpft.config.plugins import is_own
+from fedpft.config.privacy import PrivacyConfig, check_client_level
 from fedpft.config.stop import StopConfig
 
 CONFIG_VERSION = 1
@@ -153,6 +154,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     federated: FederatedConfig = field(default_factory=FederatedConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -177,6 +179,14 @@ class Config:
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
+        if self.privacy.kind == "client":
+            check_client_level(self.privacy, self.federated)
+
+    @property
+    def counts_neurons_on(self) -> Literal["clients", "public"]:
+        """Whose data the activation counts of neuron-level alignment come from."""
+        chosen = self.align.neurons.counts
+        return ("public" if self.privacy.is_on else "clients") if chosen == "auto" else chosen
 
     @property
     def server_seed(self) -> int:

@@ -66,8 +66,7 @@ class Aggregation:
         """Take a good update of a client of the cohort."""
         self.reports.append(update.report())
         self.num_bytes += update.num_bytes
-        if update.counts is not None:
-            self.counts = update.counts if self.counts is None else _add_counts(self.counts, update.counts)
+        self._sum_up_counts(update)
         self._early[update.client_id] = update
         self._advance()
 
@@ -76,13 +75,17 @@ class Aggregation:
         self._early.setdefault(client_id, None)
         self._advance()
 
+    def drop_rest(self) -> None:
+        """Wait for nobody any more."""
+        for client_id in set(self._turns) - self._early.keys():
+            self.drop(client_id)
+
     def next_adapter(self) -> tuple[np.ndarray, Memory]:
         """Return the adapter, (P,) float32, that all that was added leads to, and what the server's rule remembers.
 
         At least one update was added, and as many as the rule needs.
         """
-        for client_id in set(self._turns) - self._early.keys():
-            self.drop(client_id)
+        self.drop_rest()
         aggregate, memory = self._rule.aggregator.finish(self._state)
         if self._products is not None:
             self.product_error = self._products.error(aggregate)
@@ -101,6 +104,10 @@ class Aggregation:
         self._state = self._rule.aggregator.add(self._state, adapter, weight)
         if self._products is not None:
             self._products.add(adapter, weight)
+
+    def _sum_up_counts(self, update: ClientUpdate) -> None:
+        if update.counts is not None:
+            self.counts = update.counts if self.counts is None else _add_counts(self.counts, update.counts)
 
 
 def mean_loss(reports: Sequence[ClientReport]) -> float:

@@ -21,6 +21,9 @@ A client that failed or was refused is dropped from the round: the others' weigh
 `min_clients` good updates, or than the aggregator needs, the round does not count: adapter, proxy and what the server
 remembers stay as they were and the next round begins.
 A round for which nobody was drawn counts, although it changes nothing: it is what the law of `poisson` says.
+
+With differential privacy (`privacy.kind = client`) step 4 is one noised release, and every round counts, whoever came:
+also the noise on nothing is released and accounted for. The run ends before a round that would pass the budget.
 """
 
 import time
@@ -41,12 +44,15 @@ from fedpft.federated.memory import MemoryWatchdog
 from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
-from fedpft.federated.sampling import Attendance, draw_attendance, longest_first, round_lr
+from fedpft.federated.private_aggregation import PrivateAggregation
+from fedpft.federated.sampling import Attendance, Cohort, draw_attendance, longest_first, round_lr
 from fedpft.federated.server_rule import ServerRule
 from fedpft.federated.spending import actor_utilisation, add_round, clients_spent
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
 from fedpft.metrics.table import Goal, is_better
+from fedpft.models.activations import ActivationCounts
+from fedpft.privacy.client_level import ClientLevel, PrivacyState
 from fedpft.tracking.trackers import Tracker
 
 MAX_UNCOUNTED_ROUNDS = 3
@@ -78,6 +84,8 @@ class ServerState:
     """Client id -> training loss the last time that it trained; empty unless the sampling asks for it."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """What all rounds so far cost; see `spending.add_round`."""
+    privacy: PrivacyState = field(default_factory=dict)
+    """What was released so far, and the clip of the next round; empty without differential privacy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +97,10 @@ class Driver:
     """Of what is drawn of the clients (`Config.client_seed`)."""
     partition: Partition
     """How many examples each client has."""
+    guarantee: ClientLevel | None = None
+    """Of differential privacy; None: there is none."""
+    public_counts: Callable[[np.ndarray], ActivationCounts] | None = None
+    """Adapter -> the proxy's activation counts on public data, which replace the clients'."""
     num_neurons: Sequence[int]
     """Neurons of each FFN whose activations the clients count."""
     method: Method
@@ -113,14 +125,18 @@ class Driver:
     """Called with the state after every round, when all of the round was tracked."""
 
     def run(self, state: ServerState) -> ServerState:
-        """Run the rounds that `state` has not done yet, or those before an early stop; return the final state.
+        """Run the rounds that are left before an early stop or the end of the budget; return the final state.
 
         Raises:
             RunStoppedError: three rounds in a row did not count; the message names the last failure.
 
         """
-        while state.rounds_done < self.config.rounds and "reason" not in state.stop:
+        while not self._is_over(state):
             state = self.run_round(state)
+        if self.guarantee and state.rounds_done < self.config.rounds and not self.guarantee.affords(state.privacy):
+            self.observer.note(
+                f"the run ends after round {state.rounds_done}: {self.guarantee.why_over(state.privacy)}"
+            )
         return state
 
     def run_round(self, state: ServerState) -> ServerState:
@@ -130,13 +146,17 @@ class Driver:
         # 1. sample
         attendance = self._draw(state, round_index)
         # 2. plan
-        plan = self.exchange.complete(self._plan(state, round_index), attendance.cohort, state.arrays)
+        aligns = self.method.wants_counts(round_index, self.config.rounds)
+        plan = self._plan(state, round_index, count=aligns and self.public_counts is None)
+        plan = self.exchange.complete(plan, attendance.cohort, state.arrays)
         # 3. run the clients
         aggregation, failures = self._run_clients(plan, attendance, state)
         fit_seconds = time.perf_counter() - start
         # 4. aggregate
-        counted = attendance.is_empty or len(aggregation.reports) >= self._fewest_updates
-        has_moved = counted and aggregation.reports
+        is_good = attendance.is_empty or len(aggregation.reports) >= self._fewest_updates
+        private = aggregation if isinstance(aggregation, PrivateAggregation) else None
+        counted = is_good or private is not None  # noise is released, whoever came
+        has_moved = private is not None or bool(counted and aggregation.reports)
         if has_moved:
             adapter, arrays = aggregation.next_adapter()
             trained = sorted(report.client_id for report in aggregation.reports)
@@ -147,7 +167,7 @@ class Driver:
         record = self._record(plan, attendance, aggregation, failures, state, counted)
         record |= actor_utilisation(aggregation.reports, self.pool.num_actors, fit_seconds)
         pending_bytes = 0 if attendance.cohort else state.pending_bytes
-        uncounted_rounds = 0 if aggregation.reports and counted else state.uncounted_rounds + (not counted)
+        uncounted_rounds = 0 if aggregation.reports and is_good else state.uncounted_rounds + (not is_good)
         state = replace(
             state,
             rounds_done=round_index,
@@ -156,15 +176,16 @@ class Driver:
             pending_bytes=pending_bytes,
             uncounted_rounds=uncounted_rounds,
             client_losses=self._losses(state, aggregation),
+            privacy=private.account(record) if private else state.privacy,
         )
         # 5. re-align the proxy
-        if plan.count_activations and counted and aggregation.reports:
+        if has_moved and aligns:
             state = self._after_round(state, aggregation, record)
         # 6. evaluate
-        if round_index % self.evaluation_interval == 0 or round_index == self.config.rounds:
+        if round_index % self.evaluation_interval == 0 or self._is_over(state):
             evaluation_start = time.perf_counter()
             state = _with_evaluation(state, self.evaluate(state.adapter), self.goal)
-            if self.stop and round_index < self.config.rounds:
+            if self.stop and not self._is_over(state):
                 state = replace(state, stop=self.stop.watch(state.stop, round_index, state.last_evaluation))
             record.update(state.last_evaluation)
             record |= {"stopped": state.stop["reason"]} if "reason" in state.stop else {}
@@ -180,7 +201,7 @@ class Driver:
         self.observer.round_finished(record)
         # 8. checkpoint
         self.checkpoint(state)
-        if not counted and state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
+        if not is_good and state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
             raise RunStoppedError(self._why_stopped(state, record))
         return state
 
@@ -194,7 +215,7 @@ class Driver:
         new = {str(report.client_id): report.metrics["loss"] for report in in_client_order(aggregation.reports)}
         return {**state.client_losses, **new}
 
-    def _plan(self, state: ServerState, round_index: int) -> RoundPlan:
+    def _plan(self, state: ServerState, round_index: int, *, count: bool) -> RoundPlan:
         lr = round_lr(
             self.config.lr_schedule,
             self.config.lr,
@@ -202,12 +223,11 @@ class Driver:
             num_rounds=self.config.rounds,
             decay=self.config.lr_decay,
         )
-        counts = self.method.wants_counts(round_index, self.config.rounds)
         return RoundPlan(
             round_index=round_index,
             lr=lr,
             adapter=state.adapter,
-            count_activations=counts,
+            count_activations=count,
             tuned=self.rule.tuned(round_index),
         )
 
@@ -218,7 +238,7 @@ class Driver:
         cohort = attendance.cohort
         self.observer.round_started(plan.round_index, self.config.rounds, list(cohort))
         order = longest_first(cohort, self.partition.sizes)
-        aggregation = Aggregation(plan, order, cohort, self.config.aggregation, self.rule, state.arrays)
+        aggregation = self._aggregation(order, cohort, plan, state)
         failures: list[ClientFailure] = []
         awaited = set(order)
         asked, keeps_state = self.exchange.asked(plan), self.exchange.variates is not None
@@ -237,10 +257,22 @@ class Driver:
         assert len(aggregation.reports) + len(failures) == len(order), "a pool must return each client once"
         return aggregation, failures
 
+    def _aggregation(self, order: list[int], cohort: Cohort, plan: RoundPlan, state: ServerState) -> Aggregation:
+        if self.guarantee is None:
+            return Aggregation(plan, order, cohort, self.config.aggregation, self.rule, state.arrays)
+        of_privacy = (self.guarantee, state.privacy, self.num_neurons)
+        return PrivateAggregation(plan, order, cohort, self.rule, state.arrays, *of_privacy)
+
+    def _is_over(self, state: ServerState) -> bool:
+        if state.rounds_done >= self.config.rounds or "reason" in state.stop:
+            return True
+        return self.guarantee is not None and not self.guarantee.affords(state.privacy)
+
     def _after_round(self, state: ServerState, aggregation: Aggregation, record: dict[str, Any]) -> ServerState:
         start = time.perf_counter()
-        assert aggregation.counts is not None, "every client counts when the plan says so"
-        change = self.method.after_round(state.rounds_done, state.adapter, aggregation.counts)
+        counts = aggregation.counts if self.public_counts is None else self.public_counts(state.adapter)
+        assert counts is not None, "every client counts when the plan says so"
+        change = self.method.after_round(state.rounds_done, state.adapter, counts)
         self.pool.replace_weights(change.weights)
         record.update(change.metrics)
         record["time/align_seconds"] = time.perf_counter() - start

@@ -13,6 +13,7 @@ from fedpft.config import Config
 from fedpft.data.corpora.public import CORPORA
 from fedpft.data.tasks.table import TASKS
 from fedpft.report.compute import compute_rows
+from fedpft.report.privacy import privacy_rows
 from fedpft.report.scores import MODELS, metric_change, shown_models
 from fedpft.report.wording import rounds_done
 
@@ -157,6 +158,8 @@ def _facts(result: Mapping[str, Any], config: Config) -> Iterator[tuple[str, str
         aligned = align.neurons.kind != "none" and method.name == "fedpft"
         neurons = f", neurons every {align.neurons.interval} rounds by {align.neurons.kind}" if aligned else ""
         yield "Alignment", f"layers by {align.layers.kind}{neurons}"
+    if rows := list(privacy_rows(result)):
+        yield "Differential privacy", "; ".join(f"{title} {value} ({note})" for title, value, note in rows)
     traffic = f"{result['bytes_up_per_client_round']} bytes up, {result['bytes_down_per_client_round']} down"
     yield "Traffic", f"{traffic}, per client and round"
     yield from ((title.capitalize(), f"{value} {note}") for title, value, note in compute_rows(result))

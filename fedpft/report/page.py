@@ -19,6 +19,7 @@ from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import heat_map
 from fedpft.report.html import PALETTE, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
+from fedpft.report.privacy import privacy_rows
 from fedpft.report.scores import CURVES, MODELS, attack_rows, metric_title, metric_value, shown_models, why_stopped
 from fedpft.report.wording import duration, rounds_done
 from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE, write_text
@@ -105,6 +106,7 @@ def run_parts(
         figures["Partition: label shares in each client"] = partition_figure(partition)
     yield from (section(title, plot(figure, title)) for title, figure in figures.items())
     yield from (_client_section(result, view) for view in VIEWS)
+    yield _privacy_section(result)
     if "wall_seconds" in result:
         yield section("What it costs", table(["cost", "value"], _cost_rows(result), "costs"))
     yield section("Settings other than the defaults", table(["key", "value"], _setting_rows(config), "settings"))
@@ -133,6 +135,14 @@ def _client_section(result: Mapping[str, Any], view: View) -> str:
     without = f"; {client_note(result)}" if "without" in spread and client_note(result) else ""
     said = f"{said}; {clients}{without}"
     return section(escape(view.title), paragraph(said), plot(figure, view.title), note(view.about))
+
+
+def _privacy_section(result: Mapping[str, Any]) -> str:
+    """Return what the run guarantees its clients; nothing without a guarantee."""
+    rows = [
+        (f'{title} <span class="quiet">{escape(about)}</span>', value) for title, value, about in privacy_rows(result)
+    ]
+    return section("Differential privacy", table(["guarantee", "value"], rows, "privacy")) if rows else ""
 
 
 def _cost_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:

@@ -17,6 +17,7 @@ from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.clients import client_note, client_rows
 from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
+from fedpft.report.privacy import epsilon_by_round, privacy_rows
 from fedpft.report.scores import attack_rows, round_scores, score_rows, why_stopped
 from fedpft.report.wording import duration, round_line, rounds_done
 
@@ -182,7 +183,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     Keys of `plan` shown: config_yaml, label_histogram (clients x labels), label_names, num_params_fm,
     num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
     bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server, client_states_bytes, local_step,
-    actors, pool, warnings; by method.
+    actors, pool, privacy, warnings; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
     console.print(
@@ -194,7 +195,11 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     for row in cost_rows(plan):
         facts.add_row(*row)
     facts.add_row("actors", str(plan["actors"]), f"pool {plan['pool']}")
+    for row in privacy_rows(plan):
+        facts.add_row(*row)
     console.print(facts)
+    if "privacy" in plan:
+        console.print(f"{epsilon_by_round(plan)}\n", highlight=False, soft_wrap=True)
     for warning in plan["warnings"]:
         console.print(f"[yellow]warning[/yellow]: {escape(warning)}", highlight=False, soft_wrap=True)
 
@@ -206,6 +211,9 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
         facts.add_row(*row)
     facts.add_section()
     for row in fidelity_rows(result):
+        facts.add_row(*row)
+    facts.add_section()
+    for row in privacy_rows(result):
         facts.add_row(*row)
     facts.add_section()
     for row in cost_rows(result):

@@ -18,6 +18,7 @@ from fedpft.methods import find_method
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
 from fedpft.models.origin import origin_of
+from fedpft.privacy.client_level import ClientLevel
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.tuning import public_data
 from fedpft.trainer import SilentProgress
@@ -40,6 +41,7 @@ def plan(config: Config) -> dict[str, Any]:
     batch = typical_batch(data, config.federated.batch_size)
     num_memory = config.federated.num_memory
     step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory)
+    guarantee, num_parameters = ClientLevel.of_run(config), len(get_adapter(proxy.model))
     return {
         "config_yaml": dump_config(config),
         "method": reported_name(config.method, config.align),
@@ -52,7 +54,13 @@ def plan(config: Config) -> dict[str, Any]:
         **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step, num_memory),
         "actors": pool_actors,
         "pool": config.pool.kind,
-        "warnings": [*doubtful_settings(config), *origin_of(fm).notes, *_kept_updates(config, proxy.model)],
+        **({"privacy": guarantee.forecast(num_parameters)} if guarantee else {}),
+        "warnings": [
+            *doubtful_settings(config),
+            *(guarantee.warnings(num_parameters) if guarantee else ()),
+            *origin_of(fm).notes,
+            *_kept_updates(config, proxy.model),
+        ],
     }
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from fedpft.align.public import PublicData
+from fedpft.align.public_counts import count_on_public
 from fedpft.config import Config, reported_name
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
@@ -29,9 +31,12 @@ from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
 from fedpft.methods.carry_over import CarryOver
 from fedpft.metrics.table import METRICS
+from fedpft.models.activations import ActivationCounts
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
+from fedpft.privacy.client_level import ClientLevel
 from fedpft.run.same_fm import fm_record
+from fedpft.seeding import derive_seed
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
 
@@ -75,6 +80,8 @@ def tune(
         states: keeps what the server has of each client; None: this process.
 
     """
+    before = saved.server.get("privacy", {}) if saved else {}
+    guarantee = ClientLevel.of_run(config, before.get("noise_multiplier"))
     record = saved.extra.get("fm", {}) if saved else {}
     record = {**fm_record(fm), **record}  # before it gets an adapter
     public = public_data(data)
@@ -98,11 +105,19 @@ def tune(
         kept: dict[str, Any] = {"adapter": state.adapter, "arrays": state.arrays, "proxy": tensors}
         keep(RunCheckpoint(server=server, **kept, untuned=untuned, extra=extra))
 
+    def count_neurons(adapter: np.ndarray) -> ActivationCounts:
+        seed = derive_seed(config.seed, "public_counts")
+        observer.stage("count activations on public data")
+        model, layers = method.proxy_with(adapter), proxy.watched_layers
+        return count_on_public(model, layers, public, server=config.server, seed=seed)
+
     if saved:
         state, untuned = ServerState(adapter=saved.adapter, arrays=saved.arrays, **saved.server), saved.untuned
         evaluation.fidelity_seconds = saved.extra["fidelity_seconds"]
     else:
-        state = ServerState(rounds_done=0, adapter=get_adapter(proxy.model))
+        state = ServerState(
+            rounds_done=0, adapter=get_adapter(proxy.model), privacy=guarantee.start() if guarantee else {}
+        )
         untuned = {"round": 0, **evaluation.untuned(state.adapter)}
         tracker.log_round(untuned)
         checkpoint(state)
@@ -121,6 +136,8 @@ def tune(
         config=config.federated,
         seed=config.client_seed,
         partition=data.partition,
+        guarantee=guarantee,
+        public_counts=count_neurons if config.counts_neurons_on == "public" else None,
         num_neurons=proxy.num_neurons,
         method=method,
         pool=pool,
@@ -157,6 +174,7 @@ def tune(
         **traffic(config.federated, adapter_layout(proxy.model)),
         **compared,
         **run_spent(final.spent),
+        **({"privacy": guarantee.summary(final.privacy)} if guarantee else {}),
         "kind": data.kind,
         "modality": data.modality,
         "label_names": list(data.label_names),

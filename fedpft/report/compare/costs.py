@@ -50,6 +50,10 @@ def _leakage_gap(result: Mapping[str, Any]) -> float | None:
     return gap if result["metric_goal"] == "max" else -gap
 
 
+def _epsilon(result: Mapping[str, Any]) -> float | None:
+    return result.get("privacy", {}).get("epsilon")
+
+
 AXES: dict[str, Axis] = {
     "bytes": Axis(
         title="traffic of all rounds", short="traffic", of=_bytes, shown=lambda v: format_bytes(round(v)), unit="B"
@@ -77,6 +81,7 @@ AXES: dict[str, Axis] = {
     "align_seconds": Axis(
         title="time to construct and align", short="align", of=_align_seconds, shown=duration, unit="s"
     ),
+    "epsilon": Axis(title="epsilon of a client", short="epsilon", of=_epsilon, shown=lambda v: f"{v:.3g}"),
     "leakage_gap": Axis(title="leakage gap (FM minus proxy)", short="gap", of=_leakage_gap, shown=None, goal="max"),
 }
 """Key in `compare.json` -> axis. A group's price is the mean over its runs."""

@@ -28,7 +28,7 @@ def exact(noise_multiplier, delta):
             -0.5 / noise_multiplier - e * noise_multiplier
         )  # fmt: skip
 
-    return brentq(excess, 0, 50)
+    return brentq(excess, 0, 200)
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['rate']}-{case['noise_multiplier']}-{case['count']}")

@@ -1,0 +1,112 @@
+"""Settings of differential privacy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedpft.config.adversary import OMNISCIENT
+from fedpft.config.checks import require, require_positive, require_positive_or_none
+from fedpft.config.federated import FederatedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """Differential privacy (DP) of the clients, simulated, and what a run's files may know of them."""
+
+    kind: Literal["none", "client"] = "none"
+    """`client`: DP of whole clients. Each update is clipped, noise is added to their sum once, and the sum is divided
+    by the expected number of clients; neighbours differ in one client with all its data, there or not."""
+    noise_multiplier: float | None = None
+    """Standard deviation of the noise over `clip`, z; null: the least with which all rounds stay within
+    `target_epsilon`."""
+    target_epsilon: float | None = None
+    """The budget: a round that would pass it is not run, and the run ends with its result. null: no limit."""
+    delta: float = 1e-5
+    """The probability that epsilon does not hold; below 1 over the number of clients."""
+    clip: float = 1.0
+    """L2 norm, C, to which a client's update (LoRA and head as one vector) is scaled down if it is longer."""
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive`: `clip` is round 1's, and then follows a quantile of the norms (Andrew et al. 2021)."""
+    clip_quantile: float = 0.5
+    """`adaptive`: the part of the updates that should be shorter than the clip."""
+    clip_lr: float = 0.2
+    """`adaptive`: the clip is multiplied by exp(-clip_lr * (part that was shorter - clip_quantile)) in each round."""
+    clip_count_noise: float | None = None
+    """`adaptive`: standard deviation of the noise on how many were shorter; null: a round's clients / 20."""
+    noise_cohort_size: int | None = None
+    """Simulate the noise of so many clients in a round: what a population larger in the same proportion would have.
+    Epsilon is then that population's, not that of the clients of this run. null: no such thing."""
+    counts_share: float = 0.1
+    """With `align.neurons.counts = clients`: the part of the rounds' budget that neuron counts take where they are
+    asked for, a second query in the same release."""
+    strict: bool = False
+    """Leave out of all files and the screen what would never leave real clients one by one: who took part, losses,
+    sizes, label counts, reasons of failures, examples. It works without DP, too."""
+
+    def __post_init__(self) -> None:
+        require_positive("privacy", self, "clip", "clip_lr")
+        names = ("noise_multiplier", "target_epsilon", "clip_count_noise", "noise_cohort_size")
+        require_positive_or_none("privacy", self, *names)
+        for name in ("delta", "clip_quantile", "counts_share"):
+            require(0 < getattr(self, name) < 1, f"privacy.{name}", getattr(self, name), "a fraction in (0, 1)")
+        known = self.noise_multiplier is not None or self.target_epsilon is not None
+        allowed = "a number > 0, or privacy.target_epsilon from which it follows"
+        require(self.kind == "none" or known, "privacy.noise_multiplier", self.noise_multiplier, allowed)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the run has a guarantee."""
+        return self.kind != "none"
+
+
+def check_client_level(privacy: PrivacyConfig, federated: FederatedConfig) -> None:
+    """Refuse what would break the guarantee: who is drawn, kept and weighed must not depend on others or on data.
+
+    Raises:
+        ConfigError: a setting that cannot be with `privacy.kind = client`, and why.
+
+    """
+    mode = "with privacy.kind = client"
+
+    def refuse_unless(condition: bool, name: str, allowed: str, why: str) -> None:
+        require(condition, f"federated.{name}", getattr(federated, name), f"{allowed} {mode}: {why}")
+
+    refuse_unless(
+        federated.sampling in ("poisson", "full"), "sampling", "poisson, full",
+        "epsilon is accounted for clients that come independently of each other",
+    )  # fmt: skip
+    refuse_unless(
+        federated.aggregation == "uniform", "aggregation", "uniform",
+        "a client that weighs by its examples changes the sum by more than the clip",
+    )  # fmt: skip
+    kind = federated.aggregator.kind
+    allowed = f"mean {mode}: how much one client changes a robust aggregate is not bounded by the clip"
+    require(kind == "mean", "federated.aggregator.kind", kind, allowed)
+    refuse_unless(
+        federated.lora_aggregation == "separate", "lora_aggregation", "separate",
+        "noise goes to all of the adapter, also to a factor that should stay",
+    )  # fmt: skip
+    kind = federated.client.kind
+    allowed = f"any but scaffold and fednova {mode}: they send or make use of more of a client than its clipped update"
+    require(kind not in ("scaffold", "fednova"), "federated.client.kind", kind, allowed)
+    kind = federated.adversary.kind
+    allowed = f"any but {', '.join(OMNISCIENT)} {mode}: an update that is made of others' carries more of them than a clip"
+    require(kind not in OMNISCIENT, "federated.adversary.kind", kind, allowed)
+    refuse_unless(
+        federated.over_selection == 1, "over_selection", "1",
+        "who is kept depends on how fast the others are",
+    )  # fmt: skip
+    refuse_unless(
+        federated.deadline is None, "deadline", "null",
+        "a client with more data is late more often, so that presence tells its size",
+    )  # fmt: skip
+    refuse_unless(
+        federated.min_clients == 1, "min_clients", "1",
+        "whether a round counts must not depend on how many came, which is private",
+    )  # fmt: skip
+    cohort = federated.cohort_size
+    larger = privacy.noise_cohort_size is None or privacy.noise_cohort_size >= cohort
+    allowed = f"null or at least the {cohort} clients that a round draws on average"
+    require(larger, "privacy.noise_cohort_size", privacy.noise_cohort_size, allowed)
+    population = federated.num_clients * (privacy.noise_cohort_size or cohort) / cohort
+    allowed = f"a number below 1 / {population:g} clients: one client in so many could be given away whole"
+    require(privacy.delta < 1 / population, "privacy.delta", privacy.delta, allowed)

@@ -1,0 +1,70 @@
+"""A round's updates under differential privacy of whole clients: one noised release in place of their mean."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedpft.federated.aggregate import Aggregation
+from fedpft.federated.aggregators.base import Memory
+from fedpft.federated.messages import ClientUpdate, RoundPlan
+from fedpft.federated.sampling import Cohort
+from fedpft.federated.server_rule import ServerRule
+from fedpft.privacy.client_level import ClientLevel, PrivacyState, Released, RoundRelease
+from fedpft.seeding import numpy_rng
+
+
+class PrivateAggregation(Aggregation):
+    """Takes updates as `Aggregation` does; what comes of them is released once, with noise, whoever came.
+
+    The server's optimiser works on what was released, and the aggregator of its rule has no part.
+
+    Args:
+        plan: the round's.
+        order: see `Aggregation`.
+        cohort: see `Aggregation`; each client once.
+        rule: the server's.
+        arrays: what it remembers.
+        guarantee: the run's.
+        state: of the guarantee before the round.
+        num_neurons: of each watched FFN.
+
+    """
+
+    def __init__(
+        self,
+        plan: RoundPlan,
+        order: Sequence[int],
+        cohort: Cohort,
+        rule: ServerRule,
+        arrays: Memory,
+        guarantee: ClientLevel,
+        state: PrivacyState,
+        num_neurons: Sequence[int],
+    ) -> None:
+        super().__init__(plan, order, cohort, "uniform", rule, arrays)
+        counted = tuple(num_neurons) if plan.count_activations else None
+        self._release = RoundRelease(guarantee, state["clip"], plan.adapter, counted)
+        self._rng = numpy_rng(guarantee.seed, "privacy_noise", plan.round_index)
+        self._guarantee, self._privacy = guarantee, state
+        self._released: Released | None = None
+
+    def next_adapter(self) -> tuple[np.ndarray, Memory]:
+        """Return the adapter after the round, (P,) float32, and what the server remembers; also if nobody came."""
+        self.drop_rest()
+        self._released = self._release.finish(self._rng)
+        self.counts = self._released.counts
+        return self._rule.next_adapter(self._plan, self._released.adapter, {}, self._arrays)
+
+    def account(self, record: dict[str, Any]) -> PrivacyState:
+        """Return the guarantee's state after the round, and put into its record what there is to know."""
+        assert self._released is not None, "the adapter is asked for first"
+        state, about = self._guarantee.spent(self._privacy, self._released)
+        record.update(about)
+        return state
+
+    def _take(self, update: ClientUpdate) -> None:
+        self._release.add(update.adapter, update.counts)
+
+    def _sum_up_counts(self, update: ClientUpdate) -> None:
+        """Leave them to the release: their sum is nobody's to see."""

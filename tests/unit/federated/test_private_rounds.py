@@ -1,0 +1,152 @@
+"""The driver with differential privacy of whole clients."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpft.config import PrivacyConfig
+from fedpft.federated.driver import ServerState
+from fedpft.federated.messages import ClientFailure
+from fedpft.federated.observer import SilentObserver
+from fedpft.interrupt import RunStoppedError
+from fedpft.models.activations import ActivationCounts
+from fedpft.privacy.client_level import ClientLevel
+from tests.unit.federated.test_driver import NUM_PARAMETERS, START, FakeMethod, FakePool, driver
+
+LAW = {"sampling": "poisson", "aggregation": "uniform", "rounds": 6}
+
+
+class Listening(SilentObserver):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, line):
+        self.notes.append(line)
+
+
+def private(*, privacy=None, observer=None, **settings):
+    made, evaluated = driver(**{**LAW, **settings})
+    privacy = PrivacyConfig(kind="client", **{"noise_multiplier": 1.0, "clip": 0.01} | (privacy or {}))
+    made = replace(made, guarantee=ClientLevel.of(privacy, made.config), observer=observer or SilentObserver())
+    return made, evaluated
+
+
+def start(made):
+    return ServerState(rounds_done=0, adapter=START, privacy=made.guarantee.start())
+
+
+def failing(update):
+    return ClientFailure(
+        round_index=1, client_id=update.client_id, attempts=1, actor="fake", node="here", reason="no", traceback=""
+    )
+
+
+def test_every_round_is_accounted_for_and_says_so():
+    made, _ = private()
+    final = made.run(start(made))
+    assert sum(entry["count"] for entry in final.privacy["ledger"]) == 6
+    spent = [record["privacy/epsilon"] for record in made.tracker.records]
+    assert spent == sorted(set(spent))
+    assert spent[-1] == made.guarantee.summary(final.privacy)["epsilon"]
+
+
+@pytest.mark.parametrize("spoil", [failing, None], ids=["all fail", "nobody drawn"])
+def test_a_round_without_updates_releases_noise_counts_and_costs(spoil):
+    pool = FakePool(spoil=spoil) if spoil else FakePool()
+    few = {} if spoil else {"clients_per_round": 1, "seed": 0, "rounds": 12}
+    made, _ = private(pool=pool, **few)
+    state, adapters = start(made), [START]
+    for _ in range(2 if spoil else 12):
+        state = made.run_round(state)
+        adapters.append(state.adapter)
+    empty = [record["round"] for record in made.tracker.records if not record["clients"]]
+    assert len(empty) >= 2
+    assert not any("counted" in record for record in made.tracker.records)
+    assert all((adapters[index] != adapters[index - 1]).all() for index in empty)
+    assert sum(entry["count"] for entry in state.privacy["ledger"]) == state.rounds_done
+
+
+def test_a_run_in_which_every_client_fails_still_stops():
+    made, _ = private(pool=FakePool(spoil=failing))
+    with pytest.raises(RunStoppedError, match="3 rounds in a row"):
+        made.run(start(made))
+
+
+def test_one_client_more_changes_the_next_adapter_by_at_most_the_clip_over_the_expected_number():
+    ends = []
+    for absent in (None, 4):
+        made, _ = private(pool=FakePool(spoil=lambda u, absent=absent: failing(u) if u.client_id == absent else u),
+                          sampling="full")  # fmt: skip
+        ends.append(made.run_round(start(made)).adapter.astype(np.float64))
+    assert np.linalg.norm(ends[1] - ends[0]) == pytest.approx(0.01 / 5, rel=1e-4), "the update is longer than the clip"
+
+
+def test_the_run_ends_with_its_result_before_a_round_that_would_pass_the_budget():
+    listening = Listening()
+    made, evaluated = private(privacy={"target_epsilon": 8.0}, observer=listening)
+    final = made.run(start(made))
+    assert 0 < final.rounds_done < 6
+    assert final.last_evaluation == {"fm": 0.75, "sub_fm": 0.5}
+    assert [adapter.tobytes() for adapter in evaluated] == [final.adapter.tobytes()]
+    assert made.guarantee.summary(final.privacy)["epsilon"] <= 8.0
+    (note,) = listening.notes
+    assert note.startswith(f"the run ends after round {final.rounds_done}: the next would raise epsilon to ")
+    again, _ = private(privacy={"target_epsilon": 8.0})
+    assert again.run(final) is final, "nor after a resume"
+
+
+def test_any_state_goes_on_through_json_to_the_same_noise_clip_and_epsilon():
+    privacy = {"clipping": "adaptive", "clip_count_noise": 2.0}
+    states = []
+    made, _ = private(privacy=privacy)
+    straight = replace(made, checkpoint=states.append).run(start(made))
+    resumed, _ = private(privacy=privacy)
+    saved = json.loads(json.dumps(states[2].privacy))
+    final = resumed.run(replace(states[2], privacy=saved))
+    assert final.adapter.tobytes() == straight.adapter.tobytes()
+    assert final.privacy == straight.privacy
+    assert len({record["privacy/clip"] for record in made.tracker.records}) == 6
+
+
+def test_bits_do_not_depend_on_the_order_of_arrival():
+    class Sorted(FakePool):
+        def run(self, plan, client_ids):
+            return iter(sorted(super().run(plan, client_ids), key=lambda update: update.client_id))
+
+    ends = []
+    for pool in (FakePool(), Sorted()):
+        made, _ = private(pool=pool, sampling="full", privacy={"clip": 1e3})
+        ends.append(made.run(start(made)).adapter.tobytes())
+    assert len(set(ends)) == 1
+
+
+def test_with_public_counts_no_client_counts_and_the_method_gets_them():
+    counts = ActivationCounts(zeros=(np.array([5, 6]),), positions=np.array([9]))
+    seen, method = [], FakeMethod(rounds_with_counts=(2,))
+    made, _ = private(method=method, sampling="full")
+    made = replace(made, public_counts=lambda adapter: seen.append(adapter.tobytes()) or counts)
+    made.run(start(made))
+    assert not any(plan.count_activations for plan in made.pool.plans)
+    ((index, adapter, given),) = method.after
+    assert (index, given) == (2, counts)
+    assert seen == [adapter.tobytes()]
+
+
+def test_with_the_clients_own_counts_the_method_gets_noised_ones():
+    method = FakeMethod(rounds_with_counts=(2,))
+    made, _ = private(method=method, sampling="full")
+    made.run(start(made))
+    ((_, _, given),) = method.after
+    assert given.positions.tolist() == [10**6]
+    assert given.zeros[0].shape == (2,)
+    exact = [0.25 * 10**6, 0.5 * 10**6]
+    assert all(abs(found - true) > 1 for found, true in zip(given.zeros[0], exact, strict=True))
+
+
+def test_without_a_guarantee_nothing_of_it_is_in_state_or_record():
+    made, _ = driver()
+    final = made.run(ServerState(rounds_done=0, adapter=np.zeros(NUM_PARAMETERS, dtype=np.float32)))
+    assert final.privacy == {}
+    assert not any(key.startswith("privacy/") for record in made.tracker.records for key in record)
