@@ -31,7 +31,8 @@ class PrivacyConfig:
     clip_lr: float = 0.2
     """`adaptive`: the clip is multiplied by exp(-clip_lr * (part that was shorter - clip_quantile)) in each round."""
     clip_count_noise: float | None = None
-    """`adaptive`: standard deviation of the noise on how many were shorter; null: a round's clients / 20."""
+    """`adaptive`: standard deviation of the noise on how many were shorter; null: a round's clients / 20, but
+    no less than the noise multiplier, which leaves three quarters of the budget to the updates."""
     noise_cohort_size: int | None = None
     """Simulate the noise of so many clients in a round: what a population larger in the same proportion would have.
     Epsilon is then that population's, not that of the clients of this run. null: no such thing."""

@@ -45,6 +45,7 @@ from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate,
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.private_aggregation import PrivateAggregation
+from fedpft.federated.reticence import without_reason
 from fedpft.federated.sampling import Attendance, Cohort, draw_attendance, longest_first, round_lr
 from fedpft.federated.server_rule import ServerRule
 from fedpft.federated.spending import actor_utilisation, add_round, clients_spent
@@ -120,6 +121,8 @@ class Driver:
     """Clients whose updates are replaced on the way."""
     tracker: Tracker
     observer: RunObserver
+    is_strict: bool = False
+    """Whether reasons of failures are kept back."""
     watchdog: MemoryWatchdog = field(default_factory=MemoryWatchdog)
     checkpoint: Callable[[ServerState], None] = lambda state: None
     """Called with the state after every round, when all of the round was tracked."""
@@ -251,6 +254,7 @@ class Driver:
                 self.observer.client_finished(checked)
                 aggregation.add(checked)
             else:
+                checked = without_reason(checked) if self.is_strict else checked
                 self.observer.client_failed(checked)
                 aggregation.drop(checked.client_id)
                 failures.append(checked)

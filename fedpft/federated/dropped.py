@@ -10,14 +10,15 @@ def never_through(records: Iterable[Mapping[str, Any]]) -> list[int]:
     """Return the clients that were dropped from every round that they were in, by id.
 
     Args:
-        records: of all rounds, with `clients` whose updates were good and, where there are any, `dropped` ones.
+        records: of all rounds, with `clients` whose updates were good and, where there are any, `dropped` ones; or with
+            neither, of a run that keeps them back.
 
     """
     asked: set[int] = set()
     trained: set[int] = set()
     for record in records:
         asked.update(record.get("dropped", ()))
-        trained.update(record["clients"])
+        trained.update(record.get("clients", ()))
     return sorted(asked - trained)
 
 

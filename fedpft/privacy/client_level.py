@@ -113,7 +113,7 @@ class ClientLevel:
         count_noise = None
         if self.settings.clipping == "adaptive":
             cohort = self.settings.noise_cohort_size or self.cohort_size
-            count_noise = self.settings.clip_count_noise or DEFAULT_COUNT_NOISE * cohort
+            count_noise = self.settings.clip_count_noise or max(DEFAULT_COUNT_NOISE * cohort, self.noise_multiplier)
         share = self.settings.counts_share if counting else None
         return share_noise(self.noise_multiplier, count_noise=count_noise, counts_share=share)
 

@@ -97,7 +97,7 @@ def run_parts(
         figures[f"{curve[0].upper()}{curve[1:]}"] = _metric_figure(result, records)
     else:
         yield paragraph(about)
-    if records:
+    if any("train_loss" in record for record in records):
         figures["Training loss of the clients"] = _loss_figure(records)
     before = [{"round": 0, "fidelity": result["fidelity"]["before"]}] if "fidelity" in result else []
     if measured := [*before, *(record for record in records if "fidelity" in record)]:
@@ -183,7 +183,7 @@ def _metric_figure(result: Mapping[str, Any], records: Sequence[Mapping[str, Any
 
 
 def _loss_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":
-    losses = [record["train_loss"] for record in records]
+    losses = [record.get("train_loss") for record in records]
     return _line_figure([record["round"] for record in records], {"loss": losses}).update_yaxes(rangemode="tozero")
 
 

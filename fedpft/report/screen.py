@@ -119,7 +119,7 @@ class Screen:
         rounds, index = self._rounds, record["round"]
         scores = round_scores(record)
         self._scores = "  ".join(scores) or self._scores
-        rounds.update(index, rounds.total, record["train_loss"], self._scores)
+        rounds.update(index, rounds.total, record.get("train_loss"), self._scores)
         if not self._live:
             self._line(round_line(record, rounds.total, scores))
         if "stopped" in record:
@@ -180,17 +180,18 @@ class _Stage:
 def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     """Print what `fedpft plan` knows: the resolved config, the partition, sizes, traffic, actors and warnings.
 
-    Keys of `plan` shown: config_yaml, label_histogram (clients x labels), label_names, num_params_fm,
+    Keys of `plan` shown: config_yaml, label_histogram (clients x labels; None: kept back), label_names, num_params_fm,
     num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
     bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server, client_states_bytes, local_step,
     actors, pool, privacy, warnings; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
-    console.print(
-        "\n[bold]Partition[/bold]: label shares in each client: · none, ░ to 10 %, ▒ to 25 %, ▓ to 50 %, █ more"
-    )
-    for line in partition_picture(plan["label_histogram"], plan["label_names"], console.width):
-        console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
+    if plan["label_histogram"] is not None:
+        console.print(
+            "\n[bold]Partition[/bold]: label shares in each client: · none, ░ to 10 %, ▒ to 25 %, ▓ to 50 %, █ more"
+        )
+        for line in partition_picture(plan["label_histogram"], plan["label_names"], console.width):
+            console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
     facts = _facts_table()
     for row in cost_rows(plan):
         facts.add_row(*row)

@@ -10,10 +10,10 @@ def round_line(record: Mapping[str, Any], num_rounds: int | None, scores: Sequen
     """Return a finished round's line; one that would be too long has single spaces."""
     parts = [
         f"round {record['round']}/{num_rounds}",
-        f"{len(record['clients'])} clients",
+        f"{len(record['clients'])} clients" if "clients" in record else "",
         f"{len(record['dropped'])} dropped" if "dropped" in record else "",
         "" if record.get("counted", True) else "does not count",
-        "" if record["train_loss"] is None else f"loss {record['train_loss']:.3f}",
+        "" if record.get("train_loss") is None else f"loss {record['train_loss']:.3f}",
         f"lr {record['lr']:.1e}",
         duration(record["seconds"]),
         *scores,

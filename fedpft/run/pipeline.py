@@ -28,6 +28,7 @@ from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memor
 from fedpft.metrics.table import METRICS
 from fedpft.models.lora import save_adapter, without_adapter
 from fedpft.models.origin import origin_of
+from fedpft.privacy.client_level import ClientLevel
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
 from fedpft.run.examples import save_examples
@@ -97,6 +98,8 @@ def _run(
     check_tracking(config.tracking)
     check_devices(config)
     set_arithmetic(config)
+    if saved is None:
+        ClientLevel.of_run(config)  # says what cannot be, before anything is loaded
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
     data = load_data(config, observer, given)
@@ -117,7 +120,8 @@ def _run(
             check_same_fm(fm, saved.extra.get("fm", {}), saved.environment, str(own_fm or config.fm.path))
             past = cut_rounds(output_dir, saved.rounds_done)
         write_text(output_dir / "config.yaml", dump_config(config))
-        write_json(output_dir / PARTITION_FILE, partition_table(data))
+        if not config.privacy.strict:
+            write_json(output_dir / PARTITION_FILE, partition_table(data))
         run_id = saved.run_id if saved else secrets.token_hex(4)
         more = pool.trackers(f"{config.name}-{run_id}")
         tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)
@@ -158,7 +162,8 @@ def _run(
                     save_adapter(outcome.sub_fm, folder)
                 with written_whole(files["sub_fm"]) as folder:
                     without_adapter(outcome.sub_fm).save_pretrained(folder)
-            save_examples(outcome.tuned_fm, data, output_dir)
+            if not config.privacy.strict:
+                save_examples(outcome.tuned_fm, data, output_dir)
             memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
             seconds = time.perf_counter() - start
             result = (

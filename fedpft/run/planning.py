@@ -46,7 +46,7 @@ def plan(config: Config) -> dict[str, Any]:
         "config_yaml": dump_config(config),
         "method": reported_name(config.method, config.align),
         "label_names": label_groups(data)[1],
-        "label_histogram": np.concatenate(list(label_histograms(data))),
+        "label_histogram": None if config.privacy.strict else np.concatenate(list(label_histograms(data))),
         **costs(fm, proxy.model),
         **traffic(config.federated, adapter_layout(proxy.model)),
         **held_by_server(config.federated, adapter_layout(proxy.model)),

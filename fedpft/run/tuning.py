@@ -25,6 +25,7 @@ from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.package import client_package
 from fedpft.federated.pool import ClientPool
+from fedpft.federated.reticence import behind_wall, told
 from fedpft.federated.server_rule import server_rule, traffic
 from fedpft.federated.spending import run_spent
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
@@ -132,6 +133,7 @@ def tune(
     pool.broadcast(client_package(config, proxy, data, step, adversaries))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
     stop = EarlyStop(config=config.stop, metric=config.stop.metric or data.metrics[0])
+    behind = behind_wall(tracker, observer, config.privacy)
     driver = Driver(
         config=config.federated,
         seed=config.client_seed,
@@ -148,8 +150,9 @@ def tune(
         goal=METRICS[data.metrics[0]].goal,
         adversaries=adversaries,
         stop=stop if config.stop.is_active else None,
-        tracker=tracker,
-        observer=observer,
+        tracker=behind[0],
+        observer=behind[1],
+        is_strict=config.privacy.strict,
         checkpoint=checkpoint,
     )
     final = driver.run(state)
@@ -181,7 +184,7 @@ def tune(
         "num_eval_examples": len(data.evaluation),
         "actors": pool.num_actors,
     }
-    return Outcome(result, carry_over(final.adapter).fm, method.proxy_with(final.adapter))
+    return Outcome(told(result, config.privacy), carry_over(final.adapter).fm, method.proxy_with(final.adapter))
 
 
 def _of_clients(data: FederatedData, last: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class RayMetrics:
         for name, key in _FROM_RECORD.items():
             if isinstance(record.get(key), int | float):
                 self._gauges[name].set(float(record[key]))
-        if record["round"] == 0:
+        if record["round"] == 0 or "clients" not in record:  # privacy.strict keeps them back
             return
         self._fit_seconds = record["time/fit_seconds"]
         self._gauges["fedpft_clients_per_second"].set(len(record["clients"]) / self._fit_seconds)

@@ -1,0 +1,120 @@
+"""Whole private runs: resumed to the same bits and epsilon; strict ones leave nothing private behind."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from fedpft.config import load_config
+from fedpft.federated.client import LocalClient
+from fedpft.federated.reticence import SIMULATION_ONLY
+from fedpft.report.card import model_card
+from fedpft.run.pipeline import run
+from fedpft.run.planning import plan
+from fedpft.run.resume import go_on
+from tests.integration.test_resume import Stop, StopBefore, outcome
+from tests.tiny import tiny_text_run
+
+SECRET = "zqxsecret"
+PRIVATE = [
+    "federated={sampling: poisson, aggregation: uniform, rounds: 4}",
+    "privacy={kind: client, target_epsilon: 20.0, clipping: adaptive, clip: 0.5}",
+]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return [*tiny_text_run(tmp_path_factory.mktemp("data")), *PRIVATE]
+
+
+@pytest.fixture(scope="module")
+def straight(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight") / "out"
+    run(load_config(None, [*settings, f"output_dir={folder}"]))
+    return folder
+
+
+def files_with(folder: Path, token: str) -> list[str]:
+    """Return the files in whose bytes or names a token is, in any of two encodings."""
+    needles = [token.encode(), token.encode("utf-16-le")]
+    return [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and (token in path.name or any(needle in path.read_bytes() for needle in needles))
+    ]
+
+
+def test_a_private_run_that_goes_on_has_the_same_bits_and_the_same_epsilon(settings, straight, tmp_path):
+    config = load_config(None, [*settings, f"output_dir={tmp_path / 'out'}"])
+    with pytest.raises(Stop):
+        go_on(config, StopBefore(3))
+    go_on(config)
+    assert outcome(tmp_path / "out") == outcome(straight)
+
+
+def test_result_rounds_page_and_card_carry_the_guarantee(settings, straight):
+    result = json.loads((straight / "result.json").read_text())
+    privacy = result["privacy"]
+    assert 19 < privacy["epsilon"] <= 20 <= privacy["epsilon_rdp"]
+    assert privacy.items() >= {"delta": 1e-5, "unit": "client", "sampling": "poisson, rate 0.75", "releases": 4}.items()
+    assert "add or remove" in privacy["neighbours"]
+    records = [json.loads(line) for line in (straight / "rounds.jsonl").read_text().splitlines()]
+    assert records[-1]["privacy/epsilon"] == privacy["epsilon"]
+    assert {"clients", "client_losses", "privacy/num_clipped"} <= set(records[0]["simulation_only"])
+    assert "client_expected_accuracy" in result["simulation_only"]
+    assert "align/loss" in records[1], "counted on public data"
+    shown = f"{privacy['epsilon']:.3f}"
+    page = (straight / "report.html").read_text()
+    card = str(model_card(result, load_config(straight / "config.yaml"), "AutoModel", merged=False))
+    assert all(shown in text and "add or remove" in text for text in (page, card))
+    planned = plan(load_config(None, settings))["privacy"]
+    assert planned["epsilon_by_round"][4] == privacy["epsilon"]
+    assert planned["noise_multiplier"] == privacy["noise_multiplier"]
+
+
+def test_a_strict_run_leaves_no_token_of_the_clients_data_and_nothing_of_single_clients(
+    settings, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("WANDB_DATA_DIR", "")  # restored afterwards
+    task = tmp_path / "task"
+    task.mkdir()
+    source = Path(load_config(None, settings).task.path)
+    for name in ("train", "validation"):
+        with (source / f"{name}.csv").open(newline="") as stream:
+            head, *rows = csv.reader(stream)
+        with (task / f"{name}.csv").open("w", newline="") as stream:
+            planted = [[f"{text} {SECRET}{name}{number}", label] for number, (text, label) in enumerate(rows)]
+            csv.writer(stream).writerows([head, *planted])
+    fit = LocalClient.fit
+
+    def failing(self, plan, client_id):
+        if client_id == 1:
+            raise ValueError(f"{SECRET}: cannot read this")
+        return fit(self, plan, client_id)
+
+    monkeypatch.setattr(LocalClient, "fit", failing)
+    config = load_config(None, [
+        *settings, f"output_dir={tmp_path / 'out'}", f"task.path={task}", "privacy.strict=true",
+        "tracking.wandb=offline", "federated.rounds=2", "federated.sampling=full",
+    ])  # fmt: skip
+    result = run(config).result
+    folder = tmp_path / "out"
+    assert files_with(tmp_path, f"{SECRET}train0") == ["task/train.csv"], "the search finds what there is"
+    assert files_with(folder, SECRET) == []
+    assert SECRET not in "".join(capfd.readouterr())
+    names = {path.name for path in folder.iterdir()}
+    assert not names & {"partition.json", "examples.safetensors"}
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    plain = {pattern for pattern in SIMULATION_ONLY if "*" not in pattern}
+    assert not plain & {*result, *(key for record in records for key in record)}
+    assert not any(key.startswith(("clients/", "time/actor_utilisation")) for record in records for key in record)
+    assert result["privacy"]["releases"] == 2
+    assert plan(config)["label_histogram"] is None
+
+
+def test_a_run_without_privacy_marks_nothing(settings, tmp_path):
+    base = [setting for setting in settings if not setting.startswith("privacy=")]
+    run(load_config(None, [*base, f"output_dir={tmp_path / 'out'}", "federated.rounds=1"]))
+    assert "simulation_only" not in (tmp_path / "out/rounds.jsonl").read_text()
+    assert not {"privacy", "simulation_only"} & json.loads((tmp_path / "out/result.json").read_text()).keys()
