@@ -19,6 +19,7 @@ Overrides = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir, if there is one.")
 ]
+FinishedRun = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a finished run.")]
 Format = Annotated[
     Literal["text", "json"], typer.Option("--format", help="Of what is printed; json: all numbers, progress to stderr.")
 ]

@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedpft.cli.arguments import ConfigPath, Format, Overrides, Resume, print_json
+from fedpft.cli.arguments import ConfigPath, FinishedRun, Format, Overrides, Resume, print_json
 from fedpft.cli.board import board_app
 from fedpft.cli.console import say_on, take_any_text
 from fedpft.cli.dashboard import dashboard_app
 from fedpft.cli.environment import hush_libraries, settle_caches
 from fedpft.cli.jobs import jobs_app
+from fedpft.cli.privacy import privacy_app
 from fedpft.cli.start import start_app
 from fedpft.cli.sweeps import sweep_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
@@ -34,11 +35,11 @@ app.add_typer(jobs_app)
 app.add_typer(sweep_app)
 app.add_typer(board_app)
 app.add_typer(dashboard_app)
+app.add_typer(privacy_app)
 cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a run that did not get to its end.")]
-FinishedRun = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a finished run.")]
 Out = Annotated[Path | None, typer.Option("--out", help="New or empty folder; default: RUN_DIR/export.")]
 Merge = Annotated[
     bool, typer.Option("--merge", help="Fold LoRA into the FM; else it lies beside the untuned FM, in adapter/.")

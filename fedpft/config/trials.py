@@ -28,7 +28,7 @@ STATE_FOLDER = "tune"
 RANKING_NUMBERS = (
     *("fm", "fm_copied", "sub_fm", "leakage_gap", "metrics.fm.*", "metrics.sub_fm.*", "fidelity.total.*"),
     *("client_accuracy.*", "attack_success"),
-    *("train_loss", "lr", "seconds", "clients/*", "comm/*", "time/*", "memory/*"),
+    *("train_loss", "lr", "seconds", "clients/*", "comm/*", "time/*", "memory/*", "privacy/*"),
 )
 """What the record of an evaluation round can have (patterns); whether one has it only the run knows."""
 _LONGEST_NAME = 80

@@ -17,6 +17,7 @@ ROUNDS_FILE = "rounds.jsonl"
 """A folder with this file holds a run."""
 
 PARTITION_FILE = "partition.json"
+AUDIT_FILE = "audit.json"
 """Labels of each client's examples, counted; see `data.histogram.partition_table`."""
 
 _SHOWN_NAMES = 4
@@ -45,7 +46,7 @@ RUN = Kind(
     what="run",
     marker=ROUNDS_FILE,
     others=(
-        *("adapter", "checkpoints", "config.yaml", "examples.safetensors", "export", "fm", PARTITION_FILE),
+        *("adapter", AUDIT_FILE, "checkpoints", "config.yaml", "examples.safetensors", "export", "fm", PARTITION_FILE),
         *("report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
     ),
 )

@@ -29,7 +29,7 @@ METRIC_NAMES = {
 STEP_METRICS = {
     **dict.fromkeys(
         ("server/*", "metrics/*", "clients/*", "client_accuracy/*", "comm/*", "time/*", "memory/*", "fidelity/*",
-         "plug_in/*", "lora/*"), "round"
+         "plug_in/*", "lora/*", "privacy/*"), "round"
     ),
     "align/*": "align/step",
 }  # fmt: skip

@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fedpft.cli.main import app
 from fedpft.config import load_config
 from fedpft.federated.client import LocalClient
 from fedpft.federated.reticence import SIMULATION_ONLY
+from fedpft.report.audit import audit_rows
 from fedpft.report.card import model_card
 from fedpft.run.pipeline import run
 from fedpft.run.planning import plan
@@ -118,3 +121,23 @@ def test_a_run_without_privacy_marks_nothing(settings, tmp_path):
     run(load_config(None, [*base, f"output_dir={tmp_path / 'out'}", "federated.rounds=1"]))
     assert "simulation_only" not in (tmp_path / "out/rounds.jsonl").read_text()
     assert not {"privacy", "simulation_only"} & json.loads((tmp_path / "out/result.json").read_text()).keys()
+
+
+def test_an_audit_of_a_private_run_has_every_meter_and_changes_nothing_else(straight):
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.name != "audit.json"}
+    said = CliRunner().invoke(app, ["audit", str(straight), "--format", "json"])
+    assert said.exit_code == 0
+    found = json.loads(said.stdout)
+    assert found == json.loads((straight / "audit.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.name != "audit.json"} == before
+    assert set(found["membership"]) == {"untuned_fm", "fm", "sub_fm"}
+    assert all(0 <= attack["auc"] <= 1 for attack in found["membership"].values())
+    result = json.loads((straight / "result.json").read_text())
+    assert found["delta"] == result["fm"] - result["sub_fm"]
+    assert 0 < found["canaries"]["epsilon"] <= found["canaries"]["accounted_epsilon"] == result["privacy"]["epsilon"]
+    records = [json.loads(line) for line in (straight / "rounds.jsonl").read_text().splitlines()]
+    sizes = json.loads((straight / "partition.json").read_text())["label_histogram"]
+    trained = {client for record in records for client in record["clients"]}
+    assert found["membership"]["fm"]["num_members"] == sum(sum(sizes[client]) for client in trained)
+    assert any("epsilon by canaries" in title for title, *_ in audit_rows(found))
+    (straight / "audit.json").unlink()

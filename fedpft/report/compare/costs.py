@@ -50,6 +50,17 @@ def _leakage_gap(result: Mapping[str, Any]) -> float | None:
     return gap if result["metric_goal"] == "max" else -gap
 
 
+def _membership(result: Mapping[str, Any]) -> float | None:
+    """Return how well the audit told the clients' examples from others by the models that the run made."""
+    attacks = result.get("audit", {}).get("membership", {})
+    return max((attack["auc"] for model, attack in attacks.items() if model != "untuned_fm"), default=None)
+
+
+def _shared_skill(result: Mapping[str, Any]) -> float | None:
+    """Return the part of the untuned FM's last hidden states that can be had from the sub-FM's."""
+    return result.get("audit", {}).get("skill", {}).get("probe")
+
+
 def _epsilon(result: Mapping[str, Any]) -> float | None:
     return result.get("privacy", {}).get("epsilon")
 
@@ -82,6 +93,15 @@ AXES: dict[str, Axis] = {
         title="time to construct and align", short="align", of=_align_seconds, shown=duration, unit="s"
     ),
     "epsilon": Axis(title="epsilon of a client", short="epsilon", of=_epsilon, shown=lambda v: f"{v:.3g}"),
+    "membership": Axis(
+        title="AUC of membership inference", short="membership", of=_membership, shown=lambda v: f"{v:.3f}"
+    ),
+    "shared_skill": Axis(
+        title="part of the FM that the proxy gives away",
+        short="shared",
+        of=_shared_skill,
+        shown=lambda v: f"{100 * v:.1f} %",
+    ),
     "leakage_gap": Axis(title="leakage gap (FM minus proxy)", short="gap", of=_leakage_gap, shown=None, goal="max"),
 }
 """Key in `compare.json` -> axis. A group's price is the mean over its runs."""

@@ -16,7 +16,7 @@ from fedpft.config.flat import flat_settings
 from fedpft.config.plugins import adopt
 from fedpft.federated.dropped import why_not_counted
 from fedpft.metrics.table import METRICS
-from fedpft.storage.output import PARTITION_FILE, ROUNDS_FILE
+from fedpft.storage.output import AUDIT_FILE, PARTITION_FILE, ROUNDS_FILE
 
 NEEDED = ("name", "seed", "method", "metric", "metric_goal", "fm", "untuned_fm", "rounds", "num_eval_examples")
 """Keys of `result.json` without which a run cannot be compared; any other may be missing."""
@@ -131,6 +131,9 @@ def _read_run(folder: Path) -> Run:
         found, allowed = repr(result["metric"]), ", ".join(METRICS)
         raise ConfigError(f"{folder / 'result.json'}: metric: found {found}, allowed: {allowed}")
     records = _read_json(folder / ROUNDS_FILE)
+    if (folder / AUDIT_FILE).exists():
+        (audit,) = _read_json(folder / AUDIT_FILE, whole=True)
+        result = {**result, "audit": audit}
     has_partition = (folder / PARTITION_FILE).exists()
     partition = _read_json(folder / PARTITION_FILE, whole=True)[0] if has_partition else None
     settings = telling_settings(asdict(config))

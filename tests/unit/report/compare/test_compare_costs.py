@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from fedpft.report.compare.costs import AXES, group_costs, pareto_front
@@ -56,3 +58,16 @@ def test_the_leakage_gap_is_positive_where_the_fm_is_better_whatever_the_metric(
     gap = AXES["leakage_gap"].of
     assert gap({"fm": 0.9, "sub_fm": 0.8, "metric_goal": "max"}) == pytest.approx(0.1)
     assert gap({"fm": 0.2, "sub_fm": 0.5, "metric_goal": "min"}) == pytest.approx(0.3)
+
+
+def test_epsilon_and_what_an_audit_found_are_prices_of_runs_that_have_them(tmp_path):
+    for seed, epsilon in ((1, 2.0), (2, 3.0)):
+        folder = run_folder(tmp_path / str(seed), seed=seed, privacy={"epsilon": epsilon})
+        attacks = {"untuned_fm": {"auc": 0.9}, "fm": {"auc": 0.6}, "sub_fm": {"auc": 0.5 + seed / 10}}
+        (folder / "audit.json").write_text(json.dumps({"membership": attacks, "skill": {"probe": 0.7}}))
+    (group,) = group_runs(read_runs([tmp_path])[0])
+    found = group_costs(group)
+    assert found["epsilon"] == 2.5
+    assert found["membership"] == pytest.approx(0.65)
+    assert found["shared_skill"] == 0.7
+    assert [AXES[axis].shown(found[axis]) for axis in ("epsilon", "membership")] == ["2.5", "0.650"]

@@ -1,0 +1,124 @@
+"""What a finished run gives away: of the clients' data by its models, and of the FM by the sub-FM.
+
+All is measured after the fact, on the files that the run left and the data that it had; nothing in the run changes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from fedpft.config import Config, ConfigError
+from fedpft.data.datamodule import FederatedData
+from fedpft.evaluation.example_losses import example_losses
+from fedpft.evaluation.skill import shared_skill
+from fedpft.models.loading import load_sub_fm
+from fedpft.models.lora import AdaptedModel
+from fedpft.privacy.canaries import canary_bound
+from fedpft.privacy.client_level import ClientLevel
+from fedpft.privacy.membership import attack
+from fedpft.run.finished import finished_run, tuned_fm, tuned_sub_fm, untuned_fm
+from fedpft.run.inputs import load_data
+from fedpft.run.tuning import public_data
+from fedpft.seeding import derive_seed, numpy_rng
+from fedpft.storage.output import AUDIT_FILE, ROUNDS_FILE, write_json
+from fedpft.trainer import Progress, SilentProgress
+
+NUM_EXAMPLES = 2000
+"""Members and others, each at most."""
+
+NUM_PUBLIC, PUBLIC_BATCH = 256, 16
+"""Public examples on which the FM's skill is compared, and of a batch."""
+
+CANARY_RELEASES = 60_000
+"""In all canary runs with a canary together, and as many without: seconds."""
+
+
+def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int = NUM_EXAMPLES) -> dict[str, Any]:
+    """Measure what a run gives away, and write it to `audit.json` in its folder.
+
+    Args:
+        run_dir: the output folder of a finished run.
+        progress: hears about the stages.
+        num_examples: of the clients' examples, and of others, at most.
+
+    Returns:
+        `membership`: for each model an `Attack`; `skill`: a `SharedSkill`, where there is a sub-FM; `delta`: primary
+        metric of the plugged-in FM minus the sub-FM's; `canaries`: a `CanaryBound` beside the accountant's epsilon,
+        where there is one.
+
+    Raises:
+        ConfigError: no finished run, or data or models that cannot be loaded again.
+
+    """
+    progress = progress or SilentProgress()
+    config, result = finished_run(run_dir)
+    found: dict[str, Any] = {"name": result["name"], "method": result["method"], "metric": result["metric"]}
+    data = load_data(config, progress)
+    fm, _ = untuned_fm(run_dir, config, result)
+    models = {"fm": tuned_fm(run_dir, config, result)}
+    if (run_dir / "sub_fm").exists():
+        models["sub_fm"] = tuned_sub_fm(run_dir)
+        progress.stage("compare the skill of FM and sub-FM")
+        batches = public_data(data).batches(NUM_PUBLIC, PUBLIC_BATCH, derive_seed(config.server_seed, "skill"))
+        sub_fm, causal = load_sub_fm(run_dir / "sub_fm"), data.kind == "causal_lm"
+        found["skill"] = asdict(shared_skill(fm, sub_fm, batches, causal=causal, server=config.server))
+        found["delta"] = result["fm"] - result["sub_fm"]
+    found["membership"] = _membership(fm, models, data, config, _members(run_dir, data), progress, num_examples)
+    if (guarantee := ClientLevel.of_run(config, result.get("privacy", {}).get("noise_multiplier"))) is not None:
+        progress.stage("run canaries")
+        rounds = result["rounds"]
+        runs = max(1000, CANARY_RELEASES // rounds)
+        bound = canary_bound(guarantee, num_rounds=rounds, num_runs=runs, seed=derive_seed(config.seed, "canaries"))
+        found["canaries"] = {**asdict(bound), "accounted_epsilon": result["privacy"]["epsilon"]}
+    write_json(run_dir / AUDIT_FILE, found)
+    return found
+
+
+def _membership(
+    fm: PreTrainedModel,
+    models: Mapping[str, AdaptedModel],
+    data: FederatedData,
+    config: Config,
+    members: np.ndarray,
+    progress: Progress,
+    num_examples: int,
+) -> dict[str, Any]:
+    """Return an attack for each model, by how much lower its loss of an example is than the untuned FM's.
+
+    `untuned_fm` is the control: its own losses, which know nothing of the run. If it tells members from others, the two
+    sets differ by themselves, and so much of the other numbers is no leak.
+    """
+    rng = numpy_rng(config.seed, "audit")
+    chosen = [
+        np.sort(rng.choice(each, size=min(num_examples, len(each)), replace=False))
+        for each in (members, np.arange(len(data.evaluation)))
+    ]
+    sets = list(zip((data.train, data.evaluation), chosen, strict=True))
+
+    def losses(model: Any) -> list[np.ndarray]:
+        how: dict[str, Any] = {"kind": data.kind, "batch_size": config.evaluation.batch_size, "server": config.server}
+        return [example_losses(model, dataset, rows, data.collate, **how) for dataset, rows in sets]
+
+    progress.stage("losses of the untuned FM")
+    reference = losses(fm)
+    found = {"untuned_fm": asdict(attack(*(-each for each in reference)))}
+    for name, model in models.items():
+        progress.stage(f"losses of the tuned {'FM' if name == 'fm' else 'sub-FM'}")
+        tuned = losses(model)
+        found[name] = asdict(attack(*(before - after for before, after in zip(reference, tuned, strict=True))))
+    return found
+
+
+def _members(run_dir: Path, data: FederatedData) -> np.ndarray:
+    """Return the training examples of clients that trained, as far as the run says who did; else of all clients."""
+    lines = (run_dir / ROUNDS_FILE).read_text(encoding="utf-8").splitlines()
+    trained = {client for line in lines for client in json.loads(line).get("clients", ())}
+    shards = [data.partition.shard(client) for client in sorted(trained or range(data.partition.num_clients))]
+    if not any(len(shard) for shard in shards):
+        raise ConfigError("RUN_DIR: found a run in which nobody trained, allowed: one with members to look for")
+    return np.concatenate(shards)

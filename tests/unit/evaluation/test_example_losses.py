@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+
+from fedpft.evaluation.example_losses import example_losses, losses_of
+from fedpft.metrics.tokens import IGNORED
+from fedpft.privacy.membership import attack
+from tests.tiny import tiny_fm, tiny_lm
+from tests.unit.evaluation.test_evaluate import DATASET, SERVER, TOKENIZER, TextCollator, model
+
+
+def test_each_examples_loss_is_the_models_own_of_that_example_alone():
+    of, chosen = model(), [4, 0, 17, 9]
+    found = example_losses(
+        of, DATASET, chosen, TextCollator(TOKENIZER), kind="classification", batch_size=3, server=SERVER
+    )
+    with torch.no_grad():
+        alone = [of(**TextCollator(TOKENIZER)([DATASET[row]])).loss.item() for row in chosen]
+    assert found == pytest.approx(np.array(alone), rel=1e-5)
+
+
+def test_of_no_examples_there_are_no_losses():
+    found = example_losses(
+        model(), DATASET, [], TextCollator(TOKENIZER), kind="classification", batch_size=3, server=SERVER
+    )
+    assert found.shape == (0,)
+
+
+def test_a_language_models_loss_of_an_example_is_its_target_tokens_mean():
+    lm = tiny_lm("llama")
+    ids = torch.randint(3, 40, (3, 8), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[0, :5], labels[1, :2] = IGNORED, IGNORED
+    with torch.no_grad():
+        found = losses_of(lm(input_ids=ids).logits, labels, "causal_lm")
+        alone = [lm(input_ids=ids[[row]], labels=labels[[row]]).loss.item() for row in range(3)]
+    assert found.tolist() == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_regressions_loss_is_the_squared_error():
+    fm = tiny_fm("bert", num_labels=1, problem_type="regression")
+    ids, labels = torch.randint(3, 40, (2, 6)), torch.tensor([0.5, 2.0])
+    with torch.no_grad():
+        logits = fm(input_ids=ids).logits
+        assert losses_of(logits, labels, "regression").mean().item() == pytest.approx(
+            fm(input_ids=ids, labels=labels).loss.item(), rel=1e-5
+        )
+
+
+def test_examples_that_a_model_knows_by_heart_are_told_from_others_by_their_losses():
+    labels = np.random.default_rng(0).integers(0, 2, len(DATASET))
+    dataset = DATASET.remove_columns("label").add_column("label", labels)
+    reference, tuned, collate = model(), tiny_fm("bert", num_labels=2, seed=3), TextCollator(TOKENIZER)
+    optimiser = torch.optim.Adam(tuned.parameters(), lr=3e-3)
+    members, others = np.arange(11), np.arange(11, 23)
+    for _ in range(60):
+        tuned(**collate([dataset[int(row)] for row in members])).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    how = {"kind": "classification", "batch_size": 8, "server": SERVER}
+    scores = [
+        example_losses(reference, dataset, rows, collate, **how) - example_losses(tuned, dataset, rows, collate, **how)
+        for rows in (members, others)
+    ]
+    found = attack(*scores)
+    assert found.auc > 0.5 + 2 * found.auc_error

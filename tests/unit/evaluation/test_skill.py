@@ -1,0 +1,57 @@
+import copy
+
+import pytest
+import torch
+
+from fedpft.config import ServerConfig
+from fedpft.evaluation.skill import explained, probed, shared_skill
+from tests.tiny import tiny_batch, tiny_fm, tiny_lm
+
+SERVER = ServerConfig(accelerator="cpu")
+
+
+def skill(fm, sub_fm, model_type, *, causal=False, num_batches=6):
+    batches = [tiny_batch(model_type, batch_size=16, seed=seed) for seed in range(num_batches)]
+    return shared_skill(fm, sub_fm, batches, causal=causal, server=SERVER)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "vit"])
+def test_a_copy_has_all_of_the_skill_and_another_model_hardly_any(model_type):
+    fm = tiny_fm(model_type)
+    same, other = skill(fm, copy.deepcopy(fm), model_type), skill(fm, tiny_fm(model_type, seed=9), model_type)
+    assert (same.agreement, same.hidden, same.loss) == (1.0, 1.0, None)
+    assert same.probe > 0.95
+    assert other.hidden < 0.2
+    assert other.probe < same.probe
+
+
+def test_noise_in_the_sub_fm_lowers_every_number_and_a_language_model_has_its_loss():
+    fm = tiny_lm("llama")
+    # an FM that knows its tokens: trained on the batches for a moment
+    batches = [tiny_batch("llama", batch_size=16, seed=seed) for seed in range(6)]
+    optimiser = torch.optim.Adam(fm.parameters(), lr=1e-2)
+    for _ in range(20):
+        for batch in batches:
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            fm(**batch, labels=labels).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    noisy = copy.deepcopy(fm)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    same, other = skill(fm, copy.deepcopy(fm), "llama", causal=True), skill(fm, noisy, "llama", causal=True)
+    assert same.loss == pytest.approx(1.0)
+    for name in ("agreement", "hidden", "probe", "loss"):
+        assert getattr(other, name) < getattr(same, name)
+
+
+def test_the_probe_finds_what_is_linear_and_nothing_in_noise():
+    generator = torch.Generator().manual_seed(0)
+    inputs, others = (torch.randn(400, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    law = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    assert explained(others @ law + 2, probed(inputs, inputs @ law + 2, others)) > 0.99
+    noise = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    assert explained(noise, probed(inputs, noise.flip(0), others)) < 0.05
+    assert explained(noise, noise) == 1
+    assert explained(noise, noise.mean(dim=0).expand_as(noise)) == pytest.approx(0)

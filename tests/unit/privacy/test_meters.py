@@ -1,0 +1,78 @@
+"""What measures leaks: membership by scores, and canaries against a guarantee."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from fedpft.config import FederatedConfig, PrivacyConfig
+from fedpft.privacy.accountant import epsilon, spend
+from fedpft.privacy.canaries import canary_bound, lower_bound
+from fedpft.privacy.client_level import ClientLevel, NoisySum
+from fedpft.privacy.membership import attack
+
+RNG = np.random.default_rng(0)
+
+
+def test_scores_of_two_normal_laws_have_their_auc_and_tpr():
+    members, others = RNG.normal(1, 1, 40_000), RNG.normal(0, 1, 40_000)
+    found = attack(members, others)
+    assert found.auc == pytest.approx(norm.cdf(1 / np.sqrt(2)), abs=4 * found.auc_error)
+    assert found.tpr == pytest.approx(1 - norm.cdf(norm.ppf(0.99) - 1), abs=0.01)
+
+
+def test_the_error_of_an_auc_is_how_it_spreads():
+    found = [attack(RNG.normal(0.5, 1, 100), RNG.normal(0, 1, 150)) for _ in range(500)]
+    assert np.std([one.auc for one in found]) == pytest.approx(np.mean([one.auc_error for one in found]), rel=0.1)
+
+
+@pytest.mark.parametrize(("members", "others", "auc", "tpr"), [
+    ([2, 3], [0, 1], 1.0, 1.0), ([0, 1], [2, 3], 0.0, 0.0), ([1, 1, 1], [1, 1], 0.5, 0.0),
+])  # fmt: skip
+def test_ends_and_ties(members, others, auc, tpr):
+    found = attack(np.array(members), np.array(others))
+    assert (found.auc, found.tpr, found.num_members, found.num_others) == (auc, tpr, len(members), len(others))
+
+
+def guarantee(noise_multiplier=1.0, **federated):
+    law = {"num_clients": 20, "clients_per_round": 20, "sampling": "full", "aggregation": "uniform"} | federated
+    return ClientLevel.of(PrivacyConfig(kind="client", noise_multiplier=noise_multiplier), FederatedConfig(**law))
+
+
+def spent(made, rounds):
+    ledger = []
+    for _ in range(rounds):
+        ledger = spend(ledger, made.event)
+    return epsilon(ledger, made.settings.delta)
+
+
+@pytest.mark.parametrize(
+    ("made", "rounds"),
+    [(guarantee(0.5), 1), (guarantee(2.0), 8), (guarantee(0.7, clients_per_round=10, sampling="poisson"), 4)],
+    ids=["one", "eight", "sampled"],
+)
+def test_canaries_bound_epsilon_from_below_and_find_a_good_part_of_it(made, rounds):
+    found = canary_bound(made, num_rounds=rounds, num_runs=3000, seed=1)
+    assert 0.25 * spent(made, rounds) < found.epsilon < spent(made, rounds)
+
+
+@pytest.mark.parametrize("fault", ["no clipping", "half the noise"])
+def test_canaries_find_what_breaks_the_mechanism(monkeypatch, fault):
+    made = guarantee(2.0)
+    add, release = NoisySum.add, NoisySum.release
+    if fault == "no clipping":
+
+        def unclipped(self, vector):
+            clip, self.clip = self.clip, np.inf
+            result = add(self, vector)
+            self.clip = clip
+            return result
+
+        monkeypatch.setattr(NoisySum, "add", unclipped)
+    else:
+        monkeypatch.setattr(NoisySum, "release", lambda self, z, *rest: release(self, z / 4, *rest))
+    assert canary_bound(made, num_rounds=1, num_runs=3000, seed=1).epsilon > spent(made, 1)
+
+
+def test_the_bound_holds_with_its_confidence_where_nothing_can_be_told():
+    values = [lower_bound(RNG.normal(size=400), RNG.normal(size=400), 1e-5) for _ in range(100)]
+    assert np.mean(np.array(values) > 0) <= 0.05
