@@ -136,10 +136,6 @@ class Driver:
         """
         while not self._is_over(state):
             state = self.run_round(state)
-        if self.guarantee and state.rounds_done < self.config.rounds and not self.guarantee.affords(state.privacy):
-            self.observer.note(
-                f"the run ends after round {state.rounds_done}: {self.guarantee.why_over(state.privacy)}"
-            )
         return state
 
     def run_round(self, state: ServerState) -> ServerState:
@@ -181,6 +177,8 @@ class Driver:
             client_losses=self._losses(state, aggregation),
             privacy=private.account(record) if private else state.privacy,
         )
+        if self.guarantee and round_index < self.config.rounds and not self.guarantee.affords(state.privacy):
+            state = replace(state, stop={"reason": "privacy", "why": self.guarantee.why_over(state.privacy)})
         # 5. re-align the proxy
         if has_moved and aligns:
             state = self._after_round(state, aggregation, record)
@@ -268,9 +266,7 @@ class Driver:
         return PrivateAggregation(plan, order, cohort, self.rule, state.arrays, *of_privacy)
 
     def _is_over(self, state: ServerState) -> bool:
-        if state.rounds_done >= self.config.rounds or "reason" in state.stop:
-            return True
-        return self.guarantee is not None and not self.guarantee.affords(state.privacy)
+        return state.rounds_done >= self.config.rounds or "reason" in state.stop
 
     def _after_round(self, state: ServerState, aggregation: Aggregation, record: dict[str, Any]) -> ServerState:
         start = time.perf_counter()

@@ -21,9 +21,16 @@ if TYPE_CHECKING:  # plotly is loaded with the first figure
 
 SIMULATION_ONLY = (
     *("clients", "clients/*", "client_losses", "train_loss", "comm/bytes_up", "comm/bytes_down"),
-    *("dropped", "failures", "retries", "unavailable", "stragglers", "counted"),
+    *("dropped", "failures", "retries", "unavailable", "stragglers", "candidates", "counted"),
     *("privacy/num_clipped", "time/actor_utilisation*", "time/fit_seconds"),
-    *("client_expected_accuracy", "client_fits", "client_flops_total", "client_flops_per_round"),
+    *(
+        "client_accuracy*",
+        "client_accuracies",
+        "client_expected_accuracy",
+        "client_fits",
+        "client_flops_total",
+        "client_flops_per_round",
+    ),
     *("client_memory_bytes", "client_gpu_bytes", "bytes_up_total", "bytes_down_total", "never_trained"),
 )
 """Keys (patterns) of a round's record and of `result.json` that tell of single clients, or of how many came."""

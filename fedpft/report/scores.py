@@ -51,6 +51,8 @@ def why_stopped(result: Mapping[str, Any]) -> str:
     stopped = result.get("stopped")
     if not stopped:
         return ""
+    if stopped["reason"] == "privacy":
+        return stopped["why"]
     metric, title = stopped["metric"], metric_title(stopped["metric"])
     if stopped["reason"] == "target":
         return f"{title} has reached its target {metric_value(stopped['target'], metric)}"

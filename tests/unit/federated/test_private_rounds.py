@@ -6,30 +6,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedpft.config import PrivacyConfig
+from fedpft.config import PrivacyConfig, StopConfig
 from fedpft.federated.driver import ServerState
+from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.messages import ClientFailure
-from fedpft.federated.observer import SilentObserver
+from fedpft.federated.server_optimisers import Momentum
+from fedpft.federated.server_rule import ServerRule
 from fedpft.interrupt import RunStoppedError
 from fedpft.models.activations import ActivationCounts
 from fedpft.privacy.client_level import ClientLevel
+from fedpft.report.scores import why_stopped
 from tests.unit.federated.test_driver import NUM_PARAMETERS, START, FakeMethod, FakePool, driver
 
 LAW = {"sampling": "poisson", "aggregation": "uniform", "rounds": 6}
 
 
-class Listening(SilentObserver):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, line):
-        self.notes.append(line)
-
-
-def private(*, privacy=None, observer=None, **settings):
+def private(*, privacy=None, **settings):
     made, evaluated = driver(**{**LAW, **settings})
     privacy = PrivacyConfig(kind="client", **{"noise_multiplier": 1.0, "clip": 0.01} | (privacy or {}))
-    made = replace(made, guarantee=ClientLevel.of(privacy, made.config), observer=observer or SilentObserver())
+    made = replace(made, guarantee=ClientLevel.of(privacy, made.config))
     return made, evaluated
 
 
@@ -84,15 +79,16 @@ def test_one_client_more_changes_the_next_adapter_by_at_most_the_clip_over_the_e
 
 
 def test_the_run_ends_with_its_result_before_a_round_that_would_pass_the_budget():
-    listening = Listening()
-    made, evaluated = private(privacy={"target_epsilon": 8.0}, observer=listening)
+    made, evaluated = private(privacy={"target_epsilon": 8.0})
     final = made.run(start(made))
     assert 0 < final.rounds_done < 6
     assert final.last_evaluation == {"fm": 0.75, "sub_fm": 0.5}
     assert [adapter.tobytes() for adapter in evaluated] == [final.adapter.tobytes()]
     assert made.guarantee.summary(final.privacy)["epsilon"] <= 8.0
-    (note,) = listening.notes
-    assert note.startswith(f"the run ends after round {final.rounds_done}: the next would raise epsilon to ")
+    assert made.tracker.records[-1]["stopped"] == "privacy"
+    stopped = EarlyStop(config=StopConfig(), metric="accuracy").record(final.stop, 6)
+    assert why_stopped(stopped).startswith("the next would raise epsilon to 8.")
+    assert why_stopped(stopped).endswith(", above privacy.target_epsilon = 8")
     again, _ = private(privacy={"target_epsilon": 8.0})
     assert again.run(final) is final, "nor after a resume"
 
@@ -150,3 +146,12 @@ def test_without_a_guarantee_nothing_of_it_is_in_state_or_record():
     final = made.run(ServerState(rounds_done=0, adapter=np.zeros(NUM_PARAMETERS, dtype=np.float32)))
     assert final.privacy == {}
     assert not any(key.startswith("privacy/") for record in made.tracker.records for key in record)
+
+
+def test_the_servers_optimiser_works_on_what_was_released_and_remembers_it():
+    rule = ServerRule(optimiser=Momentum(lr=0.5, beta1=0.9))
+    made, _ = private(sampling="full")
+    plain = made.run_round(start(made))
+    moved = replace(made, rule=rule).run_round(start(made))
+    assert moved.adapter == pytest.approx(0.5 * plain.adapter, rel=1e-5)
+    assert moved.arrays

@@ -36,6 +36,8 @@ def release(made, updates, *, seed=0, clip=1.0, size=4, counts=None, neurons=Non
         ("federated.sampling=md", "federated.sampling", "independently"),
         ("federated.aggregation=weighted", "federated.aggregation", "examples"),
         ("federated={sampling: full, over_selection: 1.5}", "federated.over_selection", "how fast"),
+        ("federated.sampling=power_of_choice", "federated.sampling", "independently"),
+        ("federated.aggregator.kind=median", "federated.aggregator.kind", "not bounded"),
         ("federated.deadline=10", "federated.deadline", "size"),
         ("federated.min_clients=2", "federated.min_clients", "private"),
         ("privacy.noise_multiplier=null", "privacy.noise_multiplier", "privacy.target_epsilon"),
