@@ -13,6 +13,7 @@ from typing import Any
 
 import command_line
 import figures
+import messages
 import repository
 import results
 import settings
@@ -22,6 +23,7 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "settings: sweep": settings.sweep_settings,
     "settings: suite": settings.suite_settings,
     "commands": command_line.commands,
+    "messages": messages.leaving,
     "results: summary": results.summary,
     "results: methods": results.methods,
     "results: alignment": results.alignment,

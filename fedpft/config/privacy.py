@@ -90,7 +90,9 @@ def check_client_level(privacy: PrivacyConfig, federated: FederatedConfig) -> No
     allowed = f"any but scaffold and fednova {mode}: they send or make use of more of a client than its clipped update"
     require(kind not in ("scaffold", "fednova"), "federated.client.kind", kind, allowed)
     kind = federated.adversary.kind
-    allowed = f"any but {', '.join(OMNISCIENT)} {mode}: an update that is made of others' carries more of them than a clip"
+    allowed = (
+        f"any but {', '.join(OMNISCIENT)} {mode}: an update that is made of others' carries more of them than a clip"
+    )
     require(kind not in OMNISCIENT, "federated.adversary.kind", kind, allowed)
     refuse_unless(
         federated.over_selection == 1, "over_selection", "1",

@@ -1,0 +1,56 @@
+"""What leaves whom: every message between server and clients, from whom to whom, and when.
+
+The page of the book that lists their fields is made from these; a test compares them with what crosses the pool.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedpft.federated.client import ClientPackage
+from fedpft.federated.messages import ClientFailure, ClientUpdate, LocalSettings, RoundPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """How a message travels."""
+
+    sender: str
+    reader: str
+    when: str
+    only_in_a_simulation: tuple[str, ...] = ()
+    """Fields that real clients would keep, or that no server with secure aggregation would see."""
+
+
+CROSSINGS: Mapping[type[Any], Crossing] = {
+    ClientPackage: Crossing(
+        sender="server",
+        reader="every client",
+        when="once, before round 1",
+        only_in_a_simulation=("train", "partition"),
+    ),
+    LocalSettings: Crossing(sender="server", reader="every client", when="inside `ClientPackage`"),
+    RoundPlan: Crossing(sender="server", reader="the round's clients", when="each round"),
+    ClientUpdate: Crossing(
+        sender="client",
+        reader="server",
+        when="each round in which it takes part",
+        only_in_a_simulation=("num_examples", "metrics", "actor", "node", "attempts"),
+    ),
+    ClientFailure: Crossing(
+        sender="a client's place",
+        reader="server",
+        when="in place of an update",
+        only_in_a_simulation=("actor", "node", "reason", "traceback", "out_of_memory"),
+    ),
+}
+"""Message -> how it travels. Changed weights of the proxy's FFNs travel beside them, after an alignment."""
+
+SIZES: Mapping[str, str] = {
+    "proxy": "the sub-FM's weights",
+    "adapter": "4 bytes a number of LoRA and head",
+    "counts": "8 bytes a neuron of a compressed FFN, and 8 a layer",
+    "train": "the training data",
+    "partition": "8 bytes an example and a client",
+}
+"""Field -> its size; others have a few bytes."""
