@@ -35,7 +35,7 @@ CROSSINGS: Mapping[type[Any], Crossing] = {
         sender="client",
         reader="server",
         when="each round in which it takes part",
-        only_in_a_simulation=("num_examples", "metrics", "actor", "node", "attempts"),
+        only_in_a_simulation=("num_examples", "metrics", "actor", "node", "attempts", "sent_bytes"),
     ),
     ClientFailure: Crossing(
         sender="a client's place",
@@ -49,6 +49,9 @@ CROSSINGS: Mapping[type[Any], Crossing] = {
 SIZES: Mapping[str, str] = {
     "proxy": "the sub-FM's weights",
     "adapter": "4 bytes a number of LoRA and head",
+    "shared": "as the adapter, where SCAFFOLD is used",
+    "states": "of each of the round's clients as the adapter, where SCAFFOLD is used",
+    "state": "as the adapter, where SCAFFOLD is used",
     "counts": "8 bytes a neuron of a compressed FFN, and 8 a layer",
     "train": "the training data",
     "partition": "8 bytes an example and a client",
