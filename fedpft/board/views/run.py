@@ -93,7 +93,7 @@ def _records(run: BoardRun) -> list[dict[str, Any]]:
     except OSError:
         return []
     found = [as_object(line) for line in lines if line.endswith(b"\n")]
-    return [record for record in found if record and isinstance(record.get("round"), int) and "train_loss" in record]
+    return [record for record in found if record and isinstance(record.get("round"), int) and "lr" in record]
 
 
 def _thinned(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
