@@ -60,5 +60,6 @@ def losses_of(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
         return cross_entropy(logits.float(), labels, reduction="none")
     is_target = labels[:, 1:] != IGNORED
     of_tokens = torch.zeros(is_target.shape, device=logits.device)
-    of_tokens[is_target] = cross_entropy(*predictions(logits, labels), reduction="none")
+    parts = [cross_entropy(chosen, targets, reduction="none") for chosen, targets in predictions(logits, labels)]
+    of_tokens[is_target] = torch.cat(parts)
     return of_tokens.sum(dim=1) / is_target.sum(dim=1).clamp_min(1)
