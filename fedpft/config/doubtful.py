@@ -7,6 +7,7 @@ from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import AdapterAlignConfig
 from fedpft.config.run import Config
 from fedpft.config.stop import StopConfig
+from fedpft.config.tracking import TrackingConfig
 from fedpft.config.unread import unread_settings
 
 
@@ -46,6 +47,7 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
     lines += _of_early_stop(config)
     lines += _of_adversary(federated)
+    lines += _of_tracking(config.tracking)
     if config.pool.kind == "sequential":
         defaults = PoolConfig()
         names = (
@@ -122,3 +124,13 @@ def _of_adversary(federated: FederatedConfig) -> list[str]:
     if adversary.scale is not None and adversary.kind not in DEFAULT_SCALES:
         return [f"federated.adversary.scale has no effect with its kind = {adversary.kind}"]
     return []
+
+
+def _of_tracking(tracking: TrackingConfig) -> list[str]:
+    lines = []
+    for key, service, default in (("wandb", "wandb", "offline"), ("mlflow_uri", "mlflow", None)):
+        if service not in tracking.to and getattr(tracking, key) not in (default, "disabled"):
+            lines.append(f"tracking.{key} has no effect: tracking.to does not name {service}")
+    if tracking.wandb == "disabled" and "wandb" in tracking.to and len(tracking.to) > 1:
+        lines.append("tracking.to: no wandb, as tracking.wandb = disabled")
+    return lines

@@ -50,8 +50,7 @@ from fedpft.storage.output import (
     write_text,
 )
 from fedpft.storage.whole import written_whole
-from fedpft.tracking.trackers import make_trackers
-from fedpft.tracking.wandb import check_tracking
+from fedpft.tracking.services import check_trackers, make_trackers
 from fedpft.trainer import check_devices, set_arithmetic
 
 
@@ -94,7 +93,7 @@ def _run(
 ) -> RunResult:
     start = time.perf_counter() - (saved.seconds if saved else 0.0)
     (check_writable if saved else check_claimable)(output_dir)
-    check_tracking(config.tracking)
+    check_trackers(config.tracking)
     check_devices(config)
     set_arithmetic(config)
     if config.server.num_threads is not None:
@@ -120,7 +119,8 @@ def _run(
         write_json(output_dir / PARTITION_FILE, partition_table(data))
         run_id = saved.run_id if saved else secrets.token_hex(4)
         more = pool.trackers(f"{config.name}-{run_id}")
-        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)
+        done = {"rounds_done": saved.rounds_done, "align_steps": saved.align_steps} if saved else {}
+        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more, **done)
         curves = Curves(observer, tracker, saved.align_steps if saved else 0, past)
         checkpoints = Checkpoints(output_dir / FOLDER, config.checkpoint.interval)
         states = ClientStatesOnDisk(output_dir / FOLDER, saved.rounds_done if saved else 0)

@@ -41,7 +41,7 @@ def plan(config: Config) -> dict[str, Any]:
     num_memory = config.federated.num_memory
     step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory)
     return {
-        "config_yaml": dump_config(config),
+        "config_yaml": dump_config(config.shown()),
         "method": reported_name(config.method, config.align),
         "label_names": label_groups(data)[1],
         "label_histogram": np.concatenate(list(label_histograms(data))),

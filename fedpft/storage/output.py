@@ -47,6 +47,7 @@ RUN = Kind(
     others=(
         *("adapter", "checkpoints", "config.yaml", "examples.safetensors", "export", "fm", PARTITION_FILE),
         *("report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
+        *("csv", "mlflow", "tensorboard", "tracking.json"),
     ),
 )
 

@@ -82,6 +82,10 @@ def run_suite(suite: SuiteConfig, watcher: "Watcher") -> dict[str, str | None]:
         missing = missing_trials(suite_trials(suite))
         if not missing:
             return {}
+        from fedpft.tracking.services import check_installed
+
+        for trial in missing:
+            check_installed(trial.config.tracking)
         if not (folder / SUITE.marker).exists():
             claim_output_dir(folder, SUITE)
         return _run_missing(suite, missing, watcher)

@@ -24,12 +24,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fedpft.config import Config, ConfigError, TrackingConfig, reported_name
 from fedpft.metrics.table import Goal
-from fedpft.tracking.names import CLIENT_COLUMNS, STEP_METRICS, kept_in_summary, wandb_metrics
+from fedpft.tracking.names import CLIENT_COLUMNS, STEP_METRICS, kept_in_summary, logged_metrics, loss_spread
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -69,7 +68,7 @@ def check_tracking(tracking: TrackingConfig) -> None:
 
     """
     _tell_what_is_not_followed(tracking)
-    if tracking.wandb != "online":
+    if tracking.wandb_mode != "online":
         return
     import wandb  # here, so that other runs do not pay for it
 
@@ -84,11 +83,11 @@ def check_tracking(tracking: TrackingConfig) -> None:
 def _tell_what_is_not_followed(tracking: TrackingConfig) -> None:
     """Warn of W&B's own variables that ask for something else than the settings, which decide."""
     asked = {name: value for name in NOT_FOLLOWED if (value := os.environ.get(name))}
-    if asked.get("WANDB_MODE") == tracking.wandb:
+    if asked.get("WANDB_MODE") == tracking.wandb_mode:
         del asked["WANDB_MODE"]
-    if (asked.get("WANDB_DISABLED", "").lower() in _YES) == (tracking.wandb == "disabled"):
+    if (asked.get("WANDB_DISABLED", "").lower() in _YES) == (tracking.wandb_mode == "disabled"):
         asked.pop("WANDB_DISABLED", None)
-    if tracking.wandb == "disabled":
+    if tracking.wandb_mode == "disabled":
         asked = {name: value for name, value in asked.items() if NOT_FOLLOWED[name] == "tracking.wandb"}
     if asked:
         listed = ", ".join(f"{name}={value} ({NOT_FOLLOWED[name]})" for name, value in asked.items())
@@ -133,7 +132,7 @@ class WandbTracker:
             "name": config.name,
             "id": run_id,
             "resume": "allow",
-            "config": asdict(config),
+            "config": asdict(config.shown()),
             "dir": output_dir,
             "reinit": "create_new",
             "settings": settings,
@@ -163,15 +162,13 @@ class WandbTracker:
 
     def log_round(self, record: Mapping[str, Any]) -> None:
         """Log the record's numbers under their W&B names."""
-        self._log({"round": record["round"], **wandb_metrics(record)})
+        self._log({"round": record["round"], **logged_metrics(record)})
 
     def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log the spread of the clients' losses, and add the rows to the run's table of clients."""
         for row in rows:
             self._table.add_data(round_index, *(row[column] for column in CLIENT_COLUMNS))
-        losses = [row["loss"] for row in rows]
-        spread = {"mean": fmean(losses), "min": min(losses), "max": max(losses)}
-        metrics = {f"clients/loss_{name}": value for name, value in spread.items()}
+        metrics = loss_spread([row["loss"] for row in rows])
         self._log({"round": round_index, **metrics, "clients/table": self._table})
 
     def log_stage(self, metrics: Mapping[str, float]) -> None:
