@@ -19,6 +19,9 @@ ROUNDS_FILE = "rounds.jsonl"
 PARTITION_FILE = "partition.json"
 """Labels of each client's examples, counted; see `data.histogram.partition_table`."""
 
+RUN_FILE = "tracking.json"
+"""Who the run is to trackers: `run_id`; and what `fedpft sync` has sent of it."""
+
 _SHOWN_NAMES = 4
 
 
@@ -47,7 +50,7 @@ RUN = Kind(
     others=(
         *("adapter", "checkpoints", "config.yaml", "examples.safetensors", "export", "fm", PARTITION_FILE),
         *("report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
-        *("csv", "mlflow", "tensorboard", "tracking.json"),
+        *("csv", "mlflow", "tensorboard", RUN_FILE),
     ),
 )
 
@@ -167,6 +170,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a file of UTF-8, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def run_record(output_dir: Path) -> dict[str, Any]:
+    """Return the content of :data:`RUN_FILE`; nothing where it is missing or was damaged."""
+    try:
+        found = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def machine() -> dict[str, Any]:
