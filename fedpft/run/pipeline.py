@@ -9,7 +9,6 @@ come from the checkpoint, and the rounds that are left follow.
 """
 
 import json
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -46,6 +45,7 @@ from fedpft.storage.output import (
     claim_output_dir,
     cut_rounds,
     machine,
+    new_run_id,
     package_versions,
     run_record,
     write_json,
@@ -127,7 +127,7 @@ def _run(
             past = cut_rounds(output_dir, saved.rounds_done)
         write_text(output_dir / "config.yaml", dump_config(config))
         write_json(output_dir / PARTITION_FILE, partition_table(data))
-        run_id = saved.run_id if saved else secrets.token_hex(4)
+        run_id = saved.run_id if saved else new_run_id()
         write_json(output_dir / RUN_FILE, run_record(output_dir) | {"run_id": run_id})
         more = [*pool.trackers(f"{config.name}-{run_id}"), *hearing]
         done = {"rounds_done": saved.rounds_done, "align_steps": saved.align_steps} if saved else {}

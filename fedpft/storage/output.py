@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import secrets
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -179,6 +180,11 @@ def run_record(output_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def new_run_id() -> str:
+    """Return a name for a run that no other has."""
+    return secrets.token_hex(4)
 
 
 def machine() -> dict[str, Any]:

@@ -82,10 +82,6 @@ def run_suite(suite: SuiteConfig, watcher: "Watcher") -> dict[str, str | None]:
         missing = missing_trials(suite_trials(suite))
         if not missing:
             return {}
-        from fedpft.tracking.services import check_installed
-
-        for trial in missing:
-            check_installed(trial.config.tracking)
         if not (folder / SUITE.marker).exists():
             claim_output_dir(folder, SUITE)
         return _run_missing(suite, missing, watcher)
@@ -96,9 +92,9 @@ def _run_missing(suite: SuiteConfig, missing: list[Trial], watcher: "Watcher") -
 
     from fedpft.simulation.sweep import run_trials
     from fedpft.sweeps.sweep import outcome, play_trial
-    from fedpft.tracking.wandb import check_tracking
+    from fedpft.tracking.services import check_trackers
 
-    check_tracking(missing[0].config.tracking)  # see `run_sweep`
+    check_trackers(missing[0].config.tracking)  # see `run_sweep`
     ended = run_trials(suite.sweep, missing, partial(play_trial, "fm", None), watcher)
     return {trial.name: outcome(suite.sweep, trial, error).error for trial, error in ended}
 

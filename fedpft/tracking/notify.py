@@ -3,8 +3,9 @@
     {"event": "finished", "text": "...", "name": "...", "output_dir": "...", "host": "...", "time": "...", "rounds": 20,
      "metric": "accuracy", "fm": 0.8, "sub_fm": 0.7, "untuned_fm": 0.1, "wall_seconds": 61.5}
 
-`event`: `finished`, `failed`, `interrupted` (Ctrl-C, SIGTERM), `alarm`; the last three have a `reason`. `text` is one line for
-people. A post is tried three times and ends after some seconds; one that fails is a warning, without the address.
+`event`: `finished`, `failed`, `interrupted` (Ctrl-C, SIGTERM), `alarm`; the last three have a `reason`. `text` is one
+line for people. A post is tried three times and ends after some seconds; one that fails is a warning, without the
+address.
 """
 
 import json
