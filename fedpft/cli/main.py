@@ -20,6 +20,7 @@ from fedpft.cli.jobs import jobs_app
 from fedpft.cli.privacy import privacy_app
 from fedpft.cli.start import start_app
 from fedpft.cli.sweeps import sweep_app
+from fedpft.cli.sync import sync_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, unmasked
 from fedpft.storage.whole import full_disk
@@ -36,6 +37,7 @@ app.add_typer(sweep_app)
 app.add_typer(board_app)
 app.add_typer(dashboard_app)
 app.add_typer(privacy_app)
+app.add_typer(sync_app)
 cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 

@@ -28,9 +28,9 @@ from fedpft.config.run import (
     Config,
     EvaluationConfig,
     ServerConfig,
-    TrackingConfig,
 )
 from fedpft.config.stop import StopConfig
+from fedpft.config.tracking import TrackingConfig
 from fedpft.metrics.table import TaskKind
 
 __all__ = [

@@ -8,6 +8,7 @@ from fedpft.config.method import AdapterAlignConfig
 from fedpft.config.privacy import PrivacyConfig
 from fedpft.config.run import Config
 from fedpft.config.stop import StopConfig
+from fedpft.config.tracking import TrackingConfig
 from fedpft.config.unread import unread_settings
 
 
@@ -47,6 +48,7 @@ def doubtful_settings(config: Config) -> list[str]:
         lines.append("federated.speed_sigma has no effect without federated.deadline or federated.over_selection")
     lines += _of_early_stop(config)
     lines += _of_adversary(federated)
+    lines += _of_tracking(config.tracking)
     if config.pool.kind == "sequential":
         defaults = PoolConfig()
         names = (
@@ -139,4 +141,14 @@ def _idle_privacy(config: Config) -> list[str]:
         changed = [f"privacy.{name}" for name in names if getattr(privacy, name) != getattr(defaults, name)]
         if is_idle and changed:
             lines.append(f"no effect with {reason}: {', '.join(changed)}")
+    return lines
+
+
+def _of_tracking(tracking: TrackingConfig) -> list[str]:
+    lines = []
+    for key, service, default in (("wandb", "wandb", "offline"), ("mlflow_uri", "mlflow", None)):
+        if service not in tracking.to and getattr(tracking, key) not in (default, "disabled"):
+            lines.append(f"tracking.{key} has no effect: tracking.to does not name {service}")
+    if tracking.wandb == "disabled" and "wandb" in tracking.to and len(tracking.to) > 1:
+        lines.append("tracking.to: no wandb, as tracking.wandb = disabled")
     return lines

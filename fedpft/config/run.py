@@ -1,6 +1,6 @@
 """A whole run's settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Union
 
 from fedpft.config.checks import require, require_gpus, require_nameable, require_non_negative, require_positive
@@ -14,9 +14,9 @@ from fedpft.config.method import (
     MethodConfig,
     NeuronAlignConfig,
 )
-from fedpft.config.plugins import is_own
 from fedpft.config.privacy import PrivacyConfig, check_client_level
 from fedpft.config.stop import StopConfig
+from fedpft.config.tracking import TrackingConfig
 
 CONFIG_VERSION = 1
 """Raised when a key changes its name or meaning; CHANGELOG.md then says what to change in a file."""
@@ -93,30 +93,6 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         require_non_negative("checkpoint", self, "interval")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Weights & Biases; `rounds.jsonl` and `result.json` are written whatever this says."""
-
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    """`offline`: recorded in `output_dir/wandb`, without an account; `online`: sent while the run goes on."""
-    project: str = "fedpft"
-    """W&B's project."""
-    entity: str | None = None
-    """User or team that owns the project; null: the account's own."""
-    group: str | None = None
-    """A sweep's trials have its name."""
-    job_type: str | None = None
-    """null: `run`; a sweep's trials have `trial`."""
-    tags: tuple[str, ...] = ()
-    """Beside the method's and the task's name."""
-    also: tuple[str, ...] = ()
-    """Trackers of others, `module:Class` or a plug-in's name, made with (config, output_dir)."""
-
-    def __post_init__(self) -> None:
-        for name in self.also:
-            require(is_own("tracker", name), "tracking.also", name, "module:Class or a plug-in's name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +173,10 @@ class Config:
     def client_seed(self) -> int:
         """Seed of what is drawn of clients and their data: `federated.seed`, or the run's."""
         return self.seed if self.federated.seed is None else self.federated.seed
+
+    def shown(self) -> "Config":
+        """Return the settings as a tracker or a screen may show them: without secrets in addresses."""
+        return replace(self, tracking=self.tracking.shown())
 
     def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig]:
         """Return the alignments that descend, by their sections."""

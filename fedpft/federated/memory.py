@@ -4,6 +4,7 @@ import warnings
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
@@ -83,25 +84,33 @@ class MemoryWatchdog:
         self._recent: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=MAX_ROUNDS))
         self._warned: set[str] = set()
 
-    def measure(self, pool_bytes: Mapping[str, int]) -> dict[str, int]:
-        """Return `memory/*` for the round's record: the driver's own figures, and the pool's as they are given."""
+    def measure(self, pool_bytes: Mapping[str, int]) -> dict[str, Any]:
+        """Return `memory/*` for the round's record: the driver's own figures, and the pool's as they are given.
+
+        In the round in which it warns the record has the warnings, too, as `memory/alarms`.
+        """
         own = process_memory()
         held = {"driver_rss_bytes": own.rss_bytes, **pool_bytes}
         if own.gpu_bytes:
             held["driver_gpu_bytes"] = own.gpu_bytes
         self._rounds += 1
+        alarms = []
         if self._rounds > WARM_UP_ROUNDS:
-            for name, num_bytes in held.items():
-                self._watch(name, num_bytes)
-        return {f"memory/{name}": num_bytes for name, num_bytes in held.items()}
+            alarms = [line for name, num_bytes in held.items() if (line := self._watch(name, num_bytes))]
+        for line in alarms:
+            warnings.warn(line, stacklevel=2)
+        measured = {f"memory/{name}": num_bytes for name, num_bytes in held.items()}
+        return {**measured, **({"memory/alarms": alarms} if alarms else {})}
 
-    def _watch(self, name: str, num_bytes: int) -> None:
+    def _watch(self, name: str, num_bytes: int) -> str | None:
+        """Return what to warn of."""
         recent = self._recent[name]
         recent.append(num_bytes)
         if name not in self._warned and grows(recent):
             self._warned.add(name)
             growth = f"{slope(recent) / 1e6:.1f} MB a round over the last {len(recent)} rounds"
-            warnings.warn(f"memory/{name} grows by {growth}, now {num_bytes / 1e9:.2f} GB", stacklevel=2)
+            return f"memory/{name} grows by {growth}, now {num_bytes / 1e9:.2f} GB"
+        return None
 
 
 def grows(recent: Sequence[int]) -> bool:

@@ -9,9 +9,8 @@ come from the checkpoint, and the rounds that are left follow.
 """
 
 import json
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,18 +40,22 @@ from fedpft.storage.lock import held
 from fedpft.storage.output import (
     PARTITION_FILE,
     ROUNDS_FILE,
+    RUN_FILE,
     check_claimable,
     check_writable,
     claim_output_dir,
     cut_rounds,
     machine,
+    new_run_id,
     package_versions,
+    run_record,
     write_json,
     write_text,
 )
 from fedpft.storage.whole import written_whole
-from fedpft.tracking.trackers import make_trackers
-from fedpft.tracking.wandb import check_tracking
+from fedpft.tracking.notify import notifying
+from fedpft.tracking.services import check_trackers, make_trackers
+from fedpft.tracking.trackers import Tracker
 from fedpft.trainer import check_devices, set_arithmetic
 
 
@@ -87,15 +90,21 @@ def run(
     """
     with held(Path(config.output_dir)):
         output_dir = Path(config.output_dir).resolve()
-        return _run(config, output_dir, observer or SilentObserver(), saved, given)
+        with notifying(config, output_dir) as hearing:
+            return _run(config, output_dir, observer or SilentObserver(), saved, given, hearing)
 
 
 def _run(
-    config: Config, output_dir: Path, observer: RunObserver, saved: RunCheckpoint | None, given: GivenData | None
+    config: Config,
+    output_dir: Path,
+    observer: RunObserver,
+    saved: RunCheckpoint | None,
+    given: GivenData | None,
+    hearing: Sequence[Tracker],
 ) -> RunResult:
     start = time.perf_counter() - (saved.seconds if saved else 0.0)
     (check_writable if saved else check_claimable)(output_dir)
-    check_tracking(config.tracking)
+    check_trackers(config.tracking)
     check_devices(config)
     set_arithmetic(config)
     if saved is None:
@@ -122,9 +131,11 @@ def _run(
         write_text(output_dir / "config.yaml", dump_config(config))
         if not config.privacy.strict:
             write_json(output_dir / PARTITION_FILE, partition_table(data))
-        run_id = saved.run_id if saved else secrets.token_hex(4)
-        more = pool.trackers(f"{config.name}-{run_id}")
-        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more)
+        run_id = saved.run_id if saved else new_run_id()
+        write_json(output_dir / RUN_FILE, run_record(output_dir) | {"run_id": run_id})
+        more = [*pool.trackers(f"{config.name}-{run_id}"), *hearing]
+        done = {"rounds_done": saved.rounds_done, "align_steps": saved.align_steps} if saved else {}
+        tracker = make_trackers(config, output_dir, run_id, METRICS[data.metrics[0]].goal, more, **done)
         curves = Curves(observer, tracker, saved.align_steps if saved else 0, past)
         checkpoints = Checkpoints(output_dir / FOLDER, config.checkpoint.interval)
         states = ClientStatesOnDisk(output_dir / FOLDER, saved.rounds_done if saved else 0)

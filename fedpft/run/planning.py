@@ -43,7 +43,7 @@ def plan(config: Config) -> dict[str, Any]:
     step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory)
     guarantee, num_parameters = ClientLevel.of_run(config), len(get_adapter(proxy.model))
     return {
-        "config_yaml": dump_config(config),
+        "config_yaml": dump_config(config.shown()),
         "method": reported_name(config.method, config.align),
         "label_names": label_groups(data)[1],
         "label_histogram": None if config.privacy.strict else np.concatenate(list(label_histograms(data))),

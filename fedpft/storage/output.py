@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import secrets
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,9 @@ ROUNDS_FILE = "rounds.jsonl"
 PARTITION_FILE = "partition.json"
 AUDIT_FILE = "audit.json"
 """Labels of each client's examples, counted; see `data.histogram.partition_table`."""
+
+RUN_FILE = "tracking.json"
+"""Who the run is to trackers: `run_id`; and what `fedpft sync` has sent of it."""
 
 _SHOWN_NAMES = 4
 
@@ -48,6 +52,7 @@ RUN = Kind(
     others=(
         *("adapter", AUDIT_FILE, "checkpoints", "config.yaml", "examples.safetensors", "export", "fm", PARTITION_FILE),
         *("report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
+        *("csv", "mlflow", "tensorboard", RUN_FILE),
     ),
 )
 
@@ -167,6 +172,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a file of UTF-8, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def run_record(output_dir: Path) -> dict[str, Any]:
+    """Return the content of :data:`RUN_FILE`; nothing where it is missing or was damaged."""
+    try:
+        found = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def new_run_id() -> str:
+    """Return a name for a run that no other has."""
+    return secrets.token_hex(4)
 
 
 def machine() -> dict[str, Any]:

@@ -92,9 +92,9 @@ def _run_missing(suite: SuiteConfig, missing: list[Trial], watcher: "Watcher") -
 
     from fedpft.simulation.sweep import run_trials
     from fedpft.sweeps.sweep import outcome, play_trial
-    from fedpft.tracking.wandb import check_tracking
+    from fedpft.tracking.services import check_trackers
 
-    check_tracking(missing[0].config.tracking)  # see `run_sweep`
+    check_trackers(missing[0].config.tracking)  # see `run_sweep`
     ended = run_trials(suite.sweep, missing, partial(play_trial, "fm", None), watcher)
     return {trial.name: outcome(suite.sweep, trial, error).error for trial, error in ended}
 

@@ -31,7 +31,7 @@ from fedpft.run.pipeline import RunResult, run
 from fedpft.run.resume import find_run, is_finished
 from fedpft.storage.lock import held
 from fedpft.storage.output import ROUNDS_FILE, Kind, claim_output_dir, write_json, write_text
-from fedpft.tracking.wandb import check_tracking
+from fedpft.tracking.services import check_trackers
 
 if TYPE_CHECKING:  # Ray is loaded after all trials were checked
     from fedpft.simulation.sweep import Report, Watcher
@@ -88,7 +88,7 @@ def run_sweep(
 
     if sweep.search == "optuna":
         import_optuna()
-    check_tracking(trials[0].config.tracking)  # each trial's process does, but nobody reads its screen
+    check_trackers(trials[0].config.tracking)  # each trial's process does, but nobody reads its screen
     with held(folder, SWEEP.what):
         is_there = resume and (folder / TRIALS_FOLDER).exists()
         if not is_there:

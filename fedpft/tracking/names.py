@@ -1,10 +1,14 @@
-"""What a round's numbers are called in Weights & Biases, on which axis they lie, and what a summary keeps of them."""
+"""What a round's numbers are called in every tracker, on which axis they lie, and what a summary keeps of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
+from statistics import fmean
 from typing import Any, Literal
 
 from fedpft.metrics.table import Goal, metric_row
+
+ROUND = "round"
+"""The axis of all but the alignments' steps."""
 
 CLIENT_COLUMNS = ("client_id", "num_examples", "loss", "seconds", "actor")
 """Of the table of clients."""
@@ -24,7 +28,7 @@ METRIC_NAMES = {
     "fidelity/total/gradient_cosine": "fidelity/gradient_cosine",
     "fidelity/total/gradient_norm_ratio": "fidelity/gradient_norm_ratio",
 }
-"""Key of a round record -> name in W&B. Other keys keep their section (`comm/bytes_up`) or go to `server/`."""
+"""Key of a round record -> its name. Other keys keep their section (`comm/bytes_up`) or go to `server/`."""
 
 STEP_METRICS = {
     **dict.fromkeys(
@@ -33,7 +37,7 @@ STEP_METRICS = {
     ),
     "align/*": "align/step",
 }  # fmt: skip
-"""Names in W&B -> the metric on their x axis."""
+"""Names -> the metric on their x axis."""
 
 Kept = Literal["max", "min", "mean"]
 """W&B's word for what a summary keeps of a metric's values."""
@@ -63,7 +67,7 @@ def kept_in_summary(name: str, goal: Goal) -> Kept | None:
     """Return what a run's summary keeps of a metric; None: its last value, because neither way is better.
 
     Args:
-        name: in W&B.
+        name: as logged.
         goal: of the task's primary metric.
 
     """
@@ -74,13 +78,26 @@ def kept_in_summary(name: str, goal: Goal) -> Kept | None:
     return next((kept for pattern, kept in _KEPT.items() if fnmatch(name, pattern)), None)
 
 
-def wandb_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a round record, nested sections and their lists flattened, under their W&B names."""
+def logged_metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a round record, nested sections and their lists flattened, under their names."""
     return {
         METRIC_NAMES.get(key, key if "/" in key else f"server/{key}"): float(value)
         for key, value in _flat(record)
         if key != "round" and isinstance(value, int | float)
     }
+
+
+def loss_spread(losses: Sequence[float]) -> dict[str, float]:
+    """Return `clients/loss_mean`, `_min`, `_max` of a round's clients; nothing without clients."""
+    if not losses:
+        return {}
+    return {f"clients/loss_{name}": float(of(losses)) for name, of in (("mean", fmean), ("min", min), ("max", max))}
+
+
+def result_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the plain numbers of `result.json` as `result/*`."""
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    return {f"result/{key}": float(value) for key, value in numbers.items()}
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

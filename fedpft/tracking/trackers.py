@@ -1,4 +1,4 @@
-"""Where a run's numbers go: always `rounds.jsonl`, and Weights & Biases unless `tracking.wandb=disabled`."""
+"""What takes a run's numbers: the protocol, `rounds.jsonl`, and how others are kept from ending a run."""
 
 import json
 import os
@@ -7,10 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-from fedpft.config import Config, ConfigError
-from fedpft.config.plugins import make_part
-from fedpft.metrics.table import Goal
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -189,25 +185,3 @@ class TrackerGroup:
         """Tell each."""
         for tracker in self._trackers:
             tracker.fail()
-
-
-def make_trackers(
-    config: Config, output_dir: Path, run_id: str | None = None, goal: Goal = "max", more: Sequence[Tracker] = ()
-) -> Tracker:
-    """Return the trackers that `config.tracking` asks for, and `more`, as one; all but `rounds.jsonl` may fail.
-
-    A W&B run of this id is continued if there is one; without an id it is a new one. `goal`: which way the task's
-    primary metric is better.
-    """
-    others = [Tolerated(tracker, type(tracker).__name__) for tracker in more]
-    others += [Tolerated(make_part("tracker", name, config, output_dir), name) for name in config.tracking.also]
-    if config.tracking.wandb != "disabled":
-        from fedpft.tracking.wandb import NAME, WandbTracker
-
-        try:
-            others.insert(0, Tolerated(WandbTracker(config, output_dir, run_id, goal), NAME))
-        except ConfigError:
-            raise
-        except Exception as error:
-            warn_of(NAME, error)
-    return TrackerGroup([JsonlTracker(output_dir), *others])

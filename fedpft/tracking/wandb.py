@@ -20,16 +20,17 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fedpft.config import Config, ConfigError, TrackingConfig, reported_name
+from fedpft.config import Config, ConfigError, TrackingConfig
+from fedpft.config.tracking import shown_url
 from fedpft.metrics.table import Goal
-from fedpft.tracking.names import CLIENT_COLUMNS, STEP_METRICS, kept_in_summary, wandb_metrics
+from fedpft.tracking.lineage import digests, models, tags
+from fedpft.tracking.names import CLIENT_COLUMNS, STEP_METRICS, kept_in_summary, logged_metrics, loss_spread
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -55,7 +56,6 @@ NOT_FOLLOWED = {
 """Variable of W&B's -> the setting that decides in its place."""
 
 _SHOWN_DIGITS = 12  # of a digest, in an artifact's name
-_MAX_TAG_LENGTH = 64  # W&B's
 _YES = ("true", "1", "yes", "y", "on", "t")
 _INIT_TIMEOUT_SECONDS = 30
 _FINISH_TIMEOUT_SECONDS = 300
@@ -69,7 +69,7 @@ def check_tracking(tracking: TrackingConfig) -> None:
 
     """
     _tell_what_is_not_followed(tracking)
-    if tracking.wandb != "online":
+    if tracking.wandb_mode != "online":
         return
     import wandb  # here, so that other runs do not pay for it
 
@@ -84,11 +84,11 @@ def check_tracking(tracking: TrackingConfig) -> None:
 def _tell_what_is_not_followed(tracking: TrackingConfig) -> None:
     """Warn of W&B's own variables that ask for something else than the settings, which decide."""
     asked = {name: value for name in NOT_FOLLOWED if (value := os.environ.get(name))}
-    if asked.get("WANDB_MODE") == tracking.wandb:
+    if asked.get("WANDB_MODE") == tracking.wandb_mode:
         del asked["WANDB_MODE"]
-    if (asked.get("WANDB_DISABLED", "").lower() in _YES) == (tracking.wandb == "disabled"):
+    if (asked.get("WANDB_DISABLED", "").lower() in _YES) == (tracking.wandb_mode == "disabled"):
         asked.pop("WANDB_DISABLED", None)
-    if tracking.wandb == "disabled":
+    if tracking.wandb_mode == "disabled":
         asked = {name: value for name, value in asked.items() if NOT_FOLLOWED[name] == "tracking.wandb"}
     if asked:
         listed = ", ".join(f"{name}={value} ({NOT_FOLLOWED[name]})" for name, value in asked.items())
@@ -101,15 +101,33 @@ def _refusal(tracking: TrackingConfig, error: Exception) -> ConfigError:
     return ConfigError(f"{message} offline, disabled")
 
 
+def destination(tracking: TrackingConfig) -> str:
+    """Return where a run is sent: server, owner, project."""
+    import wandb
+
+    server = str(wandb.setup(wandb.Settings(silent=True)).settings.base_url)
+    return "/".join([shown_url(server), tracking.entity or "", tracking.project])
+
+
 class WandbTracker:
     """A `Tracker`: one W&B run, silent, with its folder in the run's output folder.
+
+    A `replay` tells of a run that is over: what W&B does not take is an error then, and this machine is not described.
 
     Raises:
         ConfigError: W&B refuses the run (no API key, no such entity), in one line. Out of reach it is recorded offline.
 
     """
 
-    def __init__(self, config: Config, output_dir: Path, run_id: str | None = None, goal: Goal = "max") -> None:
+    def __init__(
+        self,
+        config: Config,
+        output_dir: Path,
+        run_id: str | None = None,
+        goal: Goal = "max",
+        *,
+        replay: bool = False,
+    ) -> None:
         import wandb  # here, so that a run without W&B does not pay for it
 
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -123,17 +141,20 @@ class WandbTracker:
             init_timeout=_INIT_TIMEOUT_SECONDS,
             finish_timeout=_FINISH_TIMEOUT_SECONDS,
             finish_timeout_raises=True,
+            x_disable_stats=replay,
+            x_disable_machine_info=replay,
         )
+        self._replay = replay
         given: dict[str, Any] = {
             "project": tracking.project,
             "entity": tracking.entity,
             "group": tracking.group,
             "job_type": tracking.job_type or DEFAULT_JOB_TYPE,
-            "tags": _tags(config),
+            "tags": tags(config),
             "name": config.name,
             "id": run_id,
             "resume": "allow",
-            "config": asdict(config),
+            "config": asdict(config.shown()),
             "dir": output_dir,
             "reinit": "create_new",
             "settings": settings,
@@ -146,6 +167,8 @@ class WandbTracker:
                 raise
             if isinstance(error, wandb.errors.AuthenticationError | wandb.errors.UsageError):
                 raise _refusal(tracking, error) from None
+            if replay:
+                raise
             self._run = wandb.init(mode="offline", **given)
             folder = Path(self._run.dir).parent
             reason = str(error).strip().splitlines()[0]
@@ -163,16 +186,22 @@ class WandbTracker:
 
     def log_round(self, record: Mapping[str, Any]) -> None:
         """Log the record's numbers under their W&B names."""
-        self._log({"round": record["round"], **wandb_metrics(record)})
+        self._log({"round": record["round"], **logged_metrics(record)})
 
     def log_clients(self, round_index: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log the spread of the clients' losses, and add the rows to the run's table of clients."""
         for row in rows:
             self._table.add_data(round_index, *(row[column] for column in CLIENT_COLUMNS))
-        losses = [row["loss"] for row in rows]
-        spread = {"mean": fmean(losses), "min": min(losses), "max": max(losses)}
-        metrics = {f"clients/loss_{name}": value for name, value in spread.items()}
+        metrics = loss_spread([row["loss"] for row in rows])
         self._log({"round": round_index, **metrics, "clients/table": self._table})
+
+    def log_past(self, record: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
+        """Log a round of a run that is over, as the step of its number: W&B takes each step once."""
+        import wandb
+
+        spread = loss_spread(record.get("client_losses", ()))
+        shown = {name: wandb.Plotly(figure) for name, figure in figures.items()}
+        self._log({"round": record["round"], **logged_metrics(record), **spread, **shown}, step=record["round"])
 
     def log_stage(self, metrics: Mapping[str, float]) -> None:
         """Log the numbers as they are."""
@@ -190,12 +219,16 @@ class WandbTracker:
         try:
             self._log_artifacts(result, files)
         except Exception as error:  # of a disk, a cache in the home folder; all else is there
+            if self._replay:
+                raise
             lines = str(error).strip().splitlines()
             reason = ": ".join([type(error).__name__, *lines[:1]])
             warnings.warn(f"{NAME} failed, its run has not all artifacts: {reason}", stacklevel=2)
         try:
             self._run.finish()
         except TimeoutError:
+            if self._replay:
+                raise
             folder = Path(self._run.dir).parent
             warnings.warn(
                 f"W&B: upload unfinished after {_FINISH_TIMEOUT_SECONDS} s; send the rest: wandb sync {folder}",
@@ -205,9 +238,9 @@ class WandbTracker:
     def _log_artifacts(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         import wandb
 
-        for model in _models(result, self._config):
+        for model in models(result, self._config):
             self._log_model(**model)
-        lineage = {key: value for key, value in _digests(result).items() if value}
+        lineage = {key: value for key, value in digests(result).items() if value}
         for key, kind in ARTIFACT_TYPES.items():
             if key not in files:
                 continue
@@ -228,6 +261,10 @@ class WandbTracker:
             with suppress(Exception):
                 wandb.teardown()  # which would fail at the end of the process, with a traceback
 
+    def stop(self) -> None:
+        """End a replay of a run that has no result, as failed; wait for the upload."""
+        self._run.finish(exit_code=1)
+
     def _copy(self, source: Path) -> Path:
         """Copy a file or folder among the run's files, from which W&B sends them; return where it is there."""
         folder = Path(self._run.dir)
@@ -241,14 +278,14 @@ class WandbTracker:
                 self._run.save(file, base_path=folder, policy="end")
         return copied
 
-    def _log(self, values: Mapping[str, Any]) -> None:
+    def _log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Log values; the first of a metric is told what the summary keeps of it."""
         for name in values.keys() - self._known:
             if kept := kept_in_summary(name, self._goal):
-                step = next(step for names, step in STEP_METRICS.items() if name.startswith(names.rstrip("*")))
-                self._run.define_metric(name, step_metric=step, summary=kept)
+                axis = next(axis for names, axis in STEP_METRICS.items() if name.startswith(names.rstrip("*")))
+                self._run.define_metric(name, step_metric=axis, summary=kept)
         self._known |= values.keys()
-        self._run.log(dict(values))
+        self._run.log(dict(values), step=step)
 
     def _log_model(self, kind: str, digest: str, facts: Mapping[str, Any], *, is_input: bool) -> None:
         """Log an artifact that names a model, holds none of its weights, and is used by this run.
@@ -260,27 +297,3 @@ class WandbTracker:
         artifact = wandb.Artifact(f"{kind}-{digest[:_SHOWN_DIGITS]}", type=kind, metadata={"digest": digest, **facts})
         artifact.add_reference(f"fedpft://{kind}/{digest}", name=kind, checksum=False)
         self._run._log_artifact(artifact, is_user_created=is_input, use_after_commit=True)
-
-
-def _tags(config: Config) -> list[str]:
-    """Return the user's tags, the method and the task."""
-    tags = [*config.tracking.tags, reported_name(config.method, config.align), config.task.name]
-    return list(dict.fromkeys(tag[:_MAX_TAG_LENGTH] for tag in tags if tag))
-
-
-def _digests(result: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the digests of FM and sub-FM; None for one that the run does not have."""
-    return {"fm": result.get("fm_digest"), "sub_fm": result.get("construction", {}).get("digest")}
-
-
-def _models(result: Mapping[str, Any], config: Config) -> Iterator[dict[str, Any]]:
-    """Yield the models from which the adapter descends, oldest first, as arguments of `WandbTracker._log_model`."""
-    digests = _digests(result)
-    if digests["fm"]:
-        facts = {"path": config.fm.path, "num_params": result["num_params_fm"]}
-        yield {"kind": "fm", "digest": digests["fm"], "facts": facts, "is_input": True}
-    if digests["sub_fm"]:
-        facts = {"fm": digests["fm"], "method": result["method"], "cache_key": result["construction"]["key"]}
-        facts |= {"retained_ratio": config.method.retained_ratio}
-        facts |= {key: result[key] for key in ("num_params_sub_fm", "compression_ratio")}
-        yield {"kind": "sub-fm", "digest": digests["sub_fm"], "facts": facts, "is_input": False}

@@ -134,7 +134,7 @@ def test_a_run_that_reaches_its_target_is_finished_with_all_that_a_run_leaves(tm
 def test_the_output_folder_holds_what_is_promised(finished):
     own_fm = {"fm"} if finished.config.fm.pretrain.num_epochs else set()
     promised = {"config.yaml", "partition.json", "rounds.jsonl", "result.json", "report.html", "adapter"}
-    promised |= {"examples.safetensors", "sub_fm", "sub_fm_adapter"}
+    promised |= {"examples.safetensors", "sub_fm", "sub_fm_adapter", "tracking.json"}
     assert {path.name for path in finished.out.iterdir()} == promised | own_fm
     assert {name: str(path) for name, path in finished.returned.locations.items()} == {
         "config": str(finished.out / "config.yaml"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedpft.config import Config, TrackingConfig
-from fedpft.tracking.trackers import JsonlTracker, make_trackers
+from fedpft.tracking.services import make_trackers
+from fedpft.tracking.trackers import JsonlTracker
 
 ROUNDS = [
     {"round": 1, "clients": [0, 3], "train_loss": 0.9, "lr": 1e-3, "seconds": 1.5, "comm/bytes_up": 4000},
@@ -91,7 +92,7 @@ def test_the_record_itself_does_not_go_on_without_a_disk(tmp_path: Path, monkeyp
 def test_disabled_never_imports_wandb(tmp_path: Path):
     code = (
         "import sys; from pathlib import Path; from fedpft.config import *\n"
-        "from fedpft.tracking.trackers import make_trackers\n"
+        "from fedpft.tracking.services import make_trackers\n"
         "tracker = make_trackers(Config(tracking=TrackingConfig(wandb='disabled')), Path(sys.argv[1]))\n"
         "tracker.log_round({'round': 1}); tracker.finish({}, {}); sys.exit('wandb' in sys.modules)"
     )

@@ -8,8 +8,8 @@ import wandb
 
 from fedpft.config import Config, ConfigError, TrackingConfig, load_config
 from fedpft.report.fidelity import heat_map
-from fedpft.tracking.names import kept_in_summary, wandb_metrics
-from fedpft.tracking.trackers import make_trackers
+from fedpft.tracking.names import kept_in_summary, logged_metrics
+from fedpft.tracking.services import make_trackers
 from fedpft.tracking.wandb import NOT_FOLLOWED, check_tracking
 from tests.wandb_file import OfflineRun
 
@@ -216,7 +216,7 @@ def test_an_adapter_tuned_on_the_fm_itself_descends_from_it_alone(output: Path):
 def test_every_metric_of_a_record_has_a_name_of_its_own():
     metrics = {"fm": {"f1": 0.5, "mismatched/f1": 0.25}, "sub_fm": {"f1": 0.75, "mismatched/f1": 0.0}}
     record = {"round": 1, "fm": 0.5, "metric": "f1", "metric_goal": "max", "metrics": metrics}
-    assert wandb_metrics(record) == {
+    assert logged_metrics(record) == {
         "server/fm": 0.5,
         "metrics/fm/f1": 0.5,
         "metrics/fm/mismatched/f1": 0.25,
