@@ -19,7 +19,7 @@ from fedpft.federated.server_rule import server_rule
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.ingredients import can_be_cached
 from fedpft.metrics.table import METRICS
-from fedpft.tracking.trackers import make_trackers
+from fedpft.tracking.services import make_trackers
 
 PLUGIN = '''
 import numpy as np

@@ -72,6 +72,7 @@ LEAVES_THE_SUB_FM = {
     "align.layers.num_examples": 7,
     "align.layers.refit": "bias",
     "align.neurons.kind": "none",
+    "align.neurons.counts": "public",
     "align.neurons.num_examples": 7,
     "align.neurons.interval": 1,
     "align.neurons.update_ratio": 0.1,
@@ -171,6 +172,17 @@ LEAVES_THE_SUB_FM = {
     "tracking.tags": ["one"],
     "tracking.also": ["a:B"],
     "tracking.job_type": "trial",
+    "privacy.noise_multiplier": 2.0,
+    "privacy.target_epsilon": 3.0,
+    "privacy.delta": 1e-6,
+    "privacy.clip": 2.0,
+    "privacy.clipping": "adaptive",
+    "privacy.clip_quantile": 0.25,
+    "privacy.clip_lr": 0.5,
+    "privacy.clip_count_noise": 2.0,
+    "privacy.noise_cohort_size": 50,
+    "privacy.counts_share": 0.5,
+    "privacy.strict": True,
 }
 NOT_HERE = {
     "fm.revision",  # of the hub's: the weights count
@@ -179,6 +191,7 @@ NOT_HERE = {
     *("task.train_split", "task.eval_split"),
     *("task.prompt_column", "task.response_column", "task.prompt_template", "task.chat_template"),  # language models'
     "config_version",  # of the file
+    "privacy.kind",  # asks for a noise multiplier and a way to draw clients, which stand above
     *(
         "public.name",
         "public.text_column",
