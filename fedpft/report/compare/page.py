@@ -20,6 +20,7 @@ from fedpft.report.compare.figures import (
     spread_figure,
 )
 from fedpft.report.compare.groups import short_key
+from fedpft.report.compare.noise import noise_line
 from fedpft.report.html import choice, details, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
 from fedpft.report.scores import CURVES, metric_title
@@ -68,6 +69,8 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
             f"Paired t-tests against {comparison.baseline} over common seeds; p values by Holm for "
             f"{len(comparison.differences)} comparison(s). Distinguishable: p below 0.05."
         )
+    if noise := comparison.noise:
+        yield paragraph(f"{noise_line(noise, comparison.metric)}.")
     if comparison.num_unfinished:
         yield note(
             f"{comparison.num_unfinished} of the runs are not finished: they have curves, but numbers and verdicts are "

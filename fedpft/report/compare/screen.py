@@ -13,6 +13,7 @@ from fedpft.report.clients import VIEWS
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
 from fedpft.report.compare.groups import short_key
+from fedpft.report.compare.noise import noise_line
 from fedpft.report.scores import metric_title
 
 
@@ -42,6 +43,8 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
             settings.add_row(escape(label), *(escape(values[index]) for _, values in rows))
         console.print(settings)
     said = [comparison.verdict(label) for label in labels if label in comparison.differences]
+    if noise := comparison.noise:
+        said.append(noise_line(noise, comparison.metric))
     for line in [*said, *(f"left out: {left.folder}: {left.reason}" for left in comparison.left_out)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()
