@@ -30,6 +30,7 @@ from fedpft.models.lora import save_adapter, without_adapter
 from fedpft.models.origin import origin_of
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
+from fedpft.run.ending import forget_ending, note_ending
 from fedpft.run.examples import save_examples
 from fedpft.run.inputs import load_data, load_fm
 from fedpft.run.same_fm import check_same_fm
@@ -116,6 +117,7 @@ def _run(
         else:
             check_same_fm(fm, saved.extra.get("fm", {}), saved.environment, str(own_fm or config.fm.path))
             past = cut_rounds(output_dir, saved.rounds_done)
+            forget_ending(output_dir)
         write_text(output_dir / "config.yaml", dump_config(config))
         write_json(output_dir / PARTITION_FILE, partition_table(data))
         run_id = saved.run_id if saved else secrets.token_hex(4)
@@ -177,8 +179,9 @@ def _run(
             files |= write_page(output_dir)
             tracker.finish(result, files)
             checkpoints.discard()
-        except BaseException:
+        except BaseException as error:
             checkpoints.flush()
+            note_ending(output_dir, config, error)
             tracker.fail()
             raise
     finally:

@@ -19,6 +19,9 @@ ROUNDS_FILE = "rounds.jsonl"
 PARTITION_FILE = "partition.json"
 """Labels of each client's examples, counted; see `data.histogram.partition_table`."""
 
+ENDED_FILE = "ended.json"
+"""Why a run ended without a result: `kind` (`failed`, `interrupted`), `reason`, `time`."""
+
 _SHOWN_NAMES = 4
 
 
@@ -45,8 +48,8 @@ RUN = Kind(
     what="run",
     marker=ROUNDS_FILE,
     others=(
-        *("adapter", "checkpoints", "config.yaml", "examples.safetensors", "export", "fm", PARTITION_FILE),
-        *("report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
+        *("adapter", "checkpoints", "config.yaml", ENDED_FILE, "examples.safetensors", "export", "fm"),
+        *(PARTITION_FILE, "report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
     ),
 )
 

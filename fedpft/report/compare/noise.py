@@ -1,7 +1,7 @@
 """PURE: the noise between seeds, and how small a difference so many seeds can show.
 
-Groups share one noise: their variances over seeds are pooled, weighted by degrees of freedom. Tests are of pairs, so what
-they can show follows from the pooled variance of differences over common seeds, which pairing may have made smaller.
+Groups share one noise: their variances over seeds are pooled, weighted by degrees of freedom. Tests are of pairs, so
+what they can show follows from the pooled variance of differences over common seeds, which pairing may make smaller.
 """
 
 import math
@@ -90,8 +90,8 @@ def noise_line(noise: Noise, metric: str) -> str:
     pair = "" if noise.paired_sd is None else f", of a difference on the same seed {size(noise.paired_sd)}"
     told = ", ".join(f"{size(value)} with {n}" for n, value in noise.shows.items())
     return (
-        f"Noise between seeds: SD {size(noise.sd)} (pooled over {noise.num_groups} group(s), {noise.degrees} degree(s) of "
-        f"freedom){pair}. Seeds show, in 4 of 5 tries, a difference of: {told}"
+        f"Noise between seeds: SD {size(noise.sd)} (pooled over {noise.num_groups} group(s), {noise.degrees} degree(s) "
+        f"of freedom){pair}. Seeds show, in 4 of 5 tries, a difference of: {told}"
     )
 
 
