@@ -49,15 +49,34 @@ function choose(select) {
   for (const panel of panels) panel.hidden = panel.dataset.choice !== select.value;
 }
 
+// Fills the table of what differs between the two runs that are chosen.
+function compareTwo(pair) {
+  const [first, second] = [...pair.querySelectorAll("select")].map(select => select.selectedIndex);
+  const rows = [];
+  for (const [name, values] of Object.entries(JSON.parse(pair.querySelector("script").text))) {
+    if (values[first] === values[second]) continue;
+    const row = document.createElement("tr");
+    for (const [tag, text] of [["th", name], ["td", values[first]], ["td", values[second]]]) {
+      row.append(Object.assign(document.createElement(tag), {textContent: text}));
+    }
+    row.firstChild.scope = "row";
+    rows.push(row);
+  }
+  pair.querySelector("tbody").replaceChildren(...rows);
+  pair.querySelector("output").textContent = rows.length ? `${rows.length} differ` : "nothing that they recorded differs";
+}
+
 function show(plots) {
   collect();
   for (const select of document.querySelectorAll("select")) choose(select);
+  for (const pair of document.querySelectorAll(".pair")) compareTwo(pair);
   filter(plots);
 }
 
 document.addEventListener("change", event => {
   if (event.target.matches(".filter input")) filter();
-  if (event.target.matches("select")) { choose(event.target); drawAll(); }
+  if (event.target.matches("[data-pair]")) compareTwo(event.target.closest(".pair"));
+  else if (event.target.matches("select")) { choose(event.target); drawAll(); }
 }, true);
 dark.addEventListener("change", () => drawAll());
 show();

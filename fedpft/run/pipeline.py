@@ -161,6 +161,7 @@ def _run(
                 with written_whole(files["sub_fm"]) as folder:
                     without_adapter(outcome.sub_fm).save_pretrained(folder)
             save_examples(outcome.tuned_fm, data, output_dir)
+            versions = package_versions()
             memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
             seconds = time.perf_counter() - start
             result = (
@@ -169,7 +170,8 @@ def _run(
                 | {
                     "peak_memory_bytes": memory,
                     "wall_seconds": seconds,
-                    "versions": package_versions(),
+                    "versions": versions,
+                    "environment": {key: value for key, value in environment.items() if key not in versions},
                 }
             )
             files["result"] = output_dir / "result.json"

@@ -176,9 +176,22 @@ def machine() -> dict[str, Any]:
     import torch  # here, so that a command that only looks at folders does not pay for it
 
     return package_versions() | {
+        "CPU": cpu_model(),
         "CPU instructions": torch.backends.cpu.get_cpu_capability(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def cpu_model() -> str:
+    """Return what the processor is called, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    named = (
+        value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == "model name"
+    )
+    return next(filter(None, named), "") or platform.processor() or platform.machine()
 
 
 def package_versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from fedpft.report.clients import VIEWS, View
 from fedpft.report.compare.clients import client_figure
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
+from fedpft.report.compare.differences import differences_section, traits
 from fedpft.report.compare.figures import (
     MARKERS,
     curve_figure,
@@ -119,6 +120,16 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         cells = ([_name(comparison, label), *map(escape, each)] for label, each in zip(labels, values, strict=True))
         titles = ["group", *(escape(short_key(key)) for key, _ in rows)]
         yield section("Settings that differ", table(titles, cells, "settings that differ", labels))
+    yield _differences(comparison)
+
+
+def _differences(comparison: Comparison) -> str:
+    """Return the section on two runs, at first one of the baseline and one of the best other group."""
+    groups = sorted(comparison.groups, key=lambda group: group.label != comparison.baseline)
+    runs = [run for group in groups for run in group.runs]
+    second = len(groups[0].runs) if len(groups) > 1 else 1
+    known = [(run.folder, traits(run.settings, run.result, run.folder)) for run in runs]
+    return differences_section(known, (0, second))
 
 
 def _client_section(comparison: Comparison, view: View) -> str:

@@ -1,6 +1,6 @@
 """What `fedpft compare` prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -51,6 +51,17 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
     for name, path in files.items():
         size = format_bytes(path.stat().st_size)
         console.print(f"{name:<5} {path}  {size}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_differences(console: Console, names: Sequence[str], found: Mapping[str, tuple[str, str]]) -> None:
+    """Print what differs between two runs, a row for each name."""
+    if not found:
+        console.print("nothing that the runs recorded differs")
+        return
+    table = _table("what differs", *names, wraps=True)
+    for name, values in found.items():
+        table.add_row(escape(name), *map(escape, values))
+    console.print(table)
 
 
 def _price(price: str | None, is_optimal: bool) -> str:
