@@ -12,6 +12,7 @@ from rich.table import Table
 from fedpft.report.clients import VIEWS
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
+from fedpft.report.compare.effects import COLUMNS, effect_words
 from fedpft.report.compare.groups import short_key
 from fedpft.report.compare.noise import noise_line
 from fedpft.report.scores import metric_title
@@ -42,6 +43,11 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
         for index, label in enumerate(labels):
             settings.add_row(escape(label), *(escape(values[index]) for _, values in rows))
         console.print(settings)
+    if effects := comparison.effects:
+        told = _table("effect of a setting", *COLUMNS)
+        for effect in effects:
+            told.add_row(short_key(effect.key), *effect_words(effect))
+        console.print(told)
     said = [comparison.verdict(label) for label in labels if label in comparison.differences]
     if noise := comparison.noise:
         said.append(noise_line(noise, comparison.metric))
