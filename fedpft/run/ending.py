@@ -32,7 +32,7 @@ def why_ended(error: BaseException, *, strict: bool = False) -> dict[str, str]:
         by = error if isinstance(error, Interrupted) else type(error).__name__
         return {"kind": "interrupted", "reason": f"interrupted ({by})"}
     if (full := full_disk(error)) is not None:
-        return {"kind": "failed", "reason": full.strerror}
+        return {"kind": "failed", "reason": str(full.strerror)}
     if strict:
         return {"kind": "failed", "reason": type(error).__name__}
     has_own_line = isinstance(error, ConfigError | RunStoppedError)
