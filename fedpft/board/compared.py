@@ -58,7 +58,7 @@ def compared(run: BoardRun) -> Run | LeftOut:
     if not run.settings:
         return LeftOut(run.folder, f"{run.state}: no config.yaml that can be read")
     if run.metric is None or run.value is None:
-        return LeftOut(run.folder, f"{run.state}: no evaluation yet")
+        return LeftOut(run.folder, f"{run.state}: {run.reason or 'no evaluation yet'}")
     is_finished = run.state == "finished"
     if is_finished and (missing := [key for key in NEEDED if key not in result]):
         return LeftOut(run.folder, f"result.json has no {', '.join(missing)}")

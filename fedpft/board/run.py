@@ -13,7 +13,7 @@ from fedpft.board.lines import Follower, as_object, last_line
 from fedpft.board.state import State, state_of
 from fedpft.config.flat import flat_settings
 from fedpft.metrics.table import METRICS
-from fedpft.storage.output import ROUNDS_FILE
+from fedpft.storage.output import ENDED_FILE, ROUNDS_FILE
 
 
 def key_of(folder: Path) -> str:
@@ -41,6 +41,7 @@ class BoardRun:
         self.history = History()
         self._config = CachedFile(folder / "config.yaml", as_settings)
         self._result = CachedFile(folder / "result.json", as_object)
+        self._ended = CachedFile(folder / ENDED_FILE, as_object)
         self._rounds: Stamp | None = None
         self._follower = Follower(folder / ROUNDS_FILE)
         self._followed: Stamp | None = None
@@ -56,7 +57,7 @@ class BoardRun:
 
         """
         before = (self._alive, self._rounds, self.error)
-        changed = [self._config.look(), self._result.look()]
+        changed = [self._config.look(), self._result.look(), self._ended.look()]
         self._rounds, self.error = stamp(self.folder / ROUNDS_FILE), error
         self.holder.look(now)
         self._alive = self.holder.alive(now)
@@ -82,10 +83,17 @@ class BoardRun:
         return self._followed == self._rounds
 
     @property
+    def reason(self) -> str | None:
+        """Why it ended without a result, if it or its sweep says so."""
+        ended = self._ended.content if self._ended.stamp else {}
+        return str(ended["reason"]) if ended.get("reason") else self.error
+
+    @property
     def state(self) -> State:
         """What it is doing."""
         gave_up = self.is_followed and self.history.gave_up(self.num_rounds)
-        has_failed = self.error is not None or gave_up
+        ended = self._ended.content.get("kind") if self._ended.stamp else None
+        has_failed = self.error is not None or gave_up or ended == "failed"
         return state_of(has_result=self._result.stamp is not None, alive=self._alive, has_failed=has_failed)
 
     @property
@@ -117,7 +125,7 @@ class BoardRun:
     @property
     def is_read(self) -> bool:
         """Whether settings and result cost nothing."""
-        return self._config.is_read and self._result.is_read
+        return self._config.is_read and self._result.is_read and self._ended.is_read
 
     @property
     def result(self) -> Mapping[str, Any]:

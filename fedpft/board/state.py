@@ -2,8 +2,8 @@
 
     running    somebody holds the folder and gives signs of life
     stale      somebody holds it, but has been silent for too long: killed, or its machine is gone
-    failed     its last rounds did not count, or its sweep says that it failed
-    stopped    nobody holds it and it has no result: interrupted, ended with an error, or stopped by a sweep's scheduler
+    failed     it ended with an error, its last rounds did not count, or its sweep says that it failed
+    stopped    nobody holds it and it has no result: interrupted, or stopped by a sweep's scheduler
     finished   it has a result
 
 Clocks of two machines may differ. So who was seen to give a sign of life while the board looked on lives, whatever the

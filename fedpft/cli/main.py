@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedpft.cli.arguments import ConfigPath, FinishedRun, Format, Overrides, Resume, print_json
 from fedpft.cli.board import board_app
+from fedpft.cli.compare import compare_app
 from fedpft.cli.console import say_on, take_any_text
 from fedpft.cli.dashboard import dashboard_app
 from fedpft.cli.environment import hush_libraries, settle_caches
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(start_app)
 app.add_typer(jobs_app)
 app.add_typer(sweep_app)
+app.add_typer(compare_app)
 app.add_typer(board_app)
 app.add_typer(dashboard_app)
 app.add_typer(privacy_app)
@@ -45,20 +47,6 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir 
 Out = Annotated[Path | None, typer.Option("--out", help="New or empty folder; default: RUN_DIR/export.")]
 Merge = Annotated[
     bool, typer.Option("--merge", help="Fold LoRA into the FM; else it lies beside the untuned FM, in adapter/.")
-]
-Compared = Annotated[
-    list[Path], typer.Argument(metavar="RUN_OR_SWEEP_DIR...", help="Folders of finished runs, or folders of those.")
-]
-CompareDir = Annotated[Path, typer.Option("--out", help="Folder; an earlier comparison in it is kept as NAME.1.")]
-Baseline = Annotated[str | None, typer.Option(help="A group's label or a run's folder; default: the first run's.")]
-AllowDifferent = Annotated[
-    list[str] | None, typer.Option(help="Compare although this differs: rounds, task.max_train_examples.")
-]
-SameWithin = Annotated[
-    float | None,
-    typer.Option(
-        help="Also test whether groups are the same as the baseline within this: points, or the metric's unit."
-    ),
 ]
 Rounds = Annotated[int, typer.Option(help="Rounds of each run, at least 2.")]
 Address = Annotated[
@@ -144,29 +132,6 @@ def export(run_dir: FinishedRun, out: Out = None, merge: Merge = False) -> None:
 
         folder = export_run(run_dir, out, merge=merge, progress=screen)
     say_on(console)(f"exported to {folder}")
-
-
-@app.command()
-def compare(
-    folders: Compared,
-    baseline: Baseline = None,
-    out: CompareDir = Path("outputs/compare"),
-    allow_different: AllowDifferent = None,
-    same_within: SameWithin = None,
-    form: Format = "text",
-) -> None:
-    """Compare finished runs: tables, one HTML page and JSON; runs that differ in the seed alone are one group."""
-    from fedpft.report.compare.comparison import compare as compare_runs
-    from fedpft.report.compare.files import write_comparison
-    from fedpft.report.compare.screen import print_comparison
-
-    comparison = compare_runs(folders, baseline, allow_different or (), same_within)
-    console = Console(stderr=form == "json")
-    written = write_comparison(comparison, out, say_on(console))
-    if form == "json":
-        print_json(comparison.as_json())
-    else:
-        print_comparison(console, comparison, written)
 
 
 @cache_app.command("list")

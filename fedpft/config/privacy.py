@@ -59,6 +59,20 @@ class PrivacyConfig:
         return self.kind != "none"
 
 
+def check_strict(federated: FederatedConfig) -> None:
+    """Refuse what must write numbers of single clients into checkpoints, so that a run can go on.
+
+    Raises:
+        ConfigError: a setting that cannot be with `privacy.strict`, and why.
+
+    """
+    why = "with privacy.strict: a checkpoint would hold"
+    sampling, kind = federated.sampling, federated.client.kind
+    allowed = f"any but power_of_choice {why} the clients' losses"
+    require(sampling != "power_of_choice", "federated.sampling", sampling, allowed)
+    require(not federated.client.keeps_state, "federated.client.kind", kind, f"any but scaffold {why} their states")
+
+
 def check_client_level(privacy: PrivacyConfig, federated: FederatedConfig) -> None:
     """Refuse what would break the guarantee: who is drawn, kept and weighed must not depend on others or on data.
 

@@ -14,7 +14,7 @@ from fedpft.config.method import (
     MethodConfig,
     NeuronAlignConfig,
 )
-from fedpft.config.privacy import PrivacyConfig, check_client_level
+from fedpft.config.privacy import PrivacyConfig, check_client_level, check_strict
 from fedpft.config.stop import StopConfig
 from fedpft.config.tracking import TrackingConfig
 
@@ -157,6 +157,8 @@ class Config:
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
         if self.privacy.kind == "client":
             check_client_level(self.privacy, self.federated)
+        if self.privacy.strict:
+            check_strict(self.federated)
 
     @property
     def counts_neurons_on(self) -> Literal["clients", "public"]:

@@ -13,6 +13,7 @@ import numpy as np
 from fedpft.federated.client import ClientPackage, LocalClient
 from fedpft.federated.grouping import groups
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.interrupt import one_line
 from fedpft.tracking.trackers import Tracker
 
 
@@ -130,8 +131,3 @@ def process_peak_memory_bytes() -> int:
     """Return this process' peak resident memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's type and the first line of its message."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # plotly is loaded with the first figure
 
 SIMULATION_ONLY = (
     *("clients", "clients/*", "client_losses", "train_loss", "comm/bytes_up", "comm/bytes_down"),
-    *("dropped", "failures", "retries", "unavailable", "stragglers", "candidates", "counted"),
+    *("dropped", "failures", "retries", "unavailable", "stragglers", "candidates", "adversaries", "counted"),
     *("privacy/num_clipped", "lora/*", "time/actor_utilisation*", "time/fit_seconds"),
     *(
         "client_accuracy*",

@@ -94,7 +94,18 @@ def plot(figure: "Figure", label: str, min_width: int = 0) -> str:
         f'<div class="plot" role="img" aria-label="{escape(label)}" style="{style}">'
         f'<script type="application/json">{data}</script></div>'
     )
-    return scrolling(drawn, label) if min_width else drawn
+    return (scrolling(drawn, label) if min_width else drawn) + _exports(label)
+
+
+def _exports(label: str) -> str:
+    """Return the buttons that save the figure before them: as it is shown, and the numbers in it."""
+    formats = (("svg", "SVG", "image"), ("csv", "CSV", "numbers"))
+    buttons = "".join(
+        f'<button type="button" data-export="{form}" aria-label="save as {title}: {escape(label)}" '
+        f'title="save the {what}">{title}</button>'
+        for form, title, what in formats
+    )
+    return f'<p class="export">{buttons}</p>'
 
 
 def scrolling(content: str, label: str) -> str:

@@ -49,15 +49,96 @@ function choose(select) {
   for (const panel of panels) panel.hidden = panel.dataset.choice !== select.value;
 }
 
+// Saves a figure: what is shown of it, in dark on white, or its numbers, a row for each point.
+async function save(button) {
+  const plot = plotBefore(button), form = button.dataset.export;
+  const name = plot.getAttribute("aria-label").replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
+  const content = form === "svg" ? await asImage(plot) : `data:text/csv;charset=utf-8,${encodeURIComponent(asTable(plot))}`;
+  const link = Object.assign(document.createElement("a"), {href: content, download: `${name}.${form}`});
+  link.click();
+}
+
+function plotBefore(button) {
+  const before = button.parentElement.previousElementSibling;
+  return before.matches(".plot") ? before : before.querySelector(".plot");
+}
+
+function asImage(plot) {
+  const {data, layout} = figures.get(plot);
+  const axis = {gridcolor: "#d0d7de", zerolinecolor: "#d0d7de", linecolor: "#d0d7de", automargin: true};
+  const paper = {font: {color: "#1f2328"}, paper_bgcolor: "#fff", plot_bgcolor: "#fff", xaxis: axis, yaxis: axis};
+  const template = {layout: {...paper, annotationdefaults: {bgcolor: "#fff"}}};
+  const traces = data.filter(trace => !hidden.has(trace.legendgroup));
+  const size = {format: "svg", width: plot.clientWidth, height: plot.clientHeight};
+  return Plotly.toImage({data: traces, layout: {...layout, template}}, size);
+}
+
+function asTable(plot) {
+  const rows = [], columns = new Set(["trace"]);
+  const list = values => values?.length === undefined || typeof values === "string" ? [] : [...values];
+  for (const trace of plot._fullData) {
+    if (trace.visible !== true) continue;
+    const kind = trace.fill === "toself" ? `${trace.name} (band)` : trace.name;
+    const add = (values) => {
+      const row = {trace: kind};
+      for (const [key, value] of Object.entries(values)) {
+        if (value === undefined) continue;
+        columns.add(key);
+        row[key] = value;
+      }
+      rows.push(row);
+    };
+    const [x, y, z] = [trace.x, trace.y, trace.z].map(list);
+    const [more, less] = [trace.error_y?.array, trace.error_y?.arrayminus].map(list);
+    if (z.length) {
+      z.forEach((line, i) => list(line).forEach((value, j) => add({x: x[j] ?? j, y: y[i] ?? i, z: value})));
+    } else {
+      const length = Math.max(x.length, y.length);
+      for (let i = 0; i < length; i++) {
+        add({x: x[i], y: y[i], y_above: more[i], y_below: less[i], text: list(trace.text)[i]});
+      }
+    }
+  }
+  const cell = value => {
+    const text = value === null || value === undefined ? "" : String(value).replaceAll("<br>", " ");
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const names = [...columns];
+  return [names, ...rows.map(row => names.map(name => row[name]))].map(line => line.map(cell).join(",") + "\r\n").join("");
+}
+
+// Fills the table of what differs between the two runs that are chosen.
+function compareTwo(pair) {
+  const [first, second] = [...pair.querySelectorAll("select")].map(select => select.selectedIndex);
+  const rows = [];
+  for (const [name, values] of Object.entries(JSON.parse(pair.querySelector("script").text))) {
+    if (values[first] === values[second]) continue;
+    const row = document.createElement("tr");
+    for (const [tag, text] of [["th", name], ["td", values[first]], ["td", values[second]]]) {
+      row.append(Object.assign(document.createElement(tag), {textContent: text}));
+    }
+    row.firstChild.scope = "row";
+    rows.push(row);
+  }
+  pair.querySelector("tbody").replaceChildren(...rows);
+  pair.querySelector("output").textContent = rows.length ? `${rows.length} differ` : "nothing that they recorded differs";
+}
+
 function show(plots) {
   collect();
   for (const select of document.querySelectorAll("select")) choose(select);
+  for (const pair of document.querySelectorAll(".pair")) compareTwo(pair);
   filter(plots);
 }
 
 document.addEventListener("change", event => {
   if (event.target.matches(".filter input")) filter();
-  if (event.target.matches("select")) { choose(event.target); drawAll(); }
+  if (event.target.matches("[data-pair]")) compareTwo(event.target.closest(".pair"));
+  else if (event.target.matches("select")) { choose(event.target); drawAll(); }
 }, true);
+document.addEventListener("click", event => {
+  const button = event.target.closest("[data-export]");
+  if (button) save(button);
+});
 dark.addEventListener("change", () => drawAll());
 show();

@@ -36,6 +36,7 @@ from fedpft.run.same_fm import check_same_fm
 from fedpft.run.tuning import tune
 from fedpft.storage.checkpoint import FOLDER, Checkpoints, RunCheckpoint
 from fedpft.storage.client_states import ClientStatesOnDisk
+from fedpft.storage.ending import forget_ending, note_ending
 from fedpft.storage.lock import held
 from fedpft.storage.output import (
     PARTITION_FILE,
@@ -128,6 +129,7 @@ def _run(
         else:
             check_same_fm(fm, saved.extra.get("fm", {}), saved.environment, str(own_fm or config.fm.path))
             past = cut_rounds(output_dir, saved.rounds_done)
+            forget_ending(output_dir)
         write_text(output_dir / "config.yaml", dump_config(config))
         if not config.privacy.strict:
             write_json(output_dir / PARTITION_FILE, partition_table(data))
@@ -175,6 +177,7 @@ def _run(
                     without_adapter(outcome.sub_fm).save_pretrained(folder)
             if not config.privacy.strict:
                 save_examples(outcome.tuned_fm, data, output_dir)
+            versions = package_versions()
             memory = {"driver": process_peak_memory_bytes(), "actors": pool.peak_memory_bytes()}
             seconds = time.perf_counter() - start
             result = (
@@ -183,7 +186,8 @@ def _run(
                 | {
                     "peak_memory_bytes": memory,
                     "wall_seconds": seconds,
-                    "versions": package_versions(),
+                    "versions": versions,
+                    "environment": {key: value for key, value in environment.items() if key not in versions},
                 }
             )
             files["result"] = output_dir / "result.json"
@@ -193,8 +197,9 @@ def _run(
             files |= write_page(output_dir)
             tracker.finish(result, files)
             checkpoints.discard()
-        except BaseException:
+        except BaseException as error:
             checkpoints.flush()
+            note_ending(output_dir, config, error)
             tracker.fail()
             raise
     finally:

@@ -4,7 +4,7 @@ import re
 
 from ray.exceptions import RayError, RayTaskError
 
-from fedpft.federated.pool import one_line
+from fedpft.interrupt import one_line
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning)(?:: .*)?")

@@ -17,12 +17,17 @@ from fedpft.storage.whole import written_whole
 ROUNDS_FILE = "rounds.jsonl"
 """A folder with this file holds a run."""
 
-PARTITION_FILE = "partition.json"
 AUDIT_FILE = "audit.json"
+"""What `fedpft audit` measured."""
+
+PARTITION_FILE = "partition.json"
 """Labels of each client's examples, counted; see `data.histogram.partition_table`."""
 
 RUN_FILE = "tracking.json"
 """Who the run is to trackers: `run_id`; and what `fedpft sync` has sent of it."""
+
+ENDED_FILE = "ended.json"
+"""Why a run ended without a result: `kind` (`failed`, `interrupted`), `reason`, `time`."""
 
 _SHOWN_NAMES = 4
 
@@ -50,8 +55,8 @@ RUN = Kind(
     what="run",
     marker=ROUNDS_FILE,
     others=(
-        *("adapter", AUDIT_FILE, "checkpoints", "config.yaml", "examples.safetensors", "export", "fm", PARTITION_FILE),
-        *("report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
+        *("adapter", AUDIT_FILE, "checkpoints", "config.yaml", ENDED_FILE, "examples.safetensors", "export", "fm"),
+        *(PARTITION_FILE, "report.html", "result.json", "sub_fm", "sub_fm_adapter", "wandb"),
         *("csv", "mlflow", "tensorboard", RUN_FILE),
     ),
 )
@@ -193,9 +198,22 @@ def machine() -> dict[str, Any]:
     import torch  # here, so that a command that only looks at folders does not pay for it
 
     return package_versions() | {
+        "CPU": cpu_model(),
         "CPU instructions": torch.backends.cpu.get_cpu_capability(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def cpu_model() -> str:
+    """Return what the processor is called, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    named = (
+        value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == "model name"
+    )
+    return next(filter(None, named), "") or platform.processor() or platform.machine()
 
 
 def package_versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 
 from fedpft.config import Config, ConfigError
 from fedpft.config.tracking import is_web_address
-from fedpft.interrupt import Interrupted
+from fedpft.storage.ending import why_ended
 from fedpft.tracking.trackers import Tracker
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
@@ -57,8 +57,8 @@ def notifying(config: Config, output_dir: Path) -> Iterator[Sequence[Tracker]]:
     try:
         yield (notifier,)
     except BaseException as error:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        notifier.end("interrupted" if stopped else "failed", reason=_reason(error))
+        why = why_ended(error, strict=config.privacy.strict)
+        notifier.end(why["kind"], reason=why["reason"])
         raise
     notifier.end("finished", **notifier.result)
 
@@ -162,8 +162,3 @@ class Notifier:
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it, which knows no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return ": ".join([type(error).__name__, *lines[:1]])

@@ -1,15 +1,20 @@
 """The comparison's page in a real browser, headless, without a network: what it draws, what boxes and lists do."""
 
+import csv
 import html
+import io
 import json
 import re
 import shutil
 import subprocess
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pytest
 
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.files import write_comparison
+from tests.browser import Browser
 from tests.run_folders import run_folder, sweep_folder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -75,6 +80,9 @@ def read(path, *flags):
     found = re.search('<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
     assert found, dom[-2000:]
     return json.loads(html.unescape(found[1]))
+
+
+QUARTER = "fedpft, retained_ratio=0.25"
 
 
 def test_it_opens_without_errors_or_requests_and_draws_its_figures(page):
@@ -189,3 +197,62 @@ def test_a_dark_screen_has_light_text_also_in_figures(page):
     assert (light["back"], light["figure"]) == ("rgb(255, 255, 255)", "#1f2328")
     assert (dark["back"], dark["figure"]) == ("rgb(20, 24, 29)", "#e6edf3")
     assert dark["text"] != light["text"]
+
+
+def test_every_figure_is_saved_as_svg_and_csv_without_a_request(page):
+    script = """
+      const saved = [];
+      HTMLAnchorElement.prototype.click = function () { saved.push([this.download, this.href]); };
+      document.querySelector(".filter input").click();
+      for (const button of document.querySelectorAll("[data-export]")) if (button.offsetParent) button.click();
+      window.saved = saved;
+      return {buttons: [...document.querySelectorAll("[data-export]")].filter(each => each.offsetParent).length, saved};
+    """
+    found = probe(page, script)
+    assert (found["wrong"], found["requests"]) == ([], 0)
+    tables = {name: unquote(place.partition(",")[2]) for name, place in found["saved"] if name.endswith(".csv")}
+    assert len(tables) == found["buttons"] / 2 == 7
+    (curves,) = (list(csv.DictReader(io.StringIO(text))) for name, text in tables.items() if "by-round" in name)
+    assert {row["trace"] for row in curves} == {QUARTER, f"{QUARTER} (band)", "fedot", "fedot (band)"}, "one is hidden"
+    points = [(row["x"], float(row["y"])) for row in curves if row["trace"] == "fedot"]
+    assert points == [("0", 0.25), ("2", pytest.approx(0.79))]
+    (fidelity,) = (list(csv.DictReader(io.StringIO(text))) for name, text in tables.items() if "fidelity" in name)
+    assert {"x", "y", "z"} <= fidelity[0].keys()
+    (prices,) = (list(csv.DictReader(io.StringIO(text))) for name, text in tables.items() if "against" in name)
+    assert {"y_above", "y_below"} <= prices[0].keys()
+
+
+def test_the_saved_image_is_an_svg_of_what_is_shown_dark_on_white(page):
+    script = """
+      HTMLAnchorElement.prototype.click = function () { document.body.dataset.saved = this.href; };
+      document.querySelector('[data-export="svg"]').click()
+    """
+    with Browser() as browser:
+        browser.open(page.as_uri(), dark=True)
+        browser.ask(script)
+        image = unquote(browser.wait("document.body.dataset.saved").partition(",")[2])
+        assert browser.ask("wrong") == []
+    root = ElementTree.fromstring(image)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert int(root.get("width")) > 300
+    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert "round" in texts
+    assert "rgb(31, 35, 40)" in image
+
+
+def test_two_lists_choose_the_runs_whose_differences_are_told(page):
+    script = """
+      const [first, second] = document.querySelectorAll("[data-pair]");
+      const told = () => [...document.querySelectorAll(".pair tbody tr")]
+        .map(row => [...row.children].map(cell => cell.textContent));
+      const before = told();
+      second.selectedIndex = 1; second.dispatchEvent(new Event("change", {bubbles: true}));
+      const seeds = told();
+      second.selectedIndex = 0; second.dispatchEvent(new Event("change", {bubbles: true}));
+      return {before, seeds, same: told(), said: document.querySelector(".pair output").textContent};
+    """
+    found = probe(page, script)
+    assert found["wrong"] == []
+    assert found["before"] == [["method.name", "fedpft", "fedot"], ["method.retained_ratio", "0.5", "0.25"]]
+    assert found["seeds"] == [["seed", "1", "2"]]
+    assert (found["same"], found["said"]) == ([], "nothing that they recorded differs")

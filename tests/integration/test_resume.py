@@ -261,6 +261,7 @@ def test_a_run_whose_last_step_fails_is_finished_when_it_goes_on(settings, strai
     with pytest.raises(ValueError, match="cannot be saved"):
         run(config)
     assert not (tmp_path / "out/result.json").exists()
+    assert json.loads((tmp_path / "out/ended.json").read_text())["reason"] == "ValueError: cannot be saved"
     monkeypatch.undo()
     monkeypatch.setattr("fedpft.federated.driver.Driver.run_round", None)
     go_on(config)

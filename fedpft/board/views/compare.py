@@ -9,8 +9,9 @@ from fedpft.board.views.choice import Choice
 from fedpft.board.views.page import Page, text, wrapped
 from fedpft.config import ConfigError
 from fedpft.report.compare.comparison import Comparison, compare_runs
+from fedpft.report.compare.differences import differences_section, traits
 from fedpft.report.compare.page import comparison_parts
-from fedpft.report.compare.runs import LeftOut
+from fedpft.report.compare.runs import LeftOut, telling_settings
 from fedpft.report.html import note
 
 
@@ -24,10 +25,12 @@ def compare_page(index: Index, choice: Choice) -> Page:
     if chosen is None:
         why = "; ".join(f"{left.folder.name}: {left.reason}" for left in left_out[:5])
         body = note(f"Nothing to compare yet. {why}") if runs else "<p>No run is like that.</p>"
+        body += _two(runs) if choice.run else ""
     else:
         comparison, lost = _compared(chosen, left_out, choice)
         lost += note(f"Only the newest {MAX_RUNS} of {allowed} runs.") if allowed > MAX_RUNS else ""
-        body = "\n".join([_form(choice, comparison, sets, chosen), lost, *comparison_parts(comparison)])
+        apart = _two(runs) if choice.run and len(chosen.runs) < len(runs) else ""
+        body = "\n".join([_form(choice, comparison, sets, chosen), lost, *comparison_parts(comparison), apart])
     return Page(title=title, parts={"report": wrapped("report", body)}, has_figures=True)
 
 
@@ -35,6 +38,15 @@ def compared_runs(index: Index, choice: Choice) -> list[BoardRun]:
     """Return the newest runs that the choice allows, as many as one comparison takes."""
     found = [run for run in index.runs if choice.allows(run)]
     return sorted(found, key=lambda run: -run.written)[:MAX_RUNS]
+
+
+def _two(runs: Sequence[BoardRun]) -> str:
+    """Return what differs between two runs that were chosen, comparable or not; nothing of more."""
+    if len(runs) != 2:
+        return ""
+    known = {run.folder: run.result or {"seed": run.seed} for run in sorted(runs, key=lambda run: run.title)}
+    settings = {run.folder: telling_settings(run.config) for run in runs}
+    return differences_section([(place, traits(settings[place], result, place)) for place, result in known.items()])
 
 
 def _compared(chosen: Set, left_out: Sequence[LeftOut], choice: Choice) -> tuple[Comparison, str]:

@@ -43,8 +43,8 @@ def _now(run: BoardRun) -> Iterator[str]:
     if run.state == "running" and total:
         yield f'<progress class="long" value="{run.round}" max="{total}" aria-label="rounds done"></progress>'
     yield f'<p class="quiet">{text(run.folder)}{_holder(run)}</p>'
-    if run.error:
-        yield f"<p>{text(run.error)}</p>"
+    if run.reason and run.state in ("stopped", "failed"):
+        yield f"<p>It ended: {text(run.reason)}</p>"
     if run.state in ("stopped", "stale", "failed"):
         yield f'<p class="quiet">Go on with: <code>fedpft resume {text(shlex.quote(str(run.folder)))}</code></p>'
 

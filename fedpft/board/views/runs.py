@@ -20,7 +20,7 @@ GLYPHS = {"running": "▶", "finished": "✓", "failed": "✕", "stopped": "■"
 MEANINGS = {
     "running": "a process works on it",
     "stale": "its process is silent: killed, or its machine is gone",
-    "failed": "its last rounds did not count, or its sweep says so",
+    "failed": "it ended with an error, its last rounds did not count, or its sweep says so",
     "stopped": "no process works on it, and it has no result",
     "finished": "it has a result",
 }
@@ -80,7 +80,7 @@ def run_row(run: BoardRun, private: bool, *, pick: bool) -> str:
     name = f'<a href="/run/{run.key}">{text(short)}</a><span class="quiet">{about}</span>'
     name = f'<div class="name">{box * pick}<span>{name}</span></div>'
     cells = {
-        "state": state_mark(run.state),
+        "state": state_mark(run.state, run.reason),
         "round": _round(run),
         "metric": _metric(run),
         "time": _time(run),
@@ -96,10 +96,11 @@ def run_row(run: BoardRun, private: bool, *, pick: bool) -> str:
     return f'<tr id="r-{run.key}" role="row"><th scope="row" role="rowheader">{name}</th>{body}</tr>'
 
 
-def state_mark(state: str) -> str:
-    """Return a state with its sign."""
+def state_mark(state: str, reason: str | None = None) -> str:
+    """Return a state with its sign, and of a run that ended without a result the reason, if there is one."""
     sign = f'<span aria-hidden="true">{GLYPHS[state]}</span>'
-    return f'<span class="state {state}" title="{MEANINGS[state]}">{sign} {state}</span>'
+    why = f'<span class="why quiet">{text(reason)}</span>' if reason and state in ("stopped", "failed") else ""
+    return f'<span class="state {state}" title="{MEANINGS[state]}">{sign} {state}</span>{why}'
 
 
 def spark_line(values: Sequence[float]) -> str:

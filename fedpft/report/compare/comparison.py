@@ -12,7 +12,9 @@ from fedpft.metrics.table import Goal, metric_row
 from fedpft.report.clients import EXPECTED, VIEWS, View
 from fedpft.report.compare.clients import client_spread
 from fedpft.report.compare.costs import AXES, group_costs, pareto_front
+from fedpft.report.compare.effects import Effect, setting_effects
 from fedpft.report.compare.groups import Group, differing_keys, group_runs, require_comparable, short_value
+from fedpft.report.compare.noise import Noise, noise_floor
 from fedpft.report.compare.runs import LeftOut, Run, read_runs
 from fedpft.report.compare.statistics import (
     Difference,
@@ -69,6 +71,16 @@ class Comparison:
         prices = {label: costs[axis] for label, costs in self.costs.items() if axis in costs}
         scores = {label: found.mean for label, found in self.estimates.items()}
         return pareto_front(prices, scores, (AXES[axis].goal, self.goal))
+
+    @property
+    def noise(self) -> Noise | None:
+        """How much the metric varies between seeds; None where too few are finished to tell."""
+        return noise_floor([group.values for group in self.groups], self._group(self.baseline).values)
+
+    @property
+    def effects(self) -> list[Effect] | None:
+        """What each setting of a sweep does; see :func:`setting_effects`."""
+        return setting_effects(self.groups)
 
     @property
     def num_unfinished(self) -> int:
@@ -176,6 +188,8 @@ class Comparison:
             "pareto": {axis: self.front(axis) for axis in self.axes},
             "settings": {key: dict(zip(labels, values, strict=True)) for key, values in self.setting_rows()},
             "same_within": self.same_within,
+            "noise": asdict(noise) if (noise := self.noise) else None,
+            "effects": [asdict(effect) for effect in self.effects or ()],
             "left_out": [{"folder": str(left.folder), "reason": left.reason} for left in self.left_out],
         }
 

@@ -8,6 +8,8 @@ from fedpft.report.clients import VIEWS, View
 from fedpft.report.compare.clients import client_figure
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
+from fedpft.report.compare.differences import differences_section, traits
+from fedpft.report.compare.effects import COLUMNS, MISSING, effect_figure, effect_words, seed_share
 from fedpft.report.compare.figures import (
     MARKERS,
     curve_figure,
@@ -20,6 +22,7 @@ from fedpft.report.compare.figures import (
     spread_figure,
 )
 from fedpft.report.compare.groups import short_key
+from fedpft.report.compare.noise import noise_line
 from fedpft.report.html import choice, details, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
 from fedpft.report.scores import CURVES, metric_title
@@ -68,6 +71,8 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
             f"Paired t-tests against {comparison.baseline} over common seeds; p values by Holm for "
             f"{len(comparison.differences)} comparison(s). Distinguishable: p below 0.05."
         )
+    if noise := comparison.noise:
+        yield paragraph(f"{noise_line(noise, comparison.metric)}.")
     if comparison.num_unfinished:
         yield note(
             f"{comparison.num_unfinished} of the runs are not finished: they have curves, but numbers and verdicts are "
@@ -98,6 +103,7 @@ def _sections(comparison: Comparison) -> Iterator[str]:
     if figure := parallel_figure(comparison):
         width = _MIN_AXIS_WIDTH * len(figure.layout.xaxis.tickvals)
         yield section("Settings and outcome of every run", plot(figure, "parallel coordinates", width))
+    yield _effects(comparison)
     if figure := fidelity_figure(comparison):
         width = _MIN_AXIS_WIDTH * len(comparison.groups) + 60
         about = "After the last round, mean over seeds. A group without a proxy of its own has no column."
@@ -116,6 +122,37 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         cells = ([_name(comparison, label), *map(escape, each)] for label, each in zip(labels, values, strict=True))
         titles = ["group", *(escape(short_key(key)) for key, _ in rows)]
         yield section("Settings that differ", table(titles, cells, "settings that differ", labels))
+    yield _differences(comparison)
+
+
+def _effects(comparison: Comparison) -> str:
+    """Return the section on what each setting does; nothing where runs are no sweep."""
+    effects = comparison.effects
+    title = "Effect of each setting"
+    if effects is None:
+        return section(title, note(MISSING))
+    if not effects:
+        return ""
+    about = (
+        "Share of the metric's variance over finished runs that a setting explains alone (functional ANOVA of random "
+        "forests, by Optuna); what is missing to 100 % are interactions. 95 % intervals: bootstrap over points and "
+        "seeds. Grey: no more than chance gives, the largest share in 19 shuffles. Settings that always change "
+        "together cannot be told apart, and what was searched in a wider range has more effect."
+    )
+    if (seeds := seed_share(comparison.groups)) is not None:
+        about += f" Between seeds of the same settings is {seeds:.0%} of the variance."
+    rows = [[escape(short_key(effect.key)), *effect_words(effect)] for effect in effects]
+    numbers = table(["setting", *COLUMNS], rows, "effect of each setting")
+    return section(title, plot(effect_figure(effects), title), numbers, note(about))
+
+
+def _differences(comparison: Comparison) -> str:
+    """Return the section on two runs, at first one of the baseline and one of the best other group."""
+    groups = sorted(comparison.groups, key=lambda group: group.label != comparison.baseline)
+    runs = [run for group in groups for run in group.runs]
+    second = len(groups[0].runs) if len(groups) > 1 else 1
+    known = [(run.folder, traits(run.settings, run.result, run.folder)) for run in runs]
+    return differences_section(known, (0, second))
 
 
 def _client_section(comparison: Comparison, view: View) -> str:

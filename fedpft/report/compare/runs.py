@@ -16,7 +16,7 @@ from fedpft.config.flat import flat_settings
 from fedpft.config.plugins import adopt
 from fedpft.federated.dropped import why_not_counted
 from fedpft.metrics.table import METRICS
-from fedpft.storage.output import AUDIT_FILE, PARTITION_FILE, ROUNDS_FILE
+from fedpft.storage.output import AUDIT_FILE, ENDED_FILE, PARTITION_FILE, ROUNDS_FILE
 
 NEEDED = ("name", "seed", "method", "metric", "metric_goal", "fm", "untuned_fm", "rounds", "num_eval_examples")
 """Keys of `result.json` without which a run cannot be compared; any other may be missing."""
@@ -86,7 +86,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     left_out: list[LeftOut] = []
     for place in places:
         if not (place / "result.json").exists():
-            left_out.append(LeftOut(place, "not finished: no result.json"))
+            left_out.append(LeftOut(place, f"not finished: {_why_ended(place)}"))
             continue
         run = _read_run(place)
         identity = json.dumps([run.seed, run.settings], sort_keys=True)
@@ -145,6 +145,15 @@ def _read_run(folder: Path) -> Run:
         allow_dropped=config.federated.allow_dropped,
         partition=partition,
     )
+
+
+def _why_ended(folder: Path) -> str:
+    """Return what an unfinished run left as its reason; it may be running, or have been killed, and have none."""
+    try:
+        (found,) = _read_json(folder / ENDED_FILE, whole=True)
+    except ConfigError:
+        return "no result.json"
+    return str(found.get("reason", "no result.json"))
 
 
 def _read_json(path: Path, whole: bool = False) -> list[dict[str, Any]]:

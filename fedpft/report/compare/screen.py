@@ -1,6 +1,6 @@
 """What `fedpft compare` prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -12,7 +12,9 @@ from rich.table import Table
 from fedpft.report.clients import VIEWS
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
+from fedpft.report.compare.effects import COLUMNS, effect_words
 from fedpft.report.compare.groups import short_key
+from fedpft.report.compare.noise import noise_line
 from fedpft.report.scores import metric_title
 
 
@@ -41,13 +43,31 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
         for index, label in enumerate(labels):
             settings.add_row(escape(label), *(escape(values[index]) for _, values in rows))
         console.print(settings)
+    if effects := comparison.effects:
+        told = _table("effect of a setting", *COLUMNS)
+        for effect in effects:
+            told.add_row(short_key(effect.key), *effect_words(effect))
+        console.print(told)
     said = [comparison.verdict(label) for label in labels if label in comparison.differences]
+    if noise := comparison.noise:
+        said.append(noise_line(noise, comparison.metric))
     for line in [*said, *(f"left out: {left.folder}: {left.reason}" for left in comparison.left_out)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()
     for name, path in files.items():
         size = format_bytes(path.stat().st_size)
         console.print(f"{name:<5} {path}  {size}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_differences(console: Console, names: Sequence[str], found: Mapping[str, tuple[str, str]]) -> None:
+    """Print what differs between two runs, a row for each name."""
+    if not found:
+        console.print("nothing that the runs recorded differs")
+        return
+    table = _table("what differs", *names, wraps=True)
+    for name, values in found.items():
+        table.add_row(escape(name), *map(escape, values))
+    console.print(table)
 
 
 def _price(price: str | None, is_optimal: bool) -> str:

@@ -11,6 +11,7 @@ import pytest
 from fedpft.board.history import MAX_POINTS, History
 from fedpft.board.index import Index
 from fedpft.board.state import Sign, is_alive
+from fedpft.board.views.runs import run_row
 from fedpft.config import dump_config, load_config
 from fedpft.report.compare.comparison import compare, compare_runs
 from fedpft.storage.lock import SILENT_SECONDS, held
@@ -63,6 +64,24 @@ def test_a_run_is_what_its_lock_its_result_and_its_last_sign_say(tmp_path):
     assert states(index_of(tmp_path)) == {
         **{state: state for state in ("finished", "running", "stale", "stopped", "failed")}, "begun": "running",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "state"), [("failed", "failed"), ("interrupted", "stopped")])
+def test_a_run_that_left_a_reason_shows_it_until_somebody_goes_on(tmp_path, kind, state):
+    folder = unfinished(tmp_path / "run")
+    (folder / "ended.json").write_text(json.dumps({"kind": kind, "reason": "no <memory>"}))
+    index = index_of(tmp_path)
+    (run,) = index.runs
+    assert (run.state, run.reason) == (state, "no <memory>")
+    assert "no &lt;memory&gt;" in run_row(run, private=False, pick=False)
+    hold(folder)
+    look(index)
+    assert run.state == "running"
+    assert "memory" not in run_row(run, private=False, pick=False)
+    (folder / "ended.json").unlink()
+    (folder / ".lock.json").unlink()
+    look(index)
+    assert (run.state, run.reason) == ("stopped", None)
 
 
 def test_a_real_lock_is_a_running_run_and_its_end_a_stopped_one(tmp_path):

@@ -62,6 +62,14 @@ def test_what_would_break_the_guarantee_is_refused_with_its_reason(setting, key,
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("setting", "found"), [("sampling=power_of_choice", "'power_of_choice'"), ("client.kind=scaffold", "'scaffold'")]
+)
+def test_a_strict_run_keeps_nothing_of_single_clients_in_its_checkpoints(setting, found):
+    with pytest.raises(ConfigError, match=rf"federated.{setting.split('=')[0]}: found {found}, .* a checkpoint would"):
+        load_config(None, ["privacy.strict=true", f"federated.{setting}"])
+
+
 def test_privacy_settings_that_nothing_reads_are_told():
     def lines(*overrides):
         return [line for line in doubtful_settings(load_config(None, overrides)) if "privacy" in line]

@@ -1,5 +1,6 @@
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -62,11 +63,11 @@ def test_the_end_is_told_with_the_result(hook, tmp_path: Path):
 @pytest.mark.parametrize(
     ("error", "event", "reason"),
     [
-        (RunStoppedError("no client came\nmore"), "failed", "RunStoppedError: no client came"),
-        (ConfigError("task.path: found nothing"), "failed", "ConfigError: task.path: found nothing"),
-        (Interrupted(15), "interrupted", "Interrupted: SIGTERM"),
-        (Interrupted(2), "interrupted", "Interrupted: SIGINT"),
-        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (RunStoppedError("no client came\nmore"), "failed", "no client came more"),
+        (ConfigError("task.path: found nothing"), "failed", "task.path: found nothing"),
+        (Interrupted(15), "interrupted", "interrupted (SIGTERM)"),
+        (Interrupted(2), "interrupted", "interrupted (SIGINT)"),
+        (KeyboardInterrupt(), "interrupted", "interrupted (KeyboardInterrupt)"),
     ],
 )
 def test_a_failure_and_a_signal_are_told_with_the_reason_and_go_on_as_they_were(hook, tmp_path, error, event, reason):
@@ -74,6 +75,14 @@ def test_a_failure_and_a_signal_are_told_with_the_reason_and_go_on_as_they_were(
         raise error
     assert raised.value is error
     assert [(post["event"], post["reason"]) for post in hook.posts] == [(event, reason)]
+
+
+def test_a_strict_run_sends_no_message_that_may_quote_data(hook, tmp_path):
+    config = settings(hook.url)
+    config = replace(config, privacy=replace(config.privacy, strict=True))
+    with pytest.raises(ValueError, match="Jane Doe"), notifying(config, tmp_path):
+        raise ValueError("row 7: 'Jane Doe'")
+    assert [(post["event"], post["reason"]) for post in hook.posts] == [("failed", "ValueError")]
 
 
 def test_memory_that_grows_is_told_in_the_round_in_which_it_is_seen(hook, tmp_path, monkeypatch):

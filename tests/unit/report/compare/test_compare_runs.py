@@ -20,6 +20,8 @@ def test_a_folder_of_folders_is_searched_and_a_run_given_twice_counts_once(tmp_p
 def test_what_does_not_count_is_named_with_the_reason(tmp_path):
     good = run_folder(tmp_path / "a")
     (run_folder(tmp_path / "b", seed=2) / "result.json").unlink()
+    (run_folder(tmp_path / "b2/x", seed=2) / "result.json").unlink()
+    (tmp_path / "b2/x/ended.json").write_text(json.dumps({"kind": "failed", "reason": "no memory"}))
     run_folder(tmp_path / "c", "name=other", "pool.actors=2")
     run_folder(tmp_path / "d", seed=3, fm=float("nan"))
     run_folder(tmp_path / "e", seed=4, never_trained=[3])
@@ -28,6 +30,7 @@ def test_what_does_not_count_is_named_with_the_reason(tmp_path):
     assert [run.folder for run in runs] == [good, allowed]
     assert [(left.folder.name, left.reason) for left in left_out] == [
         ("b", "not finished: no result.json"),
+        ("x", "not finished: no memory"),
         ("c", f"same settings and seed as {good}"),
         ("d", "its accuracy is nan"),
         ("e", "never trained: 1 of the clients that were drawn, 3; rounds.jsonl has their failures"),
