@@ -157,6 +157,9 @@ class FederatedConfig:
             allowed = f"one without states, as federated.lora_aggregation = {self.lora_aggregation} gives other factors"
             kept = self.client.keeps_state
             require(not kept, "federated.client.kind", self.client.kind, f"{allowed} in every round")
+            kind, fresh = self.aggregator.kind, not self.aggregator.facts.remembers
+            allowed = f"one without memory, as federated.lora_aggregation = {self.lora_aggregation} gives other factors"
+            require(fresh, "federated.aggregator.kind", kind, f"{allowed} in every round")
         if self.lora_aggregation == "svd":
             allowed = "mean with federated.lora_aggregation = svd, which is itself a mean"
             require(self.aggregator.kind == "mean", "federated.aggregator.kind", self.aggregator.kind, allowed)

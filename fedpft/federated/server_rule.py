@@ -7,6 +7,9 @@
 
 An update is an adapter minus the one that the round began with. Where nothing but the aggregator has a say, the
 aggregate itself is the next adapter, to the last bit.
+
+A round that tunes one of LoRA's factors leaves the other's bits, whatever the server remembers: neither its earlier
+momentum nor a centre of the aggregator's moves it, and what is remembered of it waits for the next round that tunes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,9 +67,10 @@ class ServerRule:
         """Return what clients tune in a round."""
         return tuned_factors(self.lora, round_index)
 
-    def memory(self, arrays: Memory) -> Memory:
-        """Return what the aggregator remembers."""
-        return _part(arrays, _AGGREGATOR)
+    def memory(self, arrays: Memory, plan: RoundPlan) -> Memory:
+        """Return what the aggregator remembers, with zeros for what is not tuned in the round."""
+        part = _part(arrays, _AGGREGATOR)
+        return part if plan.tuned == "all" else self._merged(plan, part, {name: np.zeros(1) for name in part})
 
     def next_adapter(
         self, plan: RoundPlan, aggregate: np.ndarray, memory: Memory, arrays: Memory
@@ -80,18 +84,33 @@ class ServerRule:
             arrays: what was remembered before the round.
 
         """
-        kept = {_AGGREGATOR + name: value for name, value in memory.items()}
-        if not self.server_transforms and self.optimiser is None:
-            return self.rewrite(aggregate), kept
-        update = _apply(self.server_transforms, _update(aggregate, plan), plan.round_index, SERVER)
-        if plan.tuned != "all":
-            update = np.where(tuned_mask(self.layout, plan.tuned), update, 0.0)
-        if self.optimiser is None:
-            return self.rewrite(moved(plan.adapter, update)), kept
-        state = _part(arrays, _OPTIMISER) or self.optimiser.init(plan.adapter)
-        state, adapter = self.optimiser.step(state, plan.adapter, update)
-        kept |= {_OPTIMISER + name: value for name, value in state.items()}
-        return self.rewrite(adapter.astype(np.float32)), kept
+        made = {"adapter": aggregate, **{_AGGREGATOR + name: value for name, value in memory.items()}}
+        before = {**arrays, "adapter": plan.adapter}
+        if self.server_transforms or self.optimiser is not None:
+            update = _apply(self.server_transforms, _update(aggregate, plan), plan.round_index, SERVER)
+            if plan.tuned != "all":
+                update = np.where(tuned_mask(self.layout, plan.tuned), update, 0.0)
+            made["adapter"] = moved(plan.adapter, update)
+        if self.optimiser is not None:
+            state = _part(arrays, _OPTIMISER) or self.optimiser.init(plan.adapter)
+            before |= {_OPTIMISER + name: value for name, value in state.items()}
+            state, adapter = self.optimiser.step(state, plan.adapter, update)
+            made |= {_OPTIMISER + name: value for name, value in state.items()}
+            made["adapter"] = adapter.astype(np.float32)
+        kept = dict(self._merged(plan, made, before))
+        return self.rewrite(kept.pop("adapter")), kept
+
+    def _merged(self, plan: RoundPlan, made: Memory, before: Memory) -> Memory:
+        """Return arrays as a round made them, of those like an adapter only what it tunes: the rest is as before it."""
+        if plan.tuned == "all":
+            return made
+        tuned, shape = tuned_mask(self.layout, plan.tuned), plan.adapter.shape
+        like_adapter = {
+            name: np.where(tuned, value, before[name])
+            for name, value in made.items()
+            if value.shape == shape and name in before
+        }
+        return {**made, **like_adapter}
 
 
 def server_rule(config: FederatedConfig, layout: AdapterLayout) -> ServerRule:

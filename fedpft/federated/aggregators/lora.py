@@ -7,7 +7,8 @@
     alternate   clients tune B in odd rounds, A in even ones: exact in each (RoLoRA, Chen et al. 2024)
 
 The adapter keeps its rank in every case. With `fedsvd` A spans the same space in all rounds, the one it began with:
-what changes is how B's numbers weigh. Legend: `r` rank, `n` clients, `P` numbers of the adapter.
+what changes is how B's numbers weigh. Clients compute the gradients of a factor that they do not tune, too, and their
+FLOPs say so: it is about 1 % of a step. Legend: `r` rank, `n` clients, `P` numbers of the adapter.
 """
 
 import math

@@ -151,6 +151,7 @@ def test_the_plan_says_what_an_aggregator_holds_that_needs_all_updates(settings,
         ({"lora_aggregation": "svd", "server.kind": "adam"}, "federated.server.kind"),
         ({"lora_aggregation": "fedsvd", "server.lr": 0.5}, "federated.server.kind"),
         ({"lora_aggregation": "fedsvd", "client.kind": "scaffold"}, "federated.client.kind"),
+        ({"lora_aggregation": "fedsvd", "aggregator.kind": "centered_clipping"}, "federated.aggregator.kind"),
     ],
 )
 def test_what_has_no_meaning_together_is_refused(settings, key):
