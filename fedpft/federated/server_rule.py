@@ -21,7 +21,7 @@ import numpy as np
 
 from fedpft.config import FederatedConfig, LoraAggregation, ServerOptimiserConfig
 from fedpft.federated.aggregators.base import Aggregator, Memory, moved
-from fedpft.federated.aggregators.lora import MeanOfProducts, factor_pairs, num_sent, orthonormal, tuned_factors
+from fedpft.federated.aggregators.lora import MeanOfProducts, factor_pairs, orthonormal, tuned_factors
 from fedpft.federated.aggregators.mean import Mean
 from fedpft.federated.aggregators.table import make_aggregator
 from fedpft.federated.messages import RoundPlan
@@ -70,7 +70,7 @@ class ServerRule:
     def memory(self, arrays: Memory, plan: RoundPlan) -> Memory:
         """Return what the aggregator remembers, with zeros for what is not tuned in the round."""
         part = _part(arrays, _AGGREGATOR)
-        return part if plan.tuned == "all" else self._merged(plan, part, {name: np.zeros(1) for name in part})
+        return self._merged(plan, part, {name: np.zeros(1) for name in part})
 
     def next_adapter(
         self, plan: RoundPlan, aggregate: np.ndarray, memory: Memory, arrays: Memory
@@ -102,7 +102,7 @@ class ServerRule:
 
     def _merged(self, plan: RoundPlan, made: Memory, before: Memory) -> Memory:
         """Return arrays as a round made them, of those like an adapter only what it tunes: the rest is as before it."""
-        if plan.tuned == "all":
+        if plan.tuned == "all" or not self.layout:
             return made
         tuned, shape = tuned_mask(self.layout, plan.tuned), plan.adapter.shape
         like_adapter = {
@@ -135,19 +135,6 @@ def server_rule(config: FederatedConfig, layout: AdapterLayout) -> ServerRule:
         compares_products=config.aggregator.kind == "mean",
         rewrite=partial(orthonormal, pairs=pairs if kind == "fedsvd" else ()),
     )
-
-
-def traffic(config: FederatedConfig, layout: AdapterLayout) -> dict[str, int]:
-    """Return the bytes of a client's round, on average over two rounds, of which the second may tune other factors.
-
-    A client that keeps a state gets it and the server's with every adapter, but for its first round, and sends its own.
-    The round after a neuron-level alignment also sends the re-aligned FFNs down, many times an adapter: see
-    `comm/bytes_down` of each round.
-    """
-    sent = [num_sent(config.lora_aggregation, layout, round_index) for round_index in (1, 2)]
-    up, down = (4 * sum(numbers) // 2 for numbers in zip(*sent, strict=True))
-    state = 4 * len(head_mask(layout)) if config.client.keeps_state else 0
-    return {"bytes_up_per_client_round": up + state, "bytes_down_per_client_round": down + 2 * state}
 
 
 def held_by_server(config: FederatedConfig, layout: AdapterLayout) -> dict[str, int]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from fedpft.config import LoraAggregation
 from fedpft.federated.aggregators.base import Memory
-from fedpft.models.lora import AdapterLayout, Factors, tuned_mask
+from fedpft.models.lora import AdapterLayout, Factors
 
 MOST_PRODUCT_BYTES = 2**30
 """Of the products of all modules together; above it nobody measures how far the aggregate is from their mean."""
@@ -60,16 +60,6 @@ def tuned_factors(kind: LoraAggregation, round_index: int) -> Factors:
     if kind == "alternate":
         return "B" if round_index % 2 else "A"
     return "all"
-
-
-def num_sent(kind: LoraAggregation, layout: AdapterLayout, round_index: int) -> tuple[int, int]:
-    """Return how many numbers a client must send up and be sent down in a round.
-
-    Up goes what it tuned. Down goes all, for one that was not there in the round before, but what never changes.
-    """
-    size = sum(math.prod(shape) for _, shape in layout)
-    up = int(tuned_mask(layout, tuned_factors(kind, round_index)).sum()) if layout else size
-    return up, up if kind == "ffa" else size
 
 
 def orthonormal(adapter: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
