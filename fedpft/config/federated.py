@@ -145,6 +145,13 @@ class FederatedConfig:
         return self.num_clients if self.sampling == "full" else self.clients_per_round
 
     @property
+    def expected_clients(self) -> float:
+        """How many different clients a round draws on average; with `md` for clients of equal size, the most."""
+        if self.sampling != "md":
+            return self.cohort_size
+        return self.num_clients * (1 - (1 - 1 / self.num_clients) ** self.clients_per_round)
+
+    @property
     def drawn_candidates(self) -> int:
         """How many candidates `power_of_choice` draws for a round."""
         return self.num_candidates or min(2 * self.clients_per_round, self.num_clients)
