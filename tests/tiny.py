@@ -23,8 +23,8 @@ from transformers import (
 from fedpft.config import LoraConfig
 from fedpft.data.collate import TextCollator
 from fedpft.data.partition import Partition
-from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import LocalSettings
+from fedpft.federated.package import ClientPackage
 from fedpft.models.ffn import FFN_LOCATIONS
 from fedpft.models.loading import Modality
 from fedpft.models.lora import AdaptedModel, attach_lora

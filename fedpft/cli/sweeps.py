@@ -79,10 +79,11 @@ def sweep(
 def suite(
     suite_path: SuitePath, overrides: SuiteOverrides = None, form: SuiteFormat = "text", dry_run: SuiteDryRun = False
 ) -> None:
-    """Run the cells of a table that are not finished, and print it; exit code 1 if a cell failed."""
+    """Run the cells of a table that are not finished, print it and write suite.html; exit code 1 if a cell failed."""
     settings = load_suite(suite_path, overrides or [])
     trials = suite_trials(settings)
     from fedpft.report.suite import suite_numbers, suite_table
+    from fedpft.report.suite_page import PAGE_FILE, suite_page
     from fedpft.report.sweep import SweepScreen, print_trials
 
     errors: dict[str, str | None] = {}
@@ -99,6 +100,10 @@ def suite(
             say_on(progress)(f"{name} failed: {error}")
     rows, columns = ([head.label for head in heads] for heads in (settings.rows, settings.columns))
     cells = table_of(settings)
+    if not dry_run and any(cell.values for row in cells for cell in row):
+        page = Path(settings.output_dir) / PAGE_FILE
+        page.write_text(suite_page(settings.title, rows, columns, cells, settings.numeric_setting), encoding="utf-8")
+        say_on(progress)(f"page     {page}")
     if form == "json":
         print_json({"title": settings.title, "rows": rows, "columns": columns, "cells": suite_numbers(cells)})
     else:

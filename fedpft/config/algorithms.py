@@ -23,6 +23,8 @@ class AggregatorFacts:
     """Whether it needs all updates at once; else what it holds does not grow with the cohort."""
     weighs: bool = False
     """Whether updates have weights (`federated.aggregation`)."""
+    remembers: bool = False
+    """Whether it has an adapter's numbers in mind from round to round."""
 
     def fewest(self, num_byzantine: int) -> int:
         """Return how many updates it needs."""
@@ -38,7 +40,7 @@ AGGREGATORS: Mapping[str, AggregatorFacts] = {
     "bulyan": AggregatorFacts(4, 3),
     "geometric_median": AggregatorFacts(2, 1, reads=("num_byzantine", "iterations", "smoothing")),
     "norm_bound": AggregatorFacts(reads=("norm",), is_stacked=False),
-    "centered_clipping": AggregatorFacts(2, 1, reads=("num_byzantine", "norm", "iterations")),
+    "centered_clipping": AggregatorFacts(2, 1, reads=("num_byzantine", "norm", "iterations"), remembers=True),
 }
 """`federated.aggregator.kind` -> what is known of it."""
 

@@ -87,6 +87,13 @@ def _of_the_server_rule(federated: FederatedConfig) -> list[str]:
             f"federated.aggregator.kind = {aggregator.kind} ignores example counts, which a bad client could invent: "
             "federated.aggregation has no effect"
         )
+    is_random = federated.sampling in ("md", "poisson") and aggregator.min_updates > 1
+    if is_random and aggregator.min_updates >= federated.expected_clients:
+        lines.append(
+            f"federated.sampling = {federated.sampling} draws {federated.expected_clients:.3g} different clients on "
+            f"average: a round with fewer than the {aggregator.min_updates} that federated.aggregator.kind = "
+            f"{aggregator.kind} needs does not count"
+        )
     if aggregator.kind in ("trimmed_mean", "krum", "multi_krum", "bulyan") and aggregator.num_byzantine == 0:
         lines.append(f"federated.aggregator.num_byzantine = 0: {aggregator.kind} withstands no bad client")
     if federated.client.base == "sgd" and not federated.client.is_own and federated.lr == FederatedConfig().lr:

@@ -145,6 +145,13 @@ class FederatedConfig:
         return self.num_clients if self.sampling == "full" else self.clients_per_round
 
     @property
+    def expected_clients(self) -> float:
+        """How many different clients a round draws on average; with `md` for clients of equal size, the most."""
+        if self.sampling != "md":
+            return self.cohort_size
+        return self.num_clients * (1 - (1 - 1 / self.num_clients) ** self.clients_per_round)
+
+    @property
     def drawn_candidates(self) -> int:
         """How many candidates `power_of_choice` draws for a round."""
         return self.num_candidates or min(2 * self.clients_per_round, self.num_clients)
@@ -157,6 +164,9 @@ class FederatedConfig:
             allowed = f"one without states, as federated.lora_aggregation = {self.lora_aggregation} gives other factors"
             kept = self.client.keeps_state
             require(not kept, "federated.client.kind", self.client.kind, f"{allowed} in every round")
+            kind, fresh = self.aggregator.kind, not self.aggregator.facts.remembers
+            allowed = f"one without memory, as federated.lora_aggregation = {self.lora_aggregation} gives other factors"
+            require(fresh, "federated.aggregator.kind", kind, f"{allowed} in every round")
         if self.lora_aggregation == "svd":
             allowed = "mean with federated.lora_aggregation = svd, which is itself a mean"
             require(self.aggregator.kind == "mean", "federated.aggregator.kind", self.aggregator.kind, allowed)

@@ -61,6 +61,9 @@ class LoraConfig:
 
     rank: int = 8
     """Inner size of the two matrices, r."""
+    ranks: tuple[int, ...] = ()
+    """Of the clients, none above `rank`: dealt out in turn in an order that the clients' seed draws, so [8, 2, 2] gives
+    a third of them 8; empty: `rank` for all. Needs `federated.lora_aggregation: svd`."""
     lora_alpha: int = 48
     """Their product is multiplied by `lora_alpha / rank`."""
     dropout: float = 0.1
@@ -70,6 +73,8 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         require_positive("lora", self, "rank", "lora_alpha")
+        ok = all(1 <= rank <= self.rank for rank in self.ranks)
+        require(ok, "lora.ranks", list(self.ranks), f"integers from 1 to lora.rank = {self.rank}")
         require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a fraction in [0, 1)")
 
 

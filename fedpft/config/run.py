@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal, Union
 
+from fedpft.config.adversary import ON_DATA
 from fedpft.config.checks import require, require_gpus, require_nameable, require_non_negative, require_positive
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
@@ -155,6 +156,7 @@ class Config:
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
+        self._check_ranks()
         if self.privacy.kind == "client":
             check_client_level(self.privacy, self.federated)
         if self.privacy.strict:
@@ -179,6 +181,14 @@ class Config:
     def shown(self) -> "Config":
         """Return the settings as a tracker or a screen may show them: without secrets in addresses."""
         return replace(self, tracking=self.tracking.shown())
+
+    def _check_ranks(self) -> None:
+        found, federated = list(self.lora.ranks), self.federated
+        allowed = "none, or federated.lora_aggregation = svd: of factors of several ranks only products have a mean"
+        require(not found or federated.lora_aggregation == "svd", "lora.ranks", found, allowed)
+        kind = federated.adversary.kind
+        allowed = f"none with federated.adversary.kind = {kind}, whose updates are of the whole adapter"
+        require(not found or kind in ("none", *ON_DATA), "lora.ranks", found, allowed)
 
     def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig]:
         """Return the alignments that descend, by their sections."""

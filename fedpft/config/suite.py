@@ -88,6 +88,16 @@ class SuiteConfig:
         self.sweep  # noqa: B018 - checks what they share
 
     @property
+    def numeric_setting(self) -> tuple[str, list[float]] | None:
+        """The first setting that has another number in every column, and these numbers; None: there is none."""
+        for key in self.columns[0].set:
+            values = [column.set.get(key) for column in self.columns]
+            numbers = [float(value) for value in values if isinstance(value, int | float) and value is not True]
+            if len(numbers) == len(set(numbers)) == len(values) > 1:
+                return key, numbers
+        return None
+
+    @property
     def sweep(self) -> SweepConfig:
         """How the cells are run."""
         names = ("name", "base", "run", "seeds", "max_concurrent", "max_retries", "driver_cpus", "driver_gpus")

@@ -55,7 +55,7 @@ class Aggregation:
         self._early: dict[int, ClientUpdate | None] = {}
         self._plan, self._rule, self._arrays = plan, rule or ServerRule(), arrays
         self._products = products_of(self._rule.layout) if self._rule.compares_products else None
-        self._state = self._rule.aggregator.init(plan.adapter, len(order), self._rule.memory(arrays))
+        self._state = self._rule.aggregator.init(plan.adapter, len(order), self._rule.memory(arrays, plan))
 
     @property
     def num_held(self) -> int:

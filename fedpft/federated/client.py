@@ -12,56 +12,39 @@ up takes no part any more. One client alone is the case of one.
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import lightning as L
 import numpy as np
 import psutil
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from fedpft.data.collate import prepared_rows
-from fedpft.data.partition import Partition
-from fedpft.federated.client_steps.base import ClientStep, Start, clip_norms
+from fedpft.federated.client_steps.base import ClientStep, End, Start
 from fedpft.federated.client_steps.table import client_step
 from fedpft.federated.grouping import by_shape
 from fedpft.federated.local_batches import Batch, batches
 from fedpft.federated.local_schedule import rate_factors
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.federated.memory import GpuPeak, is_out_of_memory
-from fedpft.federated.messages import Arrays, ClientUpdate, LocalSettings, RoundPlan
-from fedpft.federated.step_costs import StepCosts
+from fedpft.federated.messages import Arrays, ClientUpdate, RoundPlan
+from fedpft.federated.package import ClientPackage
 from fedpft.federated.throughput import Throughput
 from fedpft.federated.turns import Group, Turn
-from fedpft.models.activations import InactivityCounter
+from fedpft.models.activations import ActivationCounts, InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
+from fedpft.models.lora import adapter_layout, rank_mask
 from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
-from fedpft.models.weights import PackedModel, replace_weights, unpack_model
+from fedpft.models.weights import replace_weights, unpack_model
 from fedpft.seeding import derive_seed, isolated_torch_rng
 from fedpft.trainer import hush_lightning
 
 FREE_RAM_SHARE = 0.25
 """Of the RAM that is free, for what clients that train together keep for the backward pass: others want some, too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientPackage:
-    """What every place needs before the first round; broadcast once."""
-
-    proxy: PackedModel
-    watched_layers: tuple[int, ...]
-    """FFNs whose activations are counted when a plan asks for it: the compressed ones."""
-    train: Dataset
-    partition: Partition
-    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
-    settings: LocalSettings
-    step_costs: StepCosts | None = None
-    """For the client's own account of what it spent; None: there is none."""
 
 
 class LocalClient:
@@ -82,6 +65,10 @@ class LocalClient:
         self._module = module
         self._adapter = FlatAdapter(module.proxy)
         self._proxys_own = self._adapter.values[0].clone()
+        layout = adapter_layout(module.proxy)
+        ranks = set(package.ranks.values())
+        self._of_rank = {rank: self._adapter.row_of(rank_mask(layout, rank)) for rank in ranks}
+        """Rank -> row of what a client of this rank has."""
         prepare_for_many(module.proxy)
         self._throughput = Throughput(is_to_learn=self._keeps_bits and package.settings.clients_per_batch == "auto")
         self._is_for_one = False
@@ -128,6 +115,8 @@ class LocalClient:
         first = self._row_sent(plan)
         self._adapter.fill(first)
         turns = self._turns(plan, first, client_ids)
+        for row, turn in enumerate(turns) if self._of_rank else ():
+            self._adapter.values[row] = turn.start.adapter
         module.train()
         gpu_peak = GpuPeak(module, self._fabric.device)
         with ExitStack() as stack:
@@ -153,29 +142,40 @@ class LocalClient:
             rule.end(turn.start, self._adapter.values[row], [memory[row] for memory in group.memory], turn.factors)
             for row, turn in enumerate(turns)
         ]
-        losses = [float(turn.loss_sum) for turn in turns]  # here the CPU waits for the GPU, not in every step
+        for turn in turns:
+            turn.loss_sum = float(turn.loss_sum)  # here the CPU waits for the GPU, not in every step
         rest = (time.perf_counter() - start - sum(turn.seconds for turn in turns)) / len(turns)
+        peaks = gpu_peak.metrics(len(turns))
         return [
-            ClientUpdate(
-                client_id=turn.client_id,
-                num_examples=turn.num_examples,
-                adapter=self._adapter.vector_of(end.adapter, plan.tuned),
-                state={name: self._adapter.vector_of(values) for name, values in end.own.items()},
-                metrics={
-                    "loss": losses[row] / (turn.num_examples * settings.num_epochs),
-                    "seconds": turn.seconds + rest,
-                    **(
-                        {"flops": turn.flops, "memory_bytes": turn.memory_bytes}
-                        if self._package.step_costs is not None
-                        else {}
-                    ),
-                    **gpu_peak.metrics(len(turns)),
-                },
-                counts=None if group.counter is None else group.counter.counts(row),
-                actor=self._name,
-            )
+            self._update(plan, turn, end, None if group.counter is None else group.counter.counts(row), rest, peaks)
             for row, (turn, end) in enumerate(zip(turns, ends, strict=True))
         ]
+
+    def _update(
+        self,
+        plan: RoundPlan,
+        turn: Turn,
+        end: End,
+        counts: ActivationCounts | None,
+        rest: float,
+        peaks: Mapping[str, float],
+    ) -> ClientUpdate:
+        """Return what one client sends; `rest` is its part of the seconds between the steps."""
+        spent = {"flops": turn.flops, "memory_bytes": turn.memory_bytes}
+        return ClientUpdate(
+            client_id=turn.client_id,
+            num_examples=turn.num_examples,
+            adapter=self._adapter.vector_of(self._cut(end.adapter, turn.client_id), plan.tuned),
+            state={name: self._adapter.vector_of(array) for name, array in end.own.items()},
+            metrics={
+                "loss": float(turn.loss_sum) / (turn.num_examples * self._settings.num_epochs),
+                "seconds": turn.seconds + rest,
+                **({} if self._package.step_costs is None else spent),
+                **peaks,
+            },
+            counts=counts,
+            actor=self._name,
+        )
 
     def _train_side_by_side(self, group: Group) -> bool:
         """Let every client that has another batch train on it; return whether one had."""
@@ -193,7 +193,9 @@ class LocalClient:
                 seconds = time.perf_counter() - start
                 self._throughput.note(batch, len(together), seconds)
                 for row, loss in zip(together, losses, strict=True):
-                    self._account(group.turns[row], shapes[row], loss, seconds / len(together) + reading)
+                    group.turns[row].account(
+                        shapes[row], loss, seconds / len(together) + reading, self._package.step_costs
+                    )
         self._together = None
         return bool(found)
 
@@ -217,29 +219,17 @@ class LocalClient:
             losses = self._module.training_step(batch, 0)
         if group.sums is None:
             self._fabric.backward(losses.sum())
-            self._step(group, clients, gradients)
+            group.step(self._adapter.values, clients, gradients, self._settings.max_grad_norm)
         else:
             shares = torch.tensor([batch.share for batch in batches], device=losses.device)
             self._fabric.backward((losses.reshape(-1) * shares).sum())
             group.sums[list(clients)] += gradients
             due = [client for client, batch in zip(clients, batches, strict=True) if batch.ends_step]
             if due:
-                self._step(group, due, group.sums[due])
+                group.step(self._adapter.values, due, group.sums[due], self._settings.max_grad_norm)
                 group.sums[due] = 0
         gradients.zero_()
         return losses.detach().reshape(-1).double()
-
-    def _step(self, group: Group, clients: Sequence[int], gradients: Tensor) -> None:
-        """Let some clients make a step with their gradients, (clients, ...), which are changed."""
-        values, rule, alike = self._adapter.values, group.rule, list(group.alike(clients))
-        for own, which, *_ in alike:
-            rule.add_own(values[own], gradients[which], [memory[own] for memory in group.memory])
-        # what is not finite is refused by the driver, who knows the round and the client
-        clip_norms(gradients, group.segments, self._settings.max_grad_norm)
-        for own, which, steps_done, factor in alike:
-            rule(values[own], gradients[which], [memory[own] for memory in group.memory], steps_done, factor)
-        for client in clients:
-            group.turns[client].steps_done += 1
 
     @property
     def _keeps_bits(self) -> bool:
@@ -256,16 +246,22 @@ class LocalClient:
             return self._adapter.row_of(plan.adapter)
         return self._adapter.row_of(plan.adapter, plan.tuned, self._proxys_own)
 
+    def _cut(self, row: Tensor, client_id: int) -> Tensor:
+        """Return a row with zeros beyond the client's rank, where training leaves them: no gradient gets there."""
+        rank = self._package.ranks.get(client_id)
+        return row if rank is None else torch.where(self._of_rank[rank] > 0, row, 0.0)
+
     def _turns(self, plan: RoundPlan, adapter: Tensor, client_ids: Sequence[int]) -> list[Turn]:
         shared, turns = self._rows(plan.shared), []
         for client_id in client_ids:
             shard, settings = self._package.partition.shard(client_id), self._settings
+            own = self._rows(plan.states.get(client_id, {}))
             turn = Turn(
                 client_id=client_id,
                 num_examples=len(shard),
                 batches=self._batches_of(plan.round_index, client_id),
                 seed=derive_seed(settings.seed, "local", plan.round_index, client_id),
-                start=Start(adapter=adapter, shared=shared, own=self._rows(plan.states.get(client_id, {}))),
+                start=Start(adapter=self._cut(adapter, client_id), shared=shared, own=own),
                 factors=rate_factors(settings.client, settings.num_steps(len(shard))),
             )
             turns.append(turn)
@@ -281,13 +277,6 @@ class LocalClient:
 
     def _rows(self, arrays: Arrays) -> dict[str, Tensor]:
         return {name: self._adapter.row_of(array) for name, array in arrays.items()}
-
-    def _account(self, turn: Turn, batch: Mapping[str, Tensor], loss: Tensor, seconds: float) -> None:
-        turn.loss_sum = turn.loss_sum + loss * len(batch["labels"])
-        turn.seconds += seconds
-        if (costs := self._package.step_costs) is not None:
-            turn.flops += costs.flops(batch)
-            turn.memory_bytes = max(turn.memory_bytes, costs.memory_bytes(batch))
 
     def _most_by_memory(self, batch: Mapping[str, Tensor], wanted: int) -> int | None:
         """Return for how many clients there is RAM; None: it is not known, or not asked."""

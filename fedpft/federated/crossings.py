@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import ClientFailure, ClientUpdate, LocalSettings, RoundPlan
+from fedpft.federated.package import ClientPackage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,19 +36,20 @@ import numpy as np
 from fedpft.config import FederatedConfig
 from fedpft.data.partition import Partition
 from fedpft.federated.adversary.clients import Adversaries
-from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
+from fedpft.federated.aggregate import Aggregation, in_client_order
 from fedpft.federated.check import check
 from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.exchange import Exchange
 from fedpft.federated.memory import MemoryWatchdog
-from fedpft.federated.messages import ClientFailure, ClientReport, ClientUpdate, RoundPlan
+from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.private_aggregation import PrivateAggregation
 from fedpft.federated.reticence import without_reason
+from fedpft.federated.round_record import client_row, round_record, why_stopped
 from fedpft.federated.sampling import Attendance, Cohort, draw_attendance, longest_first, round_lr
 from fedpft.federated.server_rule import ServerRule
-from fedpft.federated.spending import actor_utilisation, add_round, clients_spent
+from fedpft.federated.spending import actor_utilisation, add_round
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
 from fedpft.metrics.table import Goal, is_better
@@ -163,7 +164,8 @@ class Driver:
         else:
             adapter, arrays = state.adapter, state.arrays
             self.exchange.forget(round_index)
-        record = self._record(plan, attendance, aggregation, failures, state, counted)
+        record = self._record(plan, attendance, aggregation, failures, state)
+        record |= {} if counted else {"counted": False}
         record |= actor_utilisation(aggregation.reports, self.pool.num_actors, fit_seconds)
         pending_bytes = 0 if attendance.cohort else state.pending_bytes
         uncounted_rounds = 0 if aggregation.reports and is_good else state.uncounted_rounds + (not is_good)
@@ -197,13 +199,13 @@ class Driver:
         state = replace(state, spent=add_round(state.spent, record))
         self.tracker.log_round(record)
         if aggregation.reports:
-            rows = [_client_row(report) for report in in_client_order(aggregation.reports)]
+            rows = [client_row(report) for report in in_client_order(aggregation.reports)]
             self.tracker.log_clients(round_index, rows)
         self.observer.round_finished(record)
         # 8. checkpoint
         self.checkpoint(state)
         if not is_good and state.uncounted_rounds >= min(MAX_UNCOUNTED_ROUNDS, self.config.rounds):
-            raise RunStoppedError(self._why_stopped(state, record))
+            raise RunStoppedError(why_stopped(self.config, self.rule.min_updates, state.uncounted_rounds, record))
         return state
 
     def _draw(self, state: ServerState, round_index: int) -> Attendance:
@@ -284,51 +286,17 @@ class Driver:
         plan: RoundPlan,
         attendance: Attendance,
         aggregation: Aggregation,
-        failures: list[ClientFailure],
+        failures: Sequence[ClientFailure],
         state: ServerState,
-        counted: bool,
     ) -> dict[str, Any]:
-        """Return the round's line; what is out of the ordinary has a key only when it happened."""
-        reports = in_client_order(aggregation.reports)
-        clients = [report.client_id for report in reports]
-        unusual = {
-            "dropped": sorted(set(attendance.cohort) - set(clients)),
-            "failures": [str(failure) for failure in failures],
-            "retries": sum(r.attempts - 1 for r in reports) + sum(f.attempts - 1 for f in failures),
-            "unavailable": list(attendance.unavailable),
-            "stragglers": list(attendance.stragglers),
-            "candidates": list(attendance.candidates),
-            "adversaries": sorted(self.adversaries.clients & set(clients)) if self.adversaries else [],
-        }
-        return {
-            "round": plan.round_index,
-            "clients": clients,
-            "train_loss": mean_loss(reports) if reports else None,
-            "client_losses": [report.metrics["loss"] for report in reports],
-            "lr": plan.lr,
-            "comm/bytes_up": aggregation.num_bytes,
-            "comm/bytes_down": self.exchange.bytes_down(plan, attendance.cohort)
-            + len(attendance.cohort) * state.pending_bytes,
-            "proxy_version": state.proxy_version,
-            **clients_spent(reports),
-            **({} if aggregation.product_error is None else {"lora/product_error": aggregation.product_error}),
-            **{key: value for key, value in unusual.items() if value},
-            **({} if counted else {"counted": False}),
-        }
+        adversaries = self.adversaries.clients if self.adversaries else ()
+        bytes_down = self.exchange.bytes_down(plan, attendance.cohort) + len(attendance.cohort) * state.pending_bytes
+        record = round_record(plan, attendance, aggregation, failures, adversaries)
+        return {**record, "comm/bytes_down": bytes_down, "proxy_version": state.proxy_version}
 
     @property
     def _fewest_updates(self) -> int:
         return max(self.config.min_clients, self.rule.min_updates)
-
-    def _why_stopped(self, state: ServerState, record: Mapping[str, Any]) -> str:
-        found = f"the last one, round {state.rounds_done}, has {len(record['clients'])} good updates"
-        absent = [f"{len(record[key])} {key}" for key in ("dropped", "unavailable", "stragglers") if key in record]
-        allowed = f"federated.min_clients = {self.config.min_clients}"
-        if self.rule.min_updates > self.config.min_clients:
-            kind = self.config.aggregator.kind
-            allowed = f"the {self.rule.min_updates} that federated.aggregator.kind = {kind} needs"
-        why = "; ".join([", ".join([found, *absent]), allowed, *record.get("failures", [])[-1:]])
-        return f"{state.uncounted_rounds} rounds in a row did not count: {why}"
 
 
 def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any], goal: Goal) -> ServerState:
@@ -336,13 +304,3 @@ def _with_evaluation(state: ServerState, evaluation: Mapping[str, Any], goal: Go
     values = {name: evaluation[name] for name in ("fm", "sub_fm") if name in evaluation}
     best = {"round": state.rounds_done, **values} if is_best else state.best
     return replace(state, last_evaluation=evaluation, best=best)
-
-
-def _client_row(report: ClientReport) -> dict[str, Any]:
-    return {
-        "client_id": report.client_id,
-        "num_examples": report.num_examples,
-        "loss": report.metrics["loss"],
-        "seconds": report.metrics["seconds"],
-        "actor": report.actor,
-    }

@@ -1,56 +1,30 @@
-"""From the run's settings, proxy and data to what every place that plays clients is given."""
+"""What every place that plays clients is given before the first round: the proxy and the data, nothing of the FM."""
 
-from fedpft.config import Config
-from fedpft.data.datamodule import FederatedData
-from fedpft.federated.adversary.clients import Adversaries
-from fedpft.federated.adversary.poison import poisoned
-from fedpft.federated.client import ClientPackage
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+
+from fedpft.data.partition import Partition
 from fedpft.federated.messages import LocalSettings
 from fedpft.federated.step_costs import StepCosts
-from fedpft.methods.base import Proxy
-from fedpft.models.weights import pack_model
-from fedpft.trainer import accelerator
+from fedpft.models.weights import PackedModel
 
 
-def client_package(
-    config: Config,
-    proxy: Proxy,
-    data: FederatedData,
-    step_costs: StepCosts | None = None,
-    adversaries: Adversaries | None = None,
-) -> ClientPackage:
-    """Return what goes to the clients before the first round: the proxy and the data, nothing of the FM.
+@dataclass(frozen=True, kw_only=True)
+class ClientPackage:
+    """What every place needs before the first round; broadcast once."""
 
-    Of adversaries the data are spoilt, if that is what they do.
-    """
-    train, partition = poisoned(config, data, adversaries)
-    return ClientPackage(
-        proxy=pack_model(proxy.model),
-        watched_layers=proxy.watched_layers,
-        train=train,
-        partition=partition,
-        collate=data.collate,
-        settings=local_settings(config),
-        step_costs=step_costs,
-    )
-
-
-def local_settings(config: Config) -> LocalSettings:
-    """Return what every client is told about local training."""
-    device = config.pool.accelerator
-    if device == "auto" and config.pool.kind == "ray":
-        device = "cuda" if config.pool.gpu_claim else "cpu"  # an actor uses a GPU only if it was given one
-    return LocalSettings(
-        seed=config.seed,
-        num_epochs=config.federated.local_epochs,
-        batch_size=config.federated.batch_size,
-        head_lr_ratio=config.federated.head_lr_ratio,
-        weight_decay=config.federated.weight_decay,
-        max_grad_norm=config.federated.max_grad_norm,
-        num_threads=config.pool.threads_per_client,
-        precision=config.pool.precision,
-        accelerator=accelerator(device),
-        accumulate=config.federated.accumulate,
-        client=config.federated.client,
-        clients_per_batch=config.pool.clients_per_batch,  # type: ignore[arg-type]  # a str is `auto`
-    )
+    proxy: PackedModel
+    watched_layers: tuple[int, ...]
+    """FFNs whose activations are counted when a plan asks for it: the compressed ones."""
+    train: Dataset
+    partition: Partition
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+    settings: LocalSettings
+    ranks: Mapping[int, int] = field(default_factory=dict)
+    """client_id -> LoRA's rank for this client, where it is below the adapter's."""
+    step_costs: StepCosts | None = None
+    """For the client's own account of what it spent; None: there is none."""

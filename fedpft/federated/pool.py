@@ -10,9 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from fedpft.federated.client import ClientPackage, LocalClient
+from fedpft.federated.client import LocalClient
 from fedpft.federated.grouping import groups
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.package import ClientPackage
 from fedpft.interrupt import one_line
 from fedpft.tracking.trackers import Tracker
 

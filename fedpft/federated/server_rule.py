@@ -7,6 +7,9 @@
 
 An update is an adapter minus the one that the round began with. Where nothing but the aggregator has a say, the
 aggregate itself is the next adapter, to the last bit.
+
+A round that tunes one of LoRA's factors leaves the other's bits, whatever the server remembers: neither its earlier
+momentum nor a centre of the aggregator's moves it, and what is remembered of it waits for the next round that tunes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +21,7 @@ import numpy as np
 
 from fedpft.config import FederatedConfig, LoraAggregation, ServerOptimiserConfig
 from fedpft.federated.aggregators.base import Aggregator, Memory, moved
-from fedpft.federated.aggregators.lora import MeanOfProducts, factor_pairs, num_sent, orthonormal, tuned_factors
+from fedpft.federated.aggregators.lora import MeanOfProducts, factor_pairs, orthonormal, tuned_factors
 from fedpft.federated.aggregators.mean import Mean
 from fedpft.federated.aggregators.table import make_aggregator
 from fedpft.federated.messages import RoundPlan
@@ -64,9 +67,10 @@ class ServerRule:
         """Return what clients tune in a round."""
         return tuned_factors(self.lora, round_index)
 
-    def memory(self, arrays: Memory) -> Memory:
-        """Return what the aggregator remembers."""
-        return _part(arrays, _AGGREGATOR)
+    def memory(self, arrays: Memory, plan: RoundPlan) -> Memory:
+        """Return what the aggregator remembers, with zeros for what is not tuned in the round."""
+        part = _part(arrays, _AGGREGATOR)
+        return self._merged(plan, part, {name: np.zeros(1) for name in part})
 
     def next_adapter(
         self, plan: RoundPlan, aggregate: np.ndarray, memory: Memory, arrays: Memory
@@ -80,18 +84,33 @@ class ServerRule:
             arrays: what was remembered before the round.
 
         """
-        kept = {_AGGREGATOR + name: value for name, value in memory.items()}
-        if not self.server_transforms and self.optimiser is None:
-            return self.rewrite(aggregate), kept
-        update = _apply(self.server_transforms, _update(aggregate, plan), plan.round_index, SERVER)
-        if plan.tuned != "all":
-            update = np.where(tuned_mask(self.layout, plan.tuned), update, 0.0)
-        if self.optimiser is None:
-            return self.rewrite(moved(plan.adapter, update)), kept
-        state = _part(arrays, _OPTIMISER) or self.optimiser.init(plan.adapter)
-        state, adapter = self.optimiser.step(state, plan.adapter, update)
-        kept |= {_OPTIMISER + name: value for name, value in state.items()}
-        return self.rewrite(adapter.astype(np.float32)), kept
+        made = {"adapter": aggregate, **{_AGGREGATOR + name: value for name, value in memory.items()}}
+        before = {**arrays, "adapter": plan.adapter}
+        if self.server_transforms or self.optimiser is not None:
+            update = _apply(self.server_transforms, _update(aggregate, plan), plan.round_index, SERVER)
+            if plan.tuned != "all":
+                update = np.where(tuned_mask(self.layout, plan.tuned), update, 0.0)
+            made["adapter"] = moved(plan.adapter, update)
+        if self.optimiser is not None:
+            state = _part(arrays, _OPTIMISER) or self.optimiser.init(plan.adapter)
+            before |= {_OPTIMISER + name: value for name, value in state.items()}
+            state, adapter = self.optimiser.step(state, plan.adapter, update)
+            made |= {_OPTIMISER + name: value for name, value in state.items()}
+            made["adapter"] = adapter.astype(np.float32)
+        kept = dict(self._merged(plan, made, before))
+        return self.rewrite(kept.pop("adapter")), kept
+
+    def _merged(self, plan: RoundPlan, made: Memory, before: Memory) -> Memory:
+        """Return arrays as a round made them, of those like an adapter only what it tunes: the rest is as before it."""
+        if plan.tuned == "all" or not self.layout:
+            return made
+        tuned, shape = tuned_mask(self.layout, plan.tuned), plan.adapter.shape
+        like_adapter = {
+            name: np.where(tuned, value, before[name])
+            for name, value in made.items()
+            if value.shape == shape and name in before
+        }
+        return {**made, **like_adapter}
 
 
 def server_rule(config: FederatedConfig, layout: AdapterLayout) -> ServerRule:
@@ -116,19 +135,6 @@ def server_rule(config: FederatedConfig, layout: AdapterLayout) -> ServerRule:
         compares_products=config.aggregator.kind == "mean",
         rewrite=partial(orthonormal, pairs=pairs if kind == "fedsvd" else ()),
     )
-
-
-def traffic(config: FederatedConfig, layout: AdapterLayout) -> dict[str, int]:
-    """Return the bytes of a client's round, on average over two rounds, of which the second may tune other factors.
-
-    A client that keeps a state gets it and the server's with every adapter, but for its first round, and sends its own.
-    The round after a neuron-level alignment also sends the re-aligned FFNs down, many times an adapter: see
-    `comm/bytes_down` of each round.
-    """
-    sent = [num_sent(config.lora_aggregation, layout, round_index) for round_index in (1, 2)]
-    up, down = (4 * sum(numbers) // 2 for numbers in zip(*sent, strict=True))
-    state = 4 * len(head_mask(layout)) if config.client.keeps_state else 0
-    return {"bytes_up_per_client_round": up + state, "bytes_down_per_client_round": down + 2 * state}
 
 
 def held_by_server(config: FederatedConfig, layout: AdapterLayout) -> dict[str, int]:

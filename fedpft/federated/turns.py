@@ -1,14 +1,15 @@
 """What is known of clients while they train: of each on its own, and of those that train together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fedpft.federated.client_steps.base import ClientStep, Start
+from fedpft.federated.client_steps.base import ClientStep, Start, clip_norms
 from fedpft.federated.local_batches import Batch
+from fedpft.federated.step_costs import StepCosts
 from fedpft.models.activations import InactivityCounter
 
 
@@ -31,6 +32,14 @@ class Turn:
     flops: int = 0
     memory_bytes: int = 0
 
+    def account(self, batch: Mapping[str, Tensor], loss: Tensor, seconds: float, costs: StepCosts | None) -> None:
+        """Add what a batch came to; `costs` says what its step took."""
+        self.loss_sum = self.loss_sum + loss * len(batch["labels"])
+        self.seconds += seconds
+        if costs is not None:
+            self.flops += costs.flops(batch)
+            self.memory_bytes = max(self.memory_bytes, costs.memory_bytes(batch))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -47,6 +56,26 @@ class Group:
     counter: InactivityCounter | None
     generators: Sequence[torch.Generator]
     """One for each; none: a client alone draws from torch's own."""
+
+    def step(self, values: Tensor, clients: Sequence[int], gradients: Tensor, max_norm: float) -> None:
+        """Let some clients make a step.
+
+        Args:
+            values: (K, P), changed in the rows of these clients.
+            clients: their rows, ascending.
+            gradients: (clients, P), changed.
+            max_norm: to which those of a larger norm are scaled down.
+
+        """
+        alike = list(self.alike(clients))
+        for own, which, *_ in alike:
+            self.rule.add_own(values[own], gradients[which], [memory[own] for memory in self.memory])
+        # what is not finite is refused by the driver, who knows the round and the client
+        clip_norms(gradients, self.segments, max_norm)
+        for own, which, steps_done, factor in alike:
+            self.rule(values[own], gradients[which], [memory[own] for memory in self.memory], steps_done, factor)
+        for client in clients:
+            self.turns[client].steps_done += 1
 
     def alike(self, clients: Sequence[int]) -> Iterator[tuple[slice, slice, int, float]]:
         """Yield what can make one step among clients, ascending: their rows, and which of `clients` these are.

@@ -167,6 +167,19 @@ def tuned_mask(layout: AdapterLayout, factors: Factors) -> np.ndarray:
     return np.concatenate([np.full(math.prod(shape), is_tuned(name, factors)) for name, shape in layout])
 
 
+def rank_mask(layout: AdapterLayout, rank: int) -> np.ndarray:
+    """Return which numbers of the flat vector are the head's, or of the first rows of A and columns of B, (P,) bool."""
+    parts = []
+    for name, shape in layout:
+        kept = np.ones(shape, dtype=bool)
+        if "lora_A." in name:
+            kept[rank:] = False
+        elif "lora_B." in name:
+            kept[:, rank:] = False
+        parts.append(kept.ravel())
+    return np.concatenate(parts)
+
+
 def adapter_layout(model: nn.Module) -> AdapterLayout:
     """Return names and shapes of the adapter's tensors, in the order of the flat vector."""
     return tuple((name, tuple(parameter.shape)) for name, parameter in adapter_parameters(model).items())

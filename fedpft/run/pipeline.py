@@ -20,9 +20,9 @@ import torch
 from fedpft.config import Config, dump_config
 from fedpft.data.histogram import partition_table
 from fedpft.data.sources.memory import GivenData
+from fedpft.federated.broadcast import local_settings
 from fedpft.federated.dropped import never_through
 from fedpft.federated.observer import RunObserver, SilentObserver
-from fedpft.federated.package import local_settings
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
 from fedpft.metrics.table import METRICS
 from fedpft.models.lora import save_adapter, without_adapter

@@ -11,8 +11,10 @@ from fedpft.config import Config, doubtful_settings, dump_config, reported_name
 from fedpft.config.adversary import OMNISCIENT
 from fedpft.config.gpus import server_claim
 from fedpft.data.histogram import label_groups, label_histograms
+from fedpft.federated.client_ranks import client_ranks
+from fedpft.federated.exchange import traffic
 from fedpft.federated.pool import SequentialPool
-from fedpft.federated.server_rule import held_by_server, traffic
+from fedpft.federated.server_rule import held_by_server
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
 from fedpft.models.costs import costs
@@ -48,7 +50,7 @@ def plan(config: Config) -> dict[str, Any]:
         "label_names": label_groups(data)[1],
         "label_histogram": None if config.privacy.strict else np.concatenate(list(label_histograms(data))),
         **costs(fm, proxy.model),
-        **traffic(config.federated, adapter_layout(proxy.model)),
+        **traffic(config.federated, adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients)),
         **held_by_server(config.federated, adapter_layout(proxy.model)),
         **_kept_of_clients(config, proxy.model),
         **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step, num_memory),

@@ -15,9 +15,9 @@ from fedpft.config import Config, ConfigError, TaskKind
 from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.tasks.loading import TaskData
+from fedpft.federated.broadcast import local_settings
 from fedpft.federated.client_steps.table import client_step
 from fedpft.federated.messages import RoundPlan
-from fedpft.federated.package import local_settings
 from fedpft.federated.server_rule import server_rule
 from fedpft.methods import find_method
 from fedpft.models.ffn import find_ffns

@@ -16,17 +16,18 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
 from fedpft.data.histogram import label_histograms
 from fedpft.federated.adversary.clients import draw_adversaries
+from fedpft.federated.broadcast import client_package
+from fedpft.federated.client_ranks import client_ranks
 from fedpft.federated.control_variates import ClientStates
 from fedpft.federated.driver import Driver, ServerState
 from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.evaluation import Evaluation
-from fedpft.federated.exchange import make_exchange
+from fedpft.federated.exchange import make_exchange, traffic
 from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
-from fedpft.federated.package import client_package
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.reticence import behind_wall, told
-from fedpft.federated.server_rule import server_rule, traffic
+from fedpft.federated.server_rule import server_rule
 from fedpft.federated.spending import run_spent
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
@@ -132,6 +133,7 @@ def tune(
     adversaries = draw_adversaries(config, data.partition.num_clients)
     pool.broadcast(client_package(config, proxy, data, step, adversaries))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
+    layout, ranks = adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients)
     stop = EarlyStop(config=config.stop, metric=config.stop.metric or data.metrics[0])
     behind = behind_wall(tracker, observer, config.privacy)
     driver = Driver(
@@ -143,8 +145,8 @@ def tune(
         num_neurons=proxy.num_neurons,
         method=method,
         pool=pool,
-        exchange=make_exchange(config.federated, data.partition.sizes, adapter_layout(proxy.model), states),
-        rule=server_rule(config.federated, adapter_layout(proxy.model)),
+        exchange=make_exchange(config.federated, data.partition.sizes, layout, states, ranks),
+        rule=server_rule(config.federated, layout),
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         goal=METRICS[data.metrics[0]].goal,
@@ -167,6 +169,7 @@ def tune(
         **_of_clients(data, last),
         **evaluation.summary(untuned, final.last_evaluation),
         **({"adversaries": sorted(adversaries.clients)} if adversaries else {}),
+        **({"client_ranks": list(ranks.values())} if ranks else {}),
         "best": dict(final.best),
         "rounds": final.rounds_done,
         **stop.record(final.stop, config.federated.rounds),
@@ -174,7 +177,7 @@ def tune(
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
         **costs(fm, proxy.model),
-        **traffic(config.federated, adapter_layout(proxy.model)),
+        **traffic(config.federated, layout, ranks),
         **compared,
         **run_spent(final.spent),
         **({"privacy": guarantee.summary(final.privacy)} if guarantee else {}),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fedpft.config import Config, ConfigError, PoolConfig
-from fedpft.federated.package import local_settings
+from fedpft.federated.broadcast import local_settings
 from fedpft.run.planning import planned_actors
 from fedpft.run.traces import Difference, first_difference, from_checkpoint, from_nothing, in_a_new_process, load, trace
 from fedpft.storage.checkpoint import Checkpoints, RunCheckpoint

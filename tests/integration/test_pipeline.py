@@ -13,7 +13,7 @@ from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import planned_trials
 from fedpft.evaluation.evaluate import evaluate
 from fedpft.federated.adversary.poison import with_trigger
-from fedpft.federated.package import local_settings
+from fedpft.federated.broadcast import local_settings
 from fedpft.federated.sampling import draw_attendance
 from fedpft.models.loading import load_sub_fm
 from fedpft.run.inputs import load_fm_and_data

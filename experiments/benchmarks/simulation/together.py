@@ -150,8 +150,8 @@ def step_package(model: str, tokens: int, together: int, device: str, precision:
 
     from fedpft.config import LoraConfig
     from fedpft.data.partition import Partition
-    from fedpft.federated.client import ClientPackage
     from fedpft.federated.messages import LocalSettings
+    from fedpft.federated.package import ClientPackage
     from fedpft.models.lora import attach_lora
     from fedpft.models.weights import pack_model
 

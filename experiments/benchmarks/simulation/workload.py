@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 import fedpft.federated.client
 from fedpft.data.partition import Partition
-from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import LocalSettings
+from fedpft.federated.package import ClientPackage
 from fedpft.models.together import Together
 from fedpft.models.weights import pack_model
 

@@ -7,7 +7,8 @@
     alternate   clients tune B in odd rounds, A in even ones: exact in each (RoLoRA, Chen et al. 2024)
 
 The adapter keeps its rank in every case. With `fedsvd` A spans the same space in all rounds, the one it began with:
-what changes is how B's numbers weigh. Legend: `r` rank, `n` clients, `P` numbers of the adapter.
+what changes is how B's numbers weigh. Clients compute the gradients of a factor that they do not tune, too, and their
+FLOPs say so: it is about 1 % of a step. Legend: `r` rank, `n` clients, `P` numbers of the adapter.
 """
 
 import math
@@ -19,7 +20,7 @@ import numpy as np
 
 from fedpft.config import LoraAggregation
 from fedpft.federated.aggregators.base import Memory
-from fedpft.models.lora import AdapterLayout, Factors, tuned_mask
+from fedpft.models.lora import AdapterLayout, Factors
 
 MOST_PRODUCT_BYTES = 2**30
 """Of the products of all modules together; above it nobody measures how far the aggregate is from their mean."""
@@ -59,16 +60,6 @@ def tuned_factors(kind: LoraAggregation, round_index: int) -> Factors:
     if kind == "alternate":
         return "B" if round_index % 2 else "A"
     return "all"
-
-
-def num_sent(kind: LoraAggregation, layout: AdapterLayout, round_index: int) -> tuple[int, int]:
-    """Return how many numbers a client must send up and be sent down in a round.
-
-    Up goes what it tuned. Down goes all, for one that was not there in the round before, but what never changes.
-    """
-    size = sum(math.prod(shape) for _, shape in layout)
-    up = int(tuned_mask(layout, tuned_factors(kind, round_index)).sum()) if layout else size
-    return up, up if kind == "ffa" else size
 
 
 def orthonormal(adapter: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedpft.federated.client import ClientPackage, LocalClient
+from fedpft.federated.client import LocalClient
 from fedpft.federated.memory import ProcessMemory, process_memory
 from fedpft.federated.messages import Arrays, ClientUpdate, RoundPlan
+from fedpft.federated.package import ClientPackage
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.simulation.pool.packing import MemoryUse, probe
 from fedpft.trainer import be_deterministic, compute_products

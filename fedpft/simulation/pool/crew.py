@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import ObjectLostError
 
 from fedpft.config import PoolConfig
-from fedpft.federated.client import ClientPackage
 from fedpft.federated.memory import ProcessMemory
+from fedpft.federated.package import ClientPackage
 from fedpft.interrupt import RunStoppedError
 from fedpft.simulation.cluster import cluster_nodes, room_for_actors
 from fedpft.simulation.pool.client_actor import ClientActor

@@ -9,8 +9,8 @@ import ray
 from ray.exceptions import RayError
 
 from fedpft.config import PoolConfig
-from fedpft.federated.client import ClientPackage
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.package import ClientPackage
 from fedpft.simulation.cluster import cluster_nodes, num_actors
 from fedpft.simulation.pool.packing import MemoryUse, gpu_share
 from fedpft.simulation.pool.ray_pool import RayClientPool

@@ -19,9 +19,10 @@ from ray.exceptions import RayTaskError
 from fedpft.data.collate import text_lengths
 from fedpft.data.partition import Partition
 from fedpft.federated import memory as held
-from fedpft.federated.client import ClientPackage, LocalClient
+from fedpft.federated.client import LocalClient
 from fedpft.federated.grouping import most_together
 from fedpft.federated.messages import RoundPlan
+from fedpft.federated.package import ClientPackage
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model

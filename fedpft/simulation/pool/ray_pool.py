@@ -12,10 +12,10 @@ import ray
 from ray.exceptions import ObjectLostError, RayError
 
 from fedpft.config import PoolConfig
-from fedpft.federated.client import ClientPackage
 from fedpft.federated.grouping import groups
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.package import ClientPackage
 from fedpft.simulation.cluster import (
     cluster_nodes,
     connect,

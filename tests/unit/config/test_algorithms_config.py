@@ -57,6 +57,10 @@ def test_multi_krum_cannot_choose_more_than_there_are():
             ["server.kind=adagrad", "server.beta2=0.9"],
             "server.beta2 has no effect with federated.server.kind = adagrad",
         ),
+        (
+            ["sampling=md", "num_clients=10", "aggregator={kind: bulyan, num_byzantine: 1}"],
+            "md draws 6.51 different clients on average: a round with fewer than the 7",
+        ),
     ],
 )
 def test_what_has_no_effect_is_said(settings, said):

@@ -6,8 +6,9 @@ import pytest
 from fedpft.config import ConfigError, FederatedConfig, load_config
 from fedpft.federated.aggregate import Aggregation
 from fedpft.federated.aggregators.lora import CLIENTS_AT_ONCE, factor_pairs, orthonormal
+from fedpft.federated.exchange import traffic
 from fedpft.federated.messages import ClientUpdate, RoundPlan
-from fedpft.federated.server_rule import held_by_server, server_rule, traffic
+from fedpft.federated.server_rule import held_by_server, server_rule
 from fedpft.models.lora import adapter_layout, get_adapter, set_adapter, tuned_mask
 from fedpft.models.weights import unpack_model
 from tests.tiny import tiny_package
@@ -151,6 +152,7 @@ def test_the_plan_says_what_an_aggregator_holds_that_needs_all_updates(settings,
         ({"lora_aggregation": "svd", "server.kind": "adam"}, "federated.server.kind"),
         ({"lora_aggregation": "fedsvd", "server.lr": 0.5}, "federated.server.kind"),
         ({"lora_aggregation": "fedsvd", "client.kind": "scaffold"}, "federated.client.kind"),
+        ({"lora_aggregation": "fedsvd", "aggregator.kind": "centered_clipping"}, "federated.aggregator.kind"),
     ],
 )
 def test_what_has_no_meaning_together_is_refused(settings, key):

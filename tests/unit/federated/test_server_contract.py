@@ -35,6 +35,11 @@ ENTRIES = {
     **{kind: {"aggregator": AggregatorConfig(kind=kind, num_byzantine=NUM_BYZANTINE)} for kind in AGGREGATORS},
     **{f"server {kind}": {"server": ServerOptimiserConfig(kind=kind, head_lr=0.5)} for kind in SERVER_OPTIMISERS},
     **{f"lora {kind}": {"lora_aggregation": kind} for kind in ("ffa", "svd", "fedsvd", "alternate")},
+    "one factor at a time with momentum": {
+        "lora_aggregation": "alternate",
+        "aggregator": AggregatorConfig(kind="centered_clipping", num_byzantine=1, norm=0.1),
+        "server": ServerOptimiserConfig(kind="momentum"),
+    },
     "a robust rule before adam": {
         "aggregator": AggregatorConfig(kind="centered_clipping", num_byzantine=1, norm=0.1),
         "server": ServerOptimiserConfig(kind="adam"),
@@ -120,6 +125,21 @@ def test_no_bit_depends_on_who_answers_first(entry):
     ends = [bits(driver(entry, arrival=arrival).run(begin())) for arrival in range(3)]
     assert ends[0] == ends[1] == ends[2]
     assert ends[0][0] != START.tobytes()
+
+
+@pytest.mark.parametrize("settings", [{"server": ServerOptimiserConfig(kind=kind)} for kind in ("momentum", "adam")]
+    + [{"aggregator": AggregatorConfig(kind="centered_clipping", norm=0.1)}])  # fmt: skip
+def test_a_factor_that_is_not_tuned_stays_and_what_is_remembered_of_it_waits(settings):
+    made, state = driver({"lora_aggregation": "alternate", **settings}), begin()
+    for round_index in (1, 2, 3):
+        kept = ~tuned_mask(LAYOUT, "B" if round_index % 2 else "A")
+        before, state = state, made.run_round(state)
+        assert np.array_equal(state.adapter[kept], before.adapter[kept])
+        assert not np.array_equal(state.adapter[~kept], before.adapter[~kept])
+        assert state.arrays
+        for name, value in state.arrays.items():
+            start = np.full(START.shape, 1e-6) if name == "server/v" else np.zeros(START.shape)
+            assert np.array_equal(value[kept], before.arrays.get(name, start)[kept])
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(entry, tmp_path):

@@ -66,6 +66,7 @@ LEAVES_THE_SUB_FM = {
     "align.adapter.held_out_examples": 7,
     "align.adapter.max_grad_norm": 2.0,
     "lora.rank": 3,
+    "lora.ranks": [1],
     "lora.lora_alpha": 5,
     "lora.dropout": 0.0,
     "lora.target_modules": ["query"],

@@ -9,6 +9,7 @@ import pytest
 from fedpft.config import ConfigError, dump_config
 from fedpft.config.suite import load_suite, published_values
 from fedpft.report.suite import cell_text, suite_table
+from fedpft.report.suite_page import suite_figure, suite_page
 from fedpft.sweeps.suite import missing_trials, suite_trials, table_of, uncounted_trials
 
 SUITES = Path(__file__).parents[3] / "experiments/suites"
@@ -162,3 +163,29 @@ def test_every_cell_of_the_shipped_suites_is_a_config_and_has_its_published_valu
 def test_the_shipped_suites_show_all_published_values():
     shown = [len(row) for file in FILES if file.stem not in OURS for row in published_values(load_suite(file))]
     assert sum(shown) == 2 * 3 * 5 + 2 * 3 * 6 + 6 + 8
+
+
+def test_the_figure_is_over_the_first_number_that_differs_in_every_column(suite):
+    assert suite.numeric_setting is None, "columns of one setting"
+    settings = [{"method.name": "full", "lora.rank": rank} for rank in (4, 1)]
+    columns = [replace(suite.columns[0], label=f"{i}", set=each) for i, each in enumerate(settings)]
+    assert replace(suite, rows=[replace(suite.rows[0], set={})], columns=columns).numeric_setting == (
+        "lora.rank",
+        [4, 1],
+    )
+    assert load_suite(SUITES / "robust.yaml").numeric_setting == ("federated.adversary.fraction", [0, 0.1, 0.2, 0.3])
+
+
+def test_a_line_of_the_figure_is_a_row_with_its_spread_over_seeds():
+    cells = {"mean": [Shown(values=(0.5, 0.7)), Shown(values=(0.9,))], "<median>": [Shown(), Shown(values=(0.8,))]}
+    figure = suite_figure(cells, "x", [3, 1])
+    mean, median = figure.data
+    assert (mean.x, mean.name, median.x, median.y) == ((1, 3), "mean", (1,), (0.8,))
+    assert mean.y == pytest.approx((0.9, 0.6))
+    assert mean.error_y.array == pytest.approx((0, 0.1))
+    assert mean.error_y.arrayminus == pytest.approx((0, 0.1))
+    page = suite_page("T", list(cells), ["a", "b"], list(cells.values()), ("x", [3, 1]))
+    assert "By x" in page
+    assert "&lt;median&gt;" in page
+    assert suite_figure({"r": [Shown(metric=None)]}, "x", [1]) is None
+    assert suite_figure({"r": [Shown(values=(1,)), Shown(values=(1,), metric="pearson")]}, "x", [1, 2]) is None
