@@ -79,7 +79,7 @@ def driver(kind="scaffold", spoil=lambda update: update, *, tuned="all", keeps_f
         observer=SilentObserver(),
     )
     plan = made._plan
-    object.__setattr__(made, "_plan", lambda state, index: replace(plan(state, index), tuned=tuned))
+    object.__setattr__(made, "_plan", lambda *given, count: replace(plan(*given, count=count), tuned=tuned))
     return made
 
 
