@@ -1,7 +1,7 @@
 """What ends a run early, as exceptions, so that everything that was started is closed on the way.
 
 Ctrl-C, SIGTERM and a terminal that closes raise :class:`Interrupted`, a run in which nothing is learned any more
-:class:`RunStoppedError`.
+:class:`RunStoppedError`, one at whose end nothing counts :class:`NotCountedError`.
 """
 
 import os
@@ -17,6 +17,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class RunStoppedError(RuntimeError):
     """Going on makes no sense; the message is one line that says why."""
+
+
+class NotCountedError(RunStoppedError):
+    """A run got to its end, but its numbers do not count; another attempt gives the same."""
 
 
 class Interrupted(BaseException):

@@ -6,6 +6,9 @@ from math import inf
 LARGEST_SIGMA = 10
 """Of a log-normal law: from -2 to +2 standard deviations its draws span 17 orders of magnitude."""
 
+MOST_REPEATS = 1_000_000
+"""Of what is done again and again; with more of it a run would never end."""
+
 
 class ConfigError(ValueError):
     """A setting that the user must change; the message is one line."""
@@ -38,6 +41,13 @@ def require_non_negative(section: str, config: object, *names: str) -> None:
         value = getattr(config, name)
         require(value >= 0, f"{section}.{name}", value, "a number >= 0")
         require(value < inf, f"{section}.{name}", value, "a finite number")
+
+
+def require_repeats(section: str, config: object, *names: str) -> None:
+    """Raise a ConfigError for the first of the section's fields, times that something is done, that never ends."""
+    for name in names:
+        value = getattr(config, name)
+        require(value <= MOST_REPEATS, f"{section}.{name}".removeprefix("."), value, f"at most {MOST_REPEATS}")
 
 
 def require_gpus(key: str, found: object, others: str = "") -> None:

@@ -20,7 +20,7 @@ from fedpft.config.trials import Trial
 from fedpft.federated.client import LocalClient
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
-from fedpft.interrupt import RunStoppedError
+from fedpft.interrupt import NotCountedError
 from fedpft.models.loading import load_sub_fm
 from fedpft.run import inputs
 from fedpft.run.pipeline import run
@@ -289,7 +289,7 @@ def test_a_run_in_which_a_client_never_got_through_ends_with_exit_code_1_unless_
     again = CliRunner().invoke(cli.app, ["resume", str(tmp_path / "out"), "federated.allow_dropped=false"])
     assert again.exit_code == 1, "also when it only gives its result"
     strict = load_config(tmp_path / "out/config.yaml", ["federated.allow_dropped=false"])
-    with pytest.raises(RunStoppedError, match=r"^never trained: 1 of the clients"):  # so a sweep's trial has failed
+    with pytest.raises(NotCountedError, match=r"^never trained: 1 of the clients"):  # so a sweep's trial has failed
         play_trial("fm", None, Trial(name="a", settings={}, config=strict), lambda *_: None)
 
 

@@ -179,6 +179,21 @@ def test_value_out_of_range_names_key_found_and_allowed(override, expected):
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        *("federated.num_clients", "federated.rounds", "federated.clients_per_round", "federated.local_epochs"),
+        *("federated.aggregator.iterations", "pool.max_retries", "fm.pretrain.num_epochs"),
+        *("align.layers.num_steps", "align.neurons.num_steps", "align.adapter.num_steps"),
+    ],
+)
+def test_what_would_be_done_for_ever_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"^{key}: found {2**63 - 1}, allowed: at most 1000000$"):
+        load_config(None, ["federated.sampling=md", f"{key}={2**63 - 1}"])
+    others = ["federated.num_clients=1000000", "federated.clients_per_round=1000000"]
+    load_config(None, [*others, f"{key}=1000000"])
+
+
+@pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (["stop.patience=2"], False),
