@@ -36,6 +36,14 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
+def lack_of_memory(error: BaseException) -> str | None:
+    """Return what to say of an error of Python's or torch's that a block of memory is not to be had; None: another."""
+    line = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError) or "allocate memory" in line or "out of memory" in line:
+        return f"not enough memory for these settings ({line.strip() or type(error).__name__})"
+    return None
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise :class:`Interrupted` in the main thread at the first signal; the next one ends the process at once."""

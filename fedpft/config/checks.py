@@ -9,6 +9,9 @@ LARGEST_SIGMA = 10
 MOST_REPEATS = 1_000_000
 """Of what is done again and again; with more of it a run would never end."""
 
+MOST_THREADS = 1024
+"""Of torch in a process."""
+
 
 class ConfigError(ValueError):
     """A setting that the user must change; the message is one line."""
@@ -48,6 +51,11 @@ def require_repeats(section: str, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(value <= MOST_REPEATS, f"{section}.{name}".removeprefix("."), value, f"at most {MOST_REPEATS}")
+
+
+def require_threads(key: str, found: int) -> None:
+    """Raise a ConfigError unless torch can have so many threads in a process."""
+    require(found <= MOST_THREADS, key, found, f"at most {MOST_THREADS}")
 
 
 def require_gpus(key: str, found: object, others: str = "") -> None:

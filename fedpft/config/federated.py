@@ -13,6 +13,7 @@ from fedpft.config.checks import (
     require_positive_or_none,
     require_repeats,
     require_sigma,
+    require_threads,
 )
 from fedpft.config.client import ClientConfig
 
@@ -242,6 +243,7 @@ class PoolConfig:
         require(inside, "pool.address", self.address, allowed)
         require_non_negative("pool", self, "max_retries")
         require_repeats("pool", self, "max_retries")
+        require_threads("pool.threads_per_client", self.threads_per_client)
         require_positive_or_none("pool", self, "client_timeout_seconds", "max_actor_memory_gigabytes")
 
     @property

@@ -32,7 +32,7 @@ from transformers import ViTImageProcessorPil
 
 from fedpft.cli.main import app
 from fedpft.config import ConfigError
-from fedpft.interrupt import RunStoppedError
+from fedpft.interrupt import RunStoppedError, lack_of_memory
 from fedpft.storage.checkpoint import Checkpoints
 from tests.tiny import IMAGE_FAMILIES, TINY_RUN, tiny_causal_run, tiny_fm, tiny_text_run
 
@@ -134,8 +134,9 @@ def end_of(play: Callable[[], None]) -> tuple[str, str]:
         return "refused in one line", f"exit code {code.exit_code}"
     except TooLongError:
         return "not finished in time", ""
-    except BaseException:
-        return "tracebacks", traceback.format_exc()
+    except BaseException as error:
+        short = lack_of_memory(error)
+        return ("refused in one line", short) if short else ("tracebacks", traceback.format_exc())
     return "got through", ""
 
 

@@ -134,6 +134,8 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("federated.partition.kind=natural", "federated.partition.column: found None, allowed: a column name"),
         ("pool.actors=many", "pool.actors: found 'many', allowed: auto, per_client or an integer > 0"),
         ("cache.dir=''", "cache.dir: found '', allowed: null or a folder"),
+        (f"server.num_threads={2**40}", f"server.num_threads: found {2**40}, allowed: at most 1024"),
+        (f"pool.threads_per_client={2**40}", f"pool.threads_per_client: found {2**40}, allowed: at most 1024"),
         ("cache.max_gigabytes=0", "cache.max_gigabytes: found 0.0, allowed: a number > 0"),
         ("federated.min_clients=0", "federated.min_clients: found 0, allowed: 1 to the clients of a round, 10"),
         ("federated.min_clients=11", "federated.min_clients: found 11, allowed: 1 to the clients of a round, 10"),
