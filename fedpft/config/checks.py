@@ -71,9 +71,10 @@ def require_sigma(section: str, config: object, name: str) -> None:
 
 
 def require_nameable(key: str, path: str | None) -> None:
-    """Raise a ConfigError unless the system's encoding has every sign of a path."""
+    """Raise a ConfigError unless the system's encoding and UTF-8, that of our files, have every sign of a path."""
     try:
         os.fsencode(path or "")
+        (path or "").encode()
     except UnicodeEncodeError as error:
         sign = error.object[error.start]
         allowed = f"a path without {sign!r}, which is not in {error.encoding}, or any with PYTHONUTF8=1"

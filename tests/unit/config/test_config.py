@@ -180,6 +180,12 @@ def test_value_out_of_range_names_key_found_and_allowed(override, expected):
     assert message(overrides=[override]).startswith(expected)
 
 
+def test_text_that_came_as_the_bytes_of_utf8_is_text_and_a_path_of_other_bytes_is_one_line():
+    assert load_config(None, ["name=gr\udcc3\udcb6\udcc3\udc9fe"]).name == "größe"
+    with pytest.raises(ConfigError, match=r"^output_dir: found 'gr\\udcf6', allowed: a path without '\\udcf6', which"):
+        Config(output_dir="gr\udcf6")
+
+
 @pytest.mark.parametrize(
     "key",
     [
