@@ -4,7 +4,7 @@
 
 Each case sets one to four keys of a run, by the command line or in its file, to values of their type, to other words or
 to anything; and now and then a key that there is not, a sweep over them, or a suite of them. Left out are the keys that
-say where the run's folders are, and those that would start Ray, W&B or a download.
+say where the run's folders are, and those that would start Ray, W&B or a download, or ask another machine.
 """
 
 import json
@@ -26,7 +26,7 @@ from fedpft.config.loading import config_keys
 
 FIXED = {
     *("output_dir", "fm.path", "task.path", "public.path", "cache.dir", "tracking.wandb", "pool.kind", "pool.address"),
-    *("public.name", "task.name"),
+    *("public.name", "task.name", "tracking.notify", "tracking.mlflow_uri"),
 }
 KEYS = [key for key in config_keys() if key not in FIXED]
 DEFAULTS = flat_settings(asdict(Config()))

@@ -47,7 +47,7 @@ def test_only_a_runs_own_entries_move_aside_and_it_is_said(tmp_path):
     moved = ["config.yaml", ROUNDS_FILE, "wandb"]
     assert sorted(path.name for path in (tmp_path / "run.1").iterdir()) == moved
     assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "other"]
-    unsent = "; `wandb sync` of it leaves its artifacts out"
+    unsent = "; `fedpft sync` sends it to W&B, `wandb sync` leaves its artifacts out"
     assert said == [f"{folder}: the run that was there is now {folder}.1; not moved: notes.txt, other{unsent}"]
 
 
