@@ -1,7 +1,7 @@
 """What ends a run early, as exceptions, so that everything that was started is closed on the way.
 
 Ctrl-C, SIGTERM and a terminal that closes raise :class:`Interrupted`, a run in which nothing is learned any more
-:class:`RunStoppedError`.
+:class:`RunStoppedError`, one at whose end nothing counts :class:`NotCountedError`.
 """
 
 import os
@@ -19,6 +19,10 @@ class RunStoppedError(RuntimeError):
     """Going on makes no sense; the message is one line that says why."""
 
 
+class NotCountedError(RunStoppedError):
+    """A run got to its end, but its numbers do not count; another attempt gives the same."""
+
+
 class Interrupted(BaseException):
     """A signal asked the process to end. Not a KeyboardInterrupt, which libraries catch and turn into something else.
 
@@ -30,6 +34,14 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """Return what to say of an error of Python's or torch's that a block of memory is not to be had; None: another."""
+    line = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError) or "allocate memory" in line or "out of memory" in line:
+        return f"not enough memory for these settings ({line.strip() or type(error).__name__})"
+    return None
 
 
 @contextmanager

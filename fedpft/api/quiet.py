@@ -1,5 +1,6 @@
 """What libraries say that a user cannot act on."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ def quiet_libraries() -> Iterator[None]:
         return
     bars = datasets.utils.logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
+    tells = logging.raiseExceptions
+    logging.raiseExceptions = False  # as `fedpft.cli.environment` does
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -28,6 +31,7 @@ def quiet_libraries() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
             yield
     finally:
+        logging.raiseExceptions = tells
         transformers_logging.set_verbosity(verbosity)
         if bars[0]:
             datasets.enable_progress_bars()

@@ -30,6 +30,7 @@ def hush_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("torch").setLevel(logging.ERROR)
+    logging.raiseExceptions = False  # a library's log on a full disk: a traceback for every line
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # raised by peft's own calls
 
 

@@ -23,7 +23,7 @@ from fedpft.cli.start import start_app
 from fedpft.cli.sweeps import sweep_app
 from fedpft.cli.sync import sync_app
 from fedpft.config import Config, ConfigError, doubtful_settings, load_config
-from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, unmasked
+from fedpft.interrupt import Interrupted, RunStoppedError, interruptible, lack_of_memory, unmasked
 from fedpft.storage.whole import full_disk
 
 app = typer.Typer(
@@ -159,8 +159,8 @@ def clear_cache(prefixes: KeyPrefixes = None, folder: CacheDir = None) -> None:
 def main() -> None:
     """Run the command line; a setting that the user must change ends in one line and exit code 2.
 
-    A run that stops, or a disk that is full, ends in one line and exit code 1. Ctrl-C and SIGTERM close everything and
-    end with 130 and 143.
+    A run that stops, a disk that is full or memory that is not there ends in one line and exit code 1. Ctrl-C and
+    SIGTERM close everything and end with 130 and 143.
     """
     take_any_text()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line, without the code's
@@ -178,10 +178,10 @@ def main() -> None:
         print(f"stopped: {stop}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        full = full_disk(error)
-        if full is None:
+        short = full_disk(error) or lack_of_memory(error)
+        if short is None:
             raise
-        print(f"error: {full}{_notes(error)}", file=sys.stderr)
+        print(f"error: {short}{_notes(error)}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
         print(f"interrupted{_notes(stop)}", file=sys.stderr)

@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fedpft.config.checks import require, require_non_negative, require_positive, require_positive_or_none
+from fedpft.config.checks import (
+    require,
+    require_non_negative,
+    require_positive,
+    require_positive_or_none,
+    require_repeats,
+)
 from fedpft.config.plugins import is_own
 
 LoraAggregation = Literal["separate", "ffa", "svd", "fedsvd", "alternate"]
@@ -79,6 +85,7 @@ class AggregatorConfig:
         require_non_negative(section, self, "num_byzantine")
         require_positive_or_none(section, self, "num_selected")
         require_positive(section, self, "norm", "iterations", "smoothing")
+        require_repeats(section, self, "iterations")
 
     @property
     def is_own(self) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fedpft.config.checks import require, require_non_negative, require_positive
+from fedpft.config.checks import require, require_non_negative, require_positive, require_repeats
 from fedpft.metrics.table import TaskKind
 
 
@@ -39,6 +39,7 @@ class FMConfig:
         require(self.max_length >= 8, "fm.max_length", self.max_length, "an integer >= 8")
         require_non_negative("fm.pretrain", self.pretrain, "num_epochs")
         require_positive("fm.pretrain", self.pretrain, "lr", "batch_size")
+        require_repeats("fm.pretrain", self.pretrain, "num_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,9 @@ from fedpft.config.checks import (
     require_non_negative,
     require_positive,
     require_positive_or_none,
+    require_repeats,
     require_sigma,
+    require_threads,
 )
 from fedpft.config.client import ClientConfig
 
@@ -113,6 +115,7 @@ class FederatedConfig:
     def __post_init__(self) -> None:
         names = ("num_clients", "rounds", "clients_per_round", "local_epochs", "batch_size", "accumulate", "lr")
         require_positive("federated", self, *names, "head_lr_ratio", "max_grad_norm")
+        require_repeats("federated", self, "num_clients", "rounds", "clients_per_round", "local_epochs")
         require_non_negative("federated", self, "weight_decay")
         require(0 < self.lr_decay <= 1, "federated.lr_decay", self.lr_decay, "a fraction in (0, 1]")
         if self.sampling in ("uniform", "poisson", "power_of_choice"):
@@ -249,6 +252,8 @@ class PoolConfig:
         allowed = "null, auto or host:port; from outside a cluster: fedpft submit CONFIG --address http://HEAD:8265"
         require(inside, "pool.address", self.address, allowed)
         require_non_negative("pool", self, "max_retries")
+        require_repeats("pool", self, "max_retries")
+        require_threads("pool.threads_per_client", self.threads_per_client)
         require_positive_or_none("pool", self, "client_timeout_seconds", "max_actor_memory_gigabytes")
 
     @property

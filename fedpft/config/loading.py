@@ -153,6 +153,8 @@ def read_override(item: str, kind: Any) -> DictConfig:
     """
     if "=" not in item.lstrip("="):
         raise ConfigError(f"override {item!r}: allowed: key=value, e.g. federated.rounds=4")
+    with suppress(UnicodeError):  # where the system's encoding is ASCII, what a UTF-8 terminal sent are single bytes
+        item = item.encode("ascii", "surrogateescape").decode("utf-8")
     try:
         return read_assignment(item, kind)
     except Exception as error:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedpft.config.checks import require, require_non_negative, require_positive
+from fedpft.config.checks import require, require_non_negative, require_positive, require_repeats
 from fedpft.config.plugins import is_own
 
 METHOD_NAMES = ("fedpft", "fedot", "full")
@@ -106,6 +106,7 @@ class LayerAlignConfig:
 
     def __post_init__(self) -> None:
         require_positive("align.layers", self, "num_steps", "lr", "batch_size", "max_grad_norm")
+        require_repeats("align.layers", self, "num_steps")
         _require_two_batches("align.layers", self)
         require_non_negative("align.layers", self, "product_weight", "weight_decay")
         require(0 <= self.warmup_ratio < 1, "align.layers.warmup_ratio", self.warmup_ratio, "a fraction in [0, 1)")
@@ -140,6 +141,7 @@ class NeuronAlignConfig:
 
     def __post_init__(self) -> None:
         require_positive("align.neurons", self, "interval", "num_steps", "lr", "batch_size", "max_grad_norm")
+        require_repeats("align.neurons", self, "num_steps")
         _require_two_batches("align.neurons", self)
         require(0 < self.update_ratio <= 1, "align.neurons.update_ratio", self.update_ratio, "a fraction in (0, 1]")
         require(0 <= self.warmup_ratio < 1, "align.neurons.warmup_ratio", self.warmup_ratio, "a fraction in [0, 1)")
@@ -163,6 +165,7 @@ class AdapterAlignConfig:
 
     def __post_init__(self) -> None:
         require_positive("align.adapter", self, "num_steps", "lr", "batch_size", "held_out_examples", "max_grad_norm")
+        require_repeats("align.adapter", self, "num_steps")
 
 
 def _require_two_batches(section: str, config: LayerAlignConfig | NeuronAlignConfig) -> None:

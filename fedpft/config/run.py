@@ -4,7 +4,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Union
 
 from fedpft.config.adversary import ON_DATA
-from fedpft.config.checks import require, require_gpus, require_nameable, require_non_negative, require_positive
+from fedpft.config.checks import (
+    require,
+    require_gpus,
+    require_nameable,
+    require_non_negative,
+    require_positive,
+    require_threads,
+)
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
 from fedpft.config.federated import FederatedConfig, PoolConfig
 from fedpft.config.method import (
@@ -61,6 +68,7 @@ class ServerConfig:
             claimed, "server.devices", self.devices, f"at most server.num_gpus = {self.gpu_claim:g}, what it claims"
         )
         require(self.num_threads is None or self.num_threads > 0, "server.num_threads", self.num_threads, "null or > 0")
+        require_threads("server.num_threads", self.num_threads or 1)
         require(self.seed is None or self.seed >= 0, "server.seed", self.seed, "null or an integer >= 0")
 
     @property

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from fedpft.config.checks import ConfigError, require, require_nameable
+from fedpft.config.checks import ConfigError, require, require_nameable, require_repeats
 from fedpft.config.loading import read_file, read_override
 from fedpft.config.run import Config
 from fedpft.config.texts import SettingsOf, quoted
@@ -110,6 +110,7 @@ class SweepConfig:
             require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
         for name in ("max_retries", "driver_gpus"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        require_repeats("", self, "num_samples", "max_retries")
         require(self.reduction_factor > 1, "reduction_factor", self.reduction_factor, "an integer > 1")
         alone = self.max_concurrent is None or self.max_concurrent > 0
         require(alone, "max_concurrent", self.max_concurrent, "null or an integer > 0")

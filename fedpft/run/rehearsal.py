@@ -24,6 +24,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.loading import architecture
 from fedpft.models.lora import attach_lora, save_adapter
+from fedpft.storage.whole import full_disk
 from fedpft.trainer import SilentProgress
 
 PROBLEM_TYPES: Mapping[TaskKind, Any] = {"classification": "single_label_classification", "regression": "regression"}
@@ -56,6 +57,7 @@ def check_can_be_saved(fm: PreTrainedModel, path: str) -> None:
     """Save the FM's files without its weights, and open them.
 
     Raises:
+        OSError: the disk of temporary files is full.
         ConfigError: one of them cannot be written, or what was written is another model's.
 
     """
@@ -65,6 +67,8 @@ def check_can_be_saved(fm: PreTrainedModel, path: str) -> None:
             with torch.device("meta"):
                 opened = type(fm)(AutoConfig.from_pretrained(folder))
         except Exception as error:  # whatever transformers finds in its files
+            if full := full_disk(error):
+                raise OSError(full.errno, full.strerror, folder) from None
             reason = " ".join(str(error).split())[:200]
             found = f"{path!r}, which cannot be saved and opened again ({type(error).__name__}: {reason})"
             raise ConfigError(f"fm.path / fm.config: found {found}, allowed: what transformers can save") from error

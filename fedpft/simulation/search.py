@@ -26,6 +26,10 @@ def import_optuna() -> Any:
     return optuna
 
 
+NOT_COUNTED = "not_counted"
+"""In a trial's last report: why it has failed, although it got to its end."""
+
+
 class SeededOptuna(Searcher):
     """Asks Optuna for a point, tries it with every seed, tells Optuna the mean score of those that did not fail.
 
@@ -64,7 +68,7 @@ class SeededOptuna(Searcher):
         """Tell Optuna when the last seed's trial has ended."""
         number = self._running.pop(trial_id)
         scores = self._scores.setdefault(number, [])
-        scores.append(result["score"] if result and not error else None)
+        scores.append(result["score"] if result and not error and NOT_COUNTED not in result else None)
         if len(scores) == max(1, len(self._sweep.seeds)):
             good = [score for score in scores if score is not None]
             failed = import_optuna().trial.TrialState.FAIL

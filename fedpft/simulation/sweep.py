@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -28,10 +29,10 @@ from fedpft.config import Config, ConfigError
 from fedpft.config.gpus import driver_claim
 from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import STATE_FOLDER, Trial
-from fedpft.interrupt import held_back
+from fedpft.interrupt import NotCountedError, held_back
 from fedpft.simulation.cluster import Node, cluster_nodes, connect
 from fedpft.simulation.reasons import reason
-from fedpft.simulation.search import SeededOptuna
+from fedpft.simulation.search import NOT_COUNTED, SeededOptuna
 
 _ROUND_FILE = "round"
 _QUIET = {
@@ -170,7 +171,7 @@ def _ended(planned: Sequence[Trial], results: tune.ResultGrid) -> list[tuple[Tri
 
 def _failure(trial: Any) -> str | None:
     if trial.status == "TERMINATED":
-        return None
+        return (trial.last_result or {}).get(NOT_COUNTED)
     error = _unpickled(trial.get_pickled_error) or trial.get_error()
     return reason(error) if error else f"Ray Tune left it {trial.status.lower()}"
 
@@ -221,18 +222,22 @@ def _train(play: Play, home: str, found: dict[str, str]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             reported = int(Path(folder, _ROUND_FILE).read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = {"round": reported, "value": -inf, "score": -inf}
 
     def report(round_index: int, value: float, score: float) -> None:
-        nonlocal reported
+        nonlocal reported, metrics
+        metrics = {"round": round_index, "value": value, "score": score}
         if round_index <= reported:
             return
         reported = round_index
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, _ROUND_FILE).write_text(str(round_index), encoding="utf-8")
-            metrics = {"round": round_index, "value": value, "score": score}
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
-    play(_trial(found), report)
+    try:
+        play(_trial(found), report)
+    except NotCountedError as error:  # raised, it would be tried again
+        tune.report(metrics | {NOT_COUNTED: str(error)})
 
 
 class _Told(tune.Callback):
@@ -250,7 +255,8 @@ class _Told(tune.Callback):
         self.watcher.trial_started(_name(trial))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        self.watcher.trial_reported(_name(trial), result["round"], result["value"])
+        if NOT_COUNTED not in result:
+            self.watcher.trial_reported(_name(trial), result["round"], result["value"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # not yet in the storage, where `get_pickled_error` and `get_error` look for it
@@ -259,7 +265,7 @@ class _Told(tune.Callback):
         self.watcher.trial_retried(_name(trial), reason(error or (text and Path(text).read_text("utf-8")) or ""))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.watcher.trial_ended(_name(trial), failed=False)
+        self.watcher.trial_ended(_name(trial), failed=NOT_COUNTED in (trial.last_result or {}))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.watcher.trial_ended(_name(trial), failed=True)

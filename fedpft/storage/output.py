@@ -89,6 +89,8 @@ def claim_output_dir(output_dir: Path, kind: Kind = RUN, say: Callable[[str], No
                     (output_dir / name).rename(kept / name)
             left = _foreign(output_dir, kind)
             stays = f"; not moved: {_listed(left)}" if left else ""
+            if (kept / "wandb").exists():  # whose record names their files by the whole path
+                stays += "; `fedpft sync` sends it to W&B, `wandb sync` leaves its artifacts out"
             say(f"{output_dir}: the {kind.what} that was there is now {kept}{stays}")
     except OSError as error:
         raise ConfigError(f"output_dir: {_unwritable(output_dir)}; {error}") from None

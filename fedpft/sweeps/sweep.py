@@ -25,7 +25,7 @@ from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import SETTINGS_FILE, STATE_FOLDER, SUMMARY_FILE, TRIALS_FOLDER, Trial, planned_trials
 from fedpft.federated.dropped import why_not_counted
 from fedpft.federated.observer import SilentObserver
-from fedpft.interrupt import RunStoppedError
+from fedpft.interrupt import NotCountedError
 from fedpft.report.intervals import half_interval
 from fedpft.run.pipeline import RunResult, run
 from fedpft.run.resume import find_run, is_finished
@@ -110,19 +110,25 @@ def play_trial(metric: str, goal: str | None, trial: Trial, report: "Report") ->
     """Run a trial to its end, or go on with it; report every evaluation round, those before its checkpoint first.
 
     Raises:
-        RunStoppedError: a client never trained, and that is not allowed.
+        NotCountedError: a client never trained, and that is not allowed.
 
     """
     folder, observer = Path(trial.config.output_dir), _Reporting(metric, goal, report)
     with nullcontext() if is_finished(trial.config) else held(folder, patience_seconds=PATIENCE_SECONDS):
         found = find_run(trial.config)
+        if isinstance(found, RunResult):
+            _require_counted(found, trial)
         if found is not None:
             for record in evaluations(folder):
                 observer.tell(record)
         finished = found if isinstance(found, RunResult) else run(trial.config, observer, found)
+        _require_counted(finished, trial)  # before the last report, with which a scheduler may stop the process
         observer.flush()
+
+
+def _require_counted(finished: RunResult, trial: Trial) -> None:
     if reason := why_not_counted(finished.result, allow_dropped=trial.config.federated.allow_dropped):
-        raise RunStoppedError(reason)
+        raise NotCountedError(reason)
 
 
 class _Reporting(SilentObserver):

@@ -7,7 +7,7 @@ All of it lies in the run's output folder::
 
 The copies are what W&B sends, as artifacts and as files of the run: what another run has put where this one was is
 never read. W&B knows an artifact's files by their whole path, the run's files by their place in its folder. So of a
-folder that was moved `wandb sync` sends the run's files, and leaves the artifacts out.
+folder that was moved `wandb sync` sends the run's files, and leaves the artifacts out; `fedpft sync` sends them.
 
 A resumed run goes on as the same W&B run. Offline it leaves one folder each time it was started, all with the run's id;
 `wandb sync` joins them in order.

@@ -20,7 +20,7 @@ from fedpft.config.trials import Trial
 from fedpft.federated.client import LocalClient
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
-from fedpft.interrupt import RunStoppedError
+from fedpft.interrupt import NotCountedError
 from fedpft.models.loading import load_sub_fm
 from fedpft.run import inputs
 from fedpft.run.pipeline import run
@@ -289,7 +289,7 @@ def test_a_run_in_which_a_client_never_got_through_ends_with_exit_code_1_unless_
     again = CliRunner().invoke(cli.app, ["resume", str(tmp_path / "out"), "federated.allow_dropped=false"])
     assert again.exit_code == 1, "also when it only gives its result"
     strict = load_config(tmp_path / "out/config.yaml", ["federated.allow_dropped=false"])
-    with pytest.raises(RunStoppedError, match=r"^never trained: 1 of the clients"):  # so a sweep's trial has failed
+    with pytest.raises(NotCountedError, match=r"^never trained: 1 of the clients"):  # so a sweep's trial has failed
         play_trial("fm", None, Trial(name="a", settings={}, config=strict), lambda *_: None)
 
 
@@ -318,23 +318,52 @@ def test_good_images_are_decoded_once_and_broken_ones_named_before_an_actor_star
     assert len(data.train) == 5
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EROFS, 1), (errno.ECONNREFUSED, None)])
-def test_a_full_disk_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys, number, code):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rounds.jsonl"), "No space left on device: 'rounds.jsonl'"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS), "rounds.jsonl"), "Read-only file system: 'rounds.jsonl'"),
+        (OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)), None),
+        (MemoryError(), "error: not enough memory for these settings (MemoryError)"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 64 bytes\nmore"),
+            "can't allocate memory: 64 bytes)",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "error: not enough memory for these settings (CUDA",
+        ),
+    ],
+)
+def test_a_full_disk_or_memory_is_one_line_with_the_way_on(tmp_path, monkeypatch, capsys, error, said):
     def fails(*_, **__):
         (tmp_path / "out/checkpoints/round-0003").mkdir(parents=True)
         (tmp_path / "out/checkpoints/round-0003/state.json").write_text("{}")
-        raise OSError(number, os.strerror(number), "rounds.jsonl")
+        raise error
 
     monkeypatch.setattr("fedpft.run.launch.run", fails)
     (tmp_path / "base.yaml").write_text(f"output_dir: {tmp_path / 'out'}")
     monkeypatch.setattr(sys, "argv", ["fedpft", "run", str(tmp_path / "base.yaml")])
-    with pytest.raises(SystemExit if code else OSError) as ended:
+    with pytest.raises(SystemExit if said else OSError) as ended:
         cli.main()
-    if code:
-        assert ended.value.code == code
-        assert capsys.readouterr().err.endswith(
-            f"{os.strerror(number)}: 'rounds.jsonl'; go on with: fedpft resume {tmp_path / 'out'}\n"
-        )
+    if said:
+        assert ended.value.code == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert said in line
+        assert line.endswith(f"; go on with: fedpft resume {tmp_path / 'out'}")
+
+
+def test_data_are_loaded_where_no_file_can_be_written_and_the_fm_is_not_blamed_for_that(tmp_path, monkeypatch):
+    config = load_config(None, [*tiny_text_run(tmp_path), "task.max_train_examples=20"])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            inputs.load_data(config, SilentProgress())
+        monkeypatch.setattr(inputs, "rehearse", lambda *_: None)  # which writes an FM without weights
+        assert len(inputs.load_data(config, SilentProgress()).train) == 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_check_of_the_fm_changes_no_random_state(tmp_path):

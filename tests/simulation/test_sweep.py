@@ -10,17 +10,23 @@ from dataclasses import replace
 from functools import partial
 from types import ModuleType, SimpleNamespace
 
+import psutil
 import pytest
 
 import fedpft
 from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import Trial, planned_trials
+from fedpft.interrupt import NotCountedError
 from fedpft.run.pipeline import run
 from tests.tiny import tiny_text_run
 
 engine = pytest.importorskip("fedpft.simulation.sweep", reason="Ray is not installed", exc_type=ImportError)
 sweeps = pytest.importorskip("fedpft.sweeps.sweep")
+
+
+MAX_SECONDS = 300
+"""After so long it hangs; alone it takes seconds."""
 
 
 class Heard:
@@ -110,7 +116,7 @@ def test_a_sweep_from_python_gives_a_row_for_each_trial_with_its_numbers_or_why_
 def ranks():
     """Return a way to play trials: report the rank of the adapter in each of 9 rounds; rank 7 is bad luck, 9 worse.
 
-    A run of rank 5 has enough after 4 rounds.
+    A run of rank 5 has enough after 4 rounds; one of rank 6 does not count.
     """
 
     def play(trial, report):  # a local one, so that it travels by value
@@ -119,8 +125,10 @@ def ranks():
             raise ValueError("bad luck")
         if rank == 9:
             os.kill(os.getpid(), signal.SIGKILL)
-        for round_index in range(1, 5 if rank == 5 else 10):
+        for round_index in range(1, 5 if rank in (5, 6) else 10):
             report(round_index, float(rank), float(rank))
+        if rank == 6:
+            raise NotCountedError("never trained: 1")
 
     return play
 
@@ -132,16 +140,20 @@ def rank_sweep(tmp_path, **settings):
 
 @pytest.mark.cluster
 def test_asha_stops_a_bad_trial_early_and_one_that_fails_or_dies_spoils_no_other_and_is_told(local_ray, tmp_path):
-    space = {"lora.rank": {"grid": [4, 7, 9, 5, 1]}}
-    sweep = rank_sweep(tmp_path, space=space, scheduler="asha", reduction_factor=2, max_concurrent=1, max_retries=0)
+    space = {"lora.rank": {"grid": [4, 7, 9, 5, 1, 6]}}
+    sweep = rank_sweep(tmp_path, space=space, scheduler="asha", reduction_factor=2, max_concurrent=1, max_retries=1)
     heard = Heard()
     ended = engine.run_trials(sweep, planned_trials(sweep), ranks(), heard)
-    assert {name: round_index for name, round_index, _ in heard.reported} == {"rank-4": 9, "rank-5": 4, "rank-1": 1}
+    rounds = {name: round_index for name, round_index, _ in heard.reported}
+    assert rounds == {"rank-4": 9, "rank-5": 4, "rank-1": 1, "rank-6": 4}
     errors = {trial.name: error for trial, error in ended}
     assert (errors["rank-4"], errors["rank-5"], errors["rank-1"]) == (None, None, None)
     assert errors["rank-7"] == "ValueError: bad luck"
     assert "died" in errors["rank-9"]
-    assert heard.ended == {"rank-4": False, "rank-7": True, "rank-9": True, "rank-5": False, "rank-1": False}
+    assert errors["rank-6"] == "never trained: 1"
+    assert set(heard.retried) == {"rank-7", "rank-9"}, "another attempt of rank 6 would give the same"
+    assert {name for name, failed in heard.ended.items() if failed} == {"rank-6", "rank-7", "rank-9"}
+    assert len(heard.ended) == 6
 
 
 @pytest.mark.cluster
@@ -211,10 +223,11 @@ def test_optuna_gets_the_mean_over_the_seeds_that_did_not_fail(tmp_path):
     assert trials[0].settings == trials[1].settings != trials[2].settings
     for index, score in enumerate((0.25, 0.75, 0.5)):
         searcher.on_trial_complete(f"id{index}", {"score": score})
+    searcher.on_trial_complete("id3", {"score": 9.0, search.NOT_COUNTED: "never trained"})
     searcher.save(tmp_path / "searcher")
     restored = search.SeededOptuna(sweep)
     restored.restore(tmp_path / "searcher")
-    for index in range(3, 6):
+    for index in range(4, 6):
         restored.on_trial_complete(f"id{index}", error=True)
     first, second, third = restored._study.trials
     assert (first.value, second.value, third.value) == (0.5, 0.5, None)
@@ -269,12 +282,14 @@ def test_a_trial_that_the_cluster_can_never_hold_is_refused(local_ray, tmp_path)
 
 
 @pytest.mark.cluster
-def test_a_sweep_whose_driver_was_killed_goes_on_with_what_is_missing(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_was_ended_goes_on_with_what_is_missing(tmp_path, number):
     base = tiny_base(tmp_path)
     file = tmp_path / "sweep.yaml"
     file.write_text(f"base: {base}\nseeds: [1, 2]\nmax_concurrent: 1\noutput_dir: {tmp_path / 'sweep'}\n")
     command = [sys.executable, "-m", "fedpft.cli", "sweep", str(file)]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **quiet)
     first, second = (tmp_path / f"sweep/trials/seed-{seed}" for seed in (1, 2))
     deadline = time.monotonic() + 600
     try:
@@ -282,6 +297,15 @@ def test_a_sweep_whose_driver_was_killed_goes_on_with_what_is_missing(tmp_path):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "too slow"
             time.sleep(0.05)
+        if number == signal.SIGTERM:
+            started = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, number)  # what `timeout` does, Slurm, systemd
+            _, errors = process.communicate(timeout=MAX_SECONDS)
+            assert process.returncode == 143
+            assert errors.splitlines()[-1] == f"interrupted; go on with: fedpft sweep {file} --resume"
+            assert len(errors.splitlines()) == 1, errors
+            _, alive = psutil.wait_procs(started, timeout=MAX_SECONDS)
+            assert [child.name() for child in alive] == []
     finally:
         process.kill()
         process.wait()

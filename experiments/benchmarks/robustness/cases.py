@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,17 +32,18 @@ from transformers import ViTImageProcessorPil
 
 from fedpft.cli.main import app
 from fedpft.config import ConfigError
-from fedpft.interrupt import RunStoppedError
+from fedpft.interrupt import RunStoppedError, lack_of_memory
+from fedpft.storage.checkpoint import Checkpoints
 from tests.tiny import IMAGE_FAMILIES, TINY_RUN, tiny_causal_run, tiny_fm, tiny_text_run
 
 RESULTS = Path(__file__).parents[2] / "results" / "robustness"
 MAX_SECONDS = 60
 ENDS = ("got through", "refused in one line", "tracebacks", "not finished in time")
 SHORT = [
-    *TINY_RUN, "federated.rounds=1", "cache.enabled=false", "align.neurons.kind=none", "method.adapter_layers=1",
+    *TINY_RUN, "federated.rounds=2", "cache.enabled=false", "align.neurons.kind=none", "method.adapter_layers=1",
     "evaluation.fidelity_examples=4",
 ]  # fmt: skip
-"""A run of a second."""
+"""A run of two rounds, and of a second."""
 
 
 class TooLongError(BaseException):
@@ -83,13 +85,20 @@ def command(*words: object) -> None:
 
 
 def use(folder: Path, settings: list[str], draw: random.Random, text: str = "{}") -> None:
-    """Plan a run, run it, now and then resume it, and export what it left; `text` is that of the config file."""
+    """Plan a run, run it, now and then resume what a kill would leave, and export it; `text` is that of the config."""
     base, out = folder / "base.yaml", folder / "out"
     base.write_text(f"{text}\n", encoding="utf-8")
     command("plan", base, *settings)
-    command("run", base, *settings)
-    if draw.random() < 0.3:
-        (out / "result.json").unlink()  # as if it had been killed at its end
+    killed = draw.random() < 0.4
+    with mock.patch.object(Checkpoints, "discard") if killed else contextlib.nullcontext():
+        command("run", base, *settings)
+    if killed:
+        (out / "result.json").unlink()
+        if draw.random() < 0.7:  # else in the last step of all
+            shutil.rmtree(max((out / "checkpoints").glob("round-*"), default=out / "none"), ignore_errors=True)
+        if draw.random() < 0.5:
+            with contextlib.suppress(ConfigError):  # it has no result
+                command("export", out, "--out", folder / "unfinished")
         command("resume", out)
     command("export", out, *["--merge"] * (draw.random() < 0.5))
 
@@ -125,8 +134,9 @@ def end_of(play: Callable[[], None]) -> tuple[str, str]:
         return "refused in one line", f"exit code {code.exit_code}"
     except TooLongError:
         return "not finished in time", ""
-    except BaseException:
-        return "tracebacks", traceback.format_exc()
+    except BaseException as error:
+        short = lack_of_memory(error)
+        return ("refused in one line", short) if short else ("tracebacks", traceback.format_exc())
     return "got through", ""
 
 

@@ -4,7 +4,7 @@
 
 Each case sets one to four keys of a run, by the command line or in its file, to values of their type, to other words or
 to anything; and now and then a key that there is not, a sweep over them, or a suite of them. Left out are the keys that
-say where the run's folders are, and those that would start Ray, W&B or a download.
+say where the run's folders are, and those that would start Ray, W&B or a download, or ask another machine.
 """
 
 import json
@@ -18,12 +18,15 @@ from typing import Any
 
 from experiments.benchmarks.robustness.cases import command, play_all, use, write_inputs
 from fedpft.config import Config
+from fedpft.config.adversary import DEFAULT_SCALES, OMNISCIENT, ON_DATA
+from fedpft.config.algorithms import AGGREGATORS, SERVER_OPTIMISERS
+from fedpft.config.client import CLIENT_STEPS
 from fedpft.config.flat import flat_settings
 from fedpft.config.loading import config_keys
 
 FIXED = {
     *("output_dir", "fm.path", "task.path", "public.path", "cache.dir", "tracking.wandb", "pool.kind", "pool.address"),
-    *("public.name", "task.name"),
+    *("public.name", "task.name", "tracking.notify", "tracking.mlflow_uri"),
 }
 KEYS = [key for key in config_keys() if key not in FIXED]
 DEFAULTS = flat_settings(asdict(Config()))
@@ -41,6 +44,16 @@ WORDS = {
     "method.plug_in": ["copy", "distil", "distill"],
     "align.layers.kind": ["none", "distill", "closed_form"],
     "align.neurons.kind": ["none", "distill", "closed_form"],
+    "federated.sampling": ["md", "full", "poisson", "power_of_choice"],
+    "federated.aggregator.kind": [*AGGREGATORS, "x", "json:loads", "fedpft.federated.aggregators.robust:median"],
+    "federated.server.kind": [*SERVER_OPTIMISERS, "x", "json:loads"],
+    "federated.client.kind": [*CLIENT_STEPS, "x", "json:loads"],
+    "federated.client.optimiser": ["sgd", "adamw"],
+    "federated.client.schedule": ["linear", "cosine"],
+    "federated.lora_aggregation": ["ffa", "svd", "fedsvd", "alternate"],
+    "federated.adversary.kind": [*DEFAULT_SCALES, *ON_DATA, *OMNISCIENT],
+    "federated.adversary.trigger": ["w1", "w1 w2", "", "nowhere"],
+    "stop.metric": ["accuracy", "mae", "fm", "loss", "x", "other/accuracy"],
     "federated.partition.kind": ["iid", "dirichlet", "shards", "natural", "x"],
     "task.kind": ["classification", "regression", "causal_lm"],
     "task.text_columns": [["text"], ["text", "text"], ["label"], ["text", "label"], []],
@@ -74,7 +87,7 @@ def as_override(key: str, value: Any, draw: random.Random) -> str:
 
 def drawn_key(draw: random.Random) -> str:
     """Return a key of a run, seldom one that is misspelt, a section, or none."""
-    key = draw.choice(KEYS)
+    key = draw.choice(draw.choice([KEYS, [*WORDS]]))
     if draw.random() < 0.95:
         return key
     return draw.choice([key[:-1], key.upper(), f"{key}.x", key.rpartition(".")[0] or key, "", ".", f"{key}[0]", "a b"])

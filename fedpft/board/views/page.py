@@ -58,9 +58,9 @@ class Page:
         return digest("".join([*self.all.values(), *self.rows]))
 
     def html(self, nav: str, now: float, assets: str) -> str:
-        """Return the whole page."""
+        """Return the whole page, a text of UTF-8."""
         rows = "\n".join(self.rows.values())
-        return _PAGE.format(
+        page = _PAGE.format(
             title=escape(self.title),
             assets=assets,
             plotly=_PLOTLY.format(assets=assets) if self.has_figures else "",
@@ -69,6 +69,7 @@ class Page:
             nav=nav,
             body="\n".join([self.before, *self._parts(rows).values()]),
         )
+        return _in_utf8(page)
 
     def _parts(self, rows: str) -> dict[str, str]:
         return {key: html.replace("{rows}", rows) if key == "table" else html for key, html in self.parts.items()}
@@ -111,4 +112,8 @@ def wrapped(name: str, content: str) -> str:
 
 def text(value: object) -> str:
     """Return HTML of any text; what is no text of UTF-8, as names of files may be, is shown as marks."""
-    return escape(str(value).encode("utf-8", "replace").decode())
+    return escape(_in_utf8(str(value)))
+
+
+def _in_utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

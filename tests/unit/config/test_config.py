@@ -134,6 +134,8 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
         ("federated.partition.kind=natural", "federated.partition.column: found None, allowed: a column name"),
         ("pool.actors=many", "pool.actors: found 'many', allowed: auto, per_client or an integer > 0"),
         ("cache.dir=''", "cache.dir: found '', allowed: null or a folder"),
+        (f"server.num_threads={2**40}", f"server.num_threads: found {2**40}, allowed: at most 1024"),
+        (f"pool.threads_per_client={2**40}", f"pool.threads_per_client: found {2**40}, allowed: at most 1024"),
         ("cache.max_gigabytes=0", "cache.max_gigabytes: found 0.0, allowed: a number > 0"),
         ("federated.min_clients=0", "federated.min_clients: found 0, allowed: 1 to the clients of a round, 10"),
         ("federated.min_clients=11", "federated.min_clients: found 11, allowed: 1 to the clients of a round, 10"),
@@ -176,6 +178,27 @@ def test_wrong_type_names_key_found_and_allowed(override, key, found, allowed):
 )
 def test_value_out_of_range_names_key_found_and_allowed(override, expected):
     assert message(overrides=[override]).startswith(expected)
+
+
+def test_text_that_came_as_the_bytes_of_utf8_is_text_and_a_path_of_other_bytes_is_one_line():
+    assert load_config(None, ["name=gr\udcc3\udcb6\udcc3\udc9fe"]).name == "größe"
+    with pytest.raises(ConfigError, match=r"^output_dir: found 'gr\\udcf6', allowed: a path without '\\udcf6', which"):
+        Config(output_dir="gr\udcf6")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("federated.num_clients", "federated.rounds", "federated.clients_per_round", "federated.local_epochs"),
+        *("federated.aggregator.iterations", "pool.max_retries", "fm.pretrain.num_epochs"),
+        *("align.layers.num_steps", "align.neurons.num_steps", "align.adapter.num_steps"),
+    ],
+)
+def test_what_would_be_done_for_ever_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"^{key}: found {2**63 - 1}, allowed: at most 1000000$"):
+        load_config(None, ["federated.sampling=md", f"{key}={2**63 - 1}"])
+    others = ["federated.num_clients=1000000", "federated.clients_per_round=1000000"]
+    load_config(None, [*others, f"{key}=1000000"])
 
 
 @pytest.mark.parametrize(

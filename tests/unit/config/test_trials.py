@@ -157,6 +157,8 @@ def test_a_config_that_cannot_work_is_refused_with_key_and_trial(base):
         ({"scheduler": "hyperband", "max_concurrent": 2}, "max_concurrent: found 2, allowed: null with scheduler = "),
         ({"driver_cpus": 0.0}, "driver_cpus: found 0.0, allowed: a number > 0"),
         ({"max_retries": -1}, "max_retries: found -1, allowed: a number >= 0"),
+        ({"max_retries": 2**62}, f"max_retries: found {2**62}, allowed: at most 1000000"),
+        ({"num_samples": 2**62}, f"num_samples: found {2**62}, allowed: at most 1000000"),
         (
             {"space": {RATIO: {"uniform": [0.1, 1]}}, "search": "optuna", "scheduler": "asha", "seeds": (1, 2)},
             "scheduler: found 'asha', allowed: none with search = optuna and several seeds",

@@ -1,5 +1,7 @@
 import json
 import re
+import resource
+import signal
 
 import pytest
 
@@ -103,6 +105,21 @@ def test_the_page_is_made_from_the_runs_files(tmp_path):
     (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ROUNDS))
     assert write_page(tmp_path) == {"report": tmp_path / "report.html"}
     assert len(figures((tmp_path / "report.html").read_text())) == 3
+
+
+def test_on_a_full_disk_the_page_is_a_warning_and_not_cut_off(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT | METER))
+    (tmp_path / "config.yaml").write_text(dump_config(CONFIG))
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ROUNDS))
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.warns(UserWarning, match=r"no report\.html: OSError: .* File too large"):
+            assert write_page(tmp_path) == {}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "result.json", "rounds.jsonl"]
 
 
 @pytest.mark.parametrize("result", [None, "{", "{}"])

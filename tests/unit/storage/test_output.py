@@ -47,7 +47,8 @@ def test_only_a_runs_own_entries_move_aside_and_it_is_said(tmp_path):
     moved = ["config.yaml", ROUNDS_FILE, "wandb"]
     assert sorted(path.name for path in (tmp_path / "run.1").iterdir()) == moved
     assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "other"]
-    assert said == [f"{folder}: the run that was there is now {folder}.1; not moved: notes.txt, other"]
+    unsent = "; `fedpft sync` sends it to W&B, `wandb sync` leaves its artifacts out"
+    assert said == [f"{folder}: the run that was there is now {folder}.1; not moved: notes.txt, other{unsent}"]
 
 
 def test_what_a_file_system_or_a_desktop_puts_into_a_folder_does_not_count(tmp_path):

@@ -1,4 +1,7 @@
 import json
+import logging
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +9,7 @@ import psutil
 import pytest
 import wandb
 
+from fedpft.cli.environment import hush_libraries
 from fedpft.config import Config, ConfigError, TrackingConfig, load_config
 from fedpft.report.fidelity import heat_map
 from fedpft.tracking.names import kept_in_summary, logged_metrics
@@ -144,6 +148,31 @@ def test_a_wandb_that_dies_costs_one_warning(output: Path, recwarn: pytest.Warni
     assert len(said) == 1
     assert said[0].startswith("Weights & Biases failed, the run goes on without it: ")
     assert len((output / "rounds.jsonl").read_text().splitlines()) == 1 + 3 * len(ROUNDS[1:])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_wandb_on_a_full_disk_costs_one_warning(output: Path, recwarn: pytest.WarningsRecorder, capfd, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # restored afterwards
+    hush_libraries()
+    wandb.teardown()  # its process is to inherit the limit
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        tracker = make_trackers(load_config(None, ["tracking.wandb=offline"]), output)
+        for _ in range(4):
+            tracker.log_round(ROUNDS[0])
+            tracker.log_figure("fidelity/heat_map", heat_map([METERED]))
+        adapter = output / "adapter"
+        adapter.mkdir()
+        tracker.finish({"fm": 0.5, "long": "x" * 4000}, {"adapter": adapter})
+        wandb.teardown()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    said = [str(warning.message) for warning in recwarn if "Weights" in str(warning.message)]
+    assert len(said) == 1, said
+    assert len((output / "rounds.jsonl").read_text().splitlines()) == 4
     assert "Traceback" not in capfd.readouterr().err
 
 
