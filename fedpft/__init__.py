@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from fedpft.api.result import Result, load_result
     from fedpft.api.runs import run
     from fedpft.config import (
+        AdapterAlignConfig,
+        AdversaryConfig,
         AggregatorConfig,
         AlignConfig,
         CacheConfig,
         CheckpointConfig,
+        ClientConfig,
         Config,
         ConfigError,
         EvaluationConfig,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
         PublicConfig,
         ServerConfig,
         ServerOptimiserConfig,
+        StopConfig,
         TaskConfig,
         TrackingConfig,
         dump_config,
@@ -45,10 +49,13 @@ if TYPE_CHECKING:
     from fedpft.config.sweep import SweepConfig, load_sweep
 
 __all__ = [
+    "AdapterAlignConfig",
+    "AdversaryConfig",
     "AggregatorConfig",
     "AlignConfig",
     "CacheConfig",
     "CheckpointConfig",
+    "ClientConfig",
     "Config",
     "ConfigError",
     "EvaluationConfig",
@@ -65,6 +72,7 @@ __all__ = [
     "Result",
     "ServerConfig",
     "ServerOptimiserConfig",
+    "StopConfig",
     "SweepConfig",
     "TaskConfig",
     "TrackingConfig",
