@@ -58,7 +58,7 @@ class Result:
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Scores after the last round, model -> metric -> value; models are `untuned_fm`, `sub_fm` and the plugged-in `fm`."""
+        """Scores after the last round by model (`untuned_fm`, `sub_fm`, the plugged-in `fm`), then by metric."""
         return self.summary["metrics"]
 
     @cached_property
