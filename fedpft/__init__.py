@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from fedpft.api.result import Result, load_result
     from fedpft.api.runs import run
     from fedpft.config import (
+        AdapterAlignConfig,
+        AdversaryConfig,
         AggregatorConfig,
         AlignConfig,
         CacheConfig,
         CheckpointConfig,
+        ClientConfig,
         Config,
         ConfigError,
         EvaluationConfig,
@@ -34,9 +37,11 @@ if TYPE_CHECKING:
         PartitionConfig,
         PoolConfig,
         PretrainConfig,
+        PrivacyConfig,
         PublicConfig,
         ServerConfig,
         ServerOptimiserConfig,
+        StopConfig,
         TaskConfig,
         TrackingConfig,
         dump_config,
@@ -45,10 +50,13 @@ if TYPE_CHECKING:
     from fedpft.config.sweep import SweepConfig, load_sweep
 
 __all__ = [
+    "AdapterAlignConfig",
+    "AdversaryConfig",
     "AggregatorConfig",
     "AlignConfig",
     "CacheConfig",
     "CheckpointConfig",
+    "ClientConfig",
     "Config",
     "ConfigError",
     "EvaluationConfig",
@@ -61,10 +69,12 @@ __all__ = [
     "PartitionConfig",
     "PoolConfig",
     "PretrainConfig",
+    "PrivacyConfig",
     "PublicConfig",
     "Result",
     "ServerConfig",
     "ServerOptimiserConfig",
+    "StopConfig",
     "SweepConfig",
     "TaskConfig",
     "TrackingConfig",

@@ -15,7 +15,7 @@ def leaving() -> str:
 
 def _message(kind: Any) -> str:
     crossing = CROSSINGS[kind]
-    about = [f"### `{kind.__name__}`: {crossing.sender} to {crossing.reader}", "", f"Sent {crossing.when}.", ""]
+    about = [f"## `{kind.__name__}`: {crossing.sender} to {crossing.reader}", "", f"Sent {crossing.when}.", ""]
     meanings = {name: text for base in reversed(kind.__mro__[:-1]) for name, text in settings.meanings(base).items()}
     rows = ["| field | size | of a simulation only | meaning |", "| --- | --- | --- | --- |"]
     for entry in fields(kind):

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedpft.align.public import AlignmentContext, AlignmentReport, PublicData
 from fedpft.api.quiet import quiet_libraries
 from fedpft.api.result import Result
 from fedpft.config import LayerAlignConfig, LoraConfig, ServerConfig
+from fedpft.config.method import SCORER_NAMES
 from fedpft.construct.compress import compress as compress_ffns
 from fedpft.construct.saliency import Scorer, named_scorer
 from fedpft.data.collate import CausalCollator, ImageCollator
@@ -59,11 +61,14 @@ def compress(
         seed: of what is drawn from the public data, and of the `random` scorer.
 
     Raises:
-        ConfigError: public data or a tokenizer that are missing or do not fit.
-        ValueError: a ratio, scorer or layer that cannot be, or an unknown family.
+        ConfigError: no model, an unknown scorer, public data or a tokenizer that are missing or do not fit.
+        ValueError: a ratio or layer that cannot be, or an unknown family.
 
     """
+    _require_model("model", model)
     if isinstance(scorer, str):
+        if scorer not in SCORER_NAMES:
+            fail("scorer", scorer, f"{', '.join(SCORER_NAMES)}, or a function of (model, its FFNs)")
         examples = None if public is None else _public_data(model, public, tokenizer, seed)
 
         def batches() -> list[Mapping[str, Tensor]]:
@@ -107,10 +112,12 @@ def align(
         on the same public examples. A warning says so if it is not lower afterwards.
 
     Raises:
-        ConfigError: public data that do not fit, or a family that the kind cannot align.
-        ValueError: no layer of the sub-FM is smaller than the FM's.
+        ConfigError: no models, public data that do not fit, a family that the kind cannot align, or no layer of the
+            sub-FM is smaller than the FM's.
 
     """
+    for key, model in (("fm", fm), ("sub_fm", sub_fm)):
+        _require_model(key, model)
     settings = config or LayerAlignConfig(kind="closed_form")
     kinds = (kind or settings.kind).split("+")
     if unknown := [name for name in kinds if name not in LAYER_ALIGNERS]:
@@ -118,13 +125,20 @@ def align(
     sizes = [[ffn.num_neurons for ffn in find_ffns(model)] for model in (fm, sub_fm)]
     layers = [layer for layer, (full, cut) in enumerate(zip(*sizes, strict=True)) if cut < full]
     if not layers:
-        raise ValueError(f"sub_fm: found FFNs of {sizes[1]} neurons, allowed: smaller ones than the FM's {sizes[0]}")
+        fail(
+            "sub_fm",
+            f"FFNs of {sizes[1]} neurons",
+            f"a model of which one FFN at least is smaller than the FM's {sizes[0]}",
+        )
     if "closed_form" in kinds:
         check_layer_by_layer(fm, "kind")
     examples = _public_data(fm, public, tokenizer, seed)
     num_examples = len(cast(Any, examples.dataset))
     if "closed_form" in kinds and num_examples <= settings.batch_size:
-        allowed = f"more than batch_size = {settings.batch_size}: a second batch chooses the ridge"
+        size = settings.batch_size
+        allowed = (
+            f"more than one batch of {size}: more public data, or a smaller batch_size in config=LayerAlignConfig(...)"
+        )
         fail("public", f"{num_examples} chunks or images", allowed)
     context = AlignmentContext(public=examples, server=server or ServerConfig(), seed=derive_seed(seed, "align_layers"))
     reports = [LAYER_ALIGNERS[name](fm, sub_fm, settings, context, layers=layers) for name in kinds]
@@ -162,21 +176,32 @@ def fidelity(
 
     Args:
         fm, sub_fm: two plain models, which get the same fresh adapter in copies; or both with the same adapter.
-        batch: inputs of both with `labels`, (B,), or for language models (B, T).
+        batch: inputs of both and their `labels`, (B,), or for language models (B, T): what a tokenizer returns with
+            `return_tensors="pt"`, and `labels` beside it.
         lora: of the fresh adapter.
         server: device.
         seed: of the fresh adapter.
 
     Raises:
+        ConfigError: no models, or a batch that is no mapping of names to tensors.
         ValueError: no labels, models of different depths, or two adapters.
 
     """
+    for key, model in (("fm", fm), ("sub_fm", sub_fm)):
+        _require_model(key, model)
+    if not isinstance(batch, Mapping):
+        fail("batch", type(batch).__name__, "names -> tensors: what the tokenizer returns, and `labels`")
     if not isinstance(fm, AdaptedModel) and not isinstance(sub_fm, AdaptedModel):
         fresh = derive_seed(seed, "adapter")
         fm, sub_fm = (attach_lora(copy.deepcopy(model), lora or LoraConfig(), fresh) for model in (fm, sub_fm))
     elif not (isinstance(fm, AdaptedModel) and isinstance(sub_fm, AdaptedModel)):
         raise ValueError("sub_fm: found an adapter in one model alone, allowed: the same in both, or none")
     return measure_fidelity(fm, sub_fm, batch, server=server or ServerConfig())
+
+
+def _require_model(key: str, model: object) -> None:
+    if not isinstance(model, Module):
+        fail(key, model if isinstance(model, str) else type(model).__name__, "a model, e.g. of from_pretrained(...)")
 
 
 def _public_data(model: PreTrainedModel, public: Any, tokenizer: Any, seed: int) -> PublicData:

@@ -58,7 +58,7 @@ class Result:
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Model (`untuned_fm`, `sub_fm`, `fm`: the plugged-in FM) -> metric -> value after the last round."""
+        """Scores after the last round by model (`untuned_fm`, `sub_fm`, the plugged-in `fm`), then by metric."""
         return self.summary["metrics"]
 
     @cached_property

@@ -90,7 +90,7 @@ def load_part(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module's own code raises
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        allowed = "module:name that this process can import"
+        allowed = "module:name that this process can import; of a file in this folder: with PYTHONPATH=."
         raise ConfigError(f"{key}: found {name!r} ({why}), allowed: {allowed}") from error
 
 

@@ -1,6 +1,7 @@
 """What is wrong with data, in one line each."""
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NoReturn, TypeVar
@@ -43,4 +44,6 @@ def one_line(error: BaseException) -> str:
 def hub_error(path: str, config_name: str | None, split: str, key: str, hint: str, error: Exception) -> ConfigError:
     """Return what to raise when the hub client fails; `hint` says what else the data set may need."""
     found = f"hub data set {path} {config_name or ''}".rstrip() + f", split {split} ({one_line(error)})"
-    return ConfigError(f"{key}: found {found}, allowed: a reachable hub id{hint} or a local folder in {key}")
+    return ConfigError(
+        f"{key}: found {found}, allowed: a reachable hub id{hint} or a local folder in {key}, seen from {os.getcwd()}"
+    )

@@ -70,12 +70,18 @@ def test_public_data_that_are_missing_are_named(arguments: dict[str, Any], messa
 
 def test_bad_arguments_are_named() -> None:
     fm = tiny_fm("bert")
-    with pytest.raises(ValueError, match=r"sub_fm: found FFNs of \[24, 24, 24\]"):
+    with pytest.raises(fedpft.ConfigError, match=r"sub_fm: found 'FFNs of \[24, 24, 24\]"):
         fedpft.align(fm, fm, **TEXT)
     with pytest.raises(fedpft.ConfigError, match="kind: found 'none'"):
         fedpft.align(fm, fedpft.compress(fm, 0.5), kind="none", **TEXT)
-    with pytest.raises(ValueError, match="scorer: found 'best'"):
+    with pytest.raises(fedpft.ConfigError, match=r"scorer: found 'best', allowed: .*greedy"):
         fedpft.compress(fm, scorer="best")
+    with pytest.raises(fedpft.ConfigError, match="model: found 'bert-base-uncased', allowed: a model"):
+        fedpft.compress("bert-base-uncased")  # type: ignore[arg-type]
+    with pytest.raises(fedpft.ConfigError, match="sub_fm: found 'sub_fm', allowed: a model"):
+        fedpft.align(fm, "sub_fm", **TEXT)  # type: ignore[arg-type]
+    with pytest.raises(fedpft.ConfigError, match="batch: found 'list', allowed: names -> tensors"):
+        fedpft.fidelity(fm, fm, TEXTS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("make", "name"), [(tiny_fm, "bert"), (tiny_fm, "vit"), (tiny_lm, "llama"), (tiny_lm, "gpt2")])

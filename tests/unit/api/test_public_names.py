@@ -4,7 +4,10 @@ import inspect
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,16 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
     thing = getattr(fedpft, name)
     assert name in dir(fedpft)
     assert inspect.getdoc(inspect.unwrap(thing)), name
+
+
+def test_every_section_of_a_config_can_be_made_by_a_public_name() -> None:
+    def sections(kind: Any) -> Iterator[str]:
+        for entry in fields(kind):
+            if is_dataclass(entry.default_factory):
+                yield entry.default_factory.__name__
+                yield from sections(entry.default_factory)
+
+    assert not set(sections(fedpft.Config)) - set(fedpft.__all__)
 
 
 def test_functions_that_share_a_name_with_a_folder_are_both() -> None:
