@@ -90,12 +90,13 @@ function asTable(plot) {
     };
     const [x, y, z] = [trace.x, trace.y, trace.z].map(list);
     const [more, less] = [trace.error_y?.array, trace.error_y?.arrayminus].map(list);
+    const [right, left] = [trace.error_x?.array, trace.error_x?.arrayminus].map(list);
     if (z.length) {
       z.forEach((line, i) => list(line).forEach((value, j) => add({x: x[j] ?? j, y: y[i] ?? i, z: value})));
     } else {
       const length = Math.max(x.length, y.length);
       for (let i = 0; i < length; i++) {
-        add({x: x[i], y: y[i], y_above: more[i], y_below: less[i], text: list(trace.text)[i]});
+        add({x: x[i], y: y[i], y_above: more[i], y_below: less[i], x_above: right[i], x_below: left[i], text: list(trace.text)[i]});
       }
     }
   }

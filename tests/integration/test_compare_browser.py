@@ -138,7 +138,8 @@ def test_a_list_chooses_the_figure_and_the_filter_holds_for_it(page):
 
 def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(page):
     script = """
-      const acting = [...document.querySelectorAll("input, select, .wide")];
+      const buttons = [...document.querySelectorAll("button")].filter(each => each.offsetParent);
+      const acting = [...document.querySelectorAll("input, select, .wide"), ...buttons];
       const reached = acting.map(each => { each.focus(); return document.activeElement === each; });
       const named = acting.map(each => Boolean(each.getAttribute("aria-label") || each.closest("label")));
       const images = plots.every(plot => plot.getAttribute("role") && plot.getAttribute("aria-label"));
@@ -147,7 +148,7 @@ def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(page
     found = probe(page, script)
     assert all(found["reached"])
     assert all(found["named"])
-    assert len(found["reached"]) == 3 + 2 + 7
+    assert len(found["reached"]) == 3 + 4 + 8 + 2 * 7
     assert found["images"]
 
 

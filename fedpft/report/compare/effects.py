@@ -81,29 +81,31 @@ def effect_words(effect: Effect) -> tuple[str, str, str]:
 
 
 def effect_figure(effects: Sequence[Effect]) -> "Figure":
-    """Return a bar for each setting, the largest at the top, with its interval; grey where chance gives as much."""
-    from plotly.graph_objects import Bar, Figure
+    """Return a row for each setting, the largest at the top: share and interval, and a line where chance ends.
+
+    A setting is grey where chance gives as much.
+    """
+    from plotly.graph_objects import Figure, Scatter
 
     shown = list(reversed(effects))
-    bars = Bar(
-        x=[effect.share for effect in shown],
-        y=[short_key(effect.key) for effect in shown],
-        orientation="h",
-        marker={"color": [PALETTE[0] if effect.is_found else PALETTE[-1] for effect in shown]},
-        error_x={
-            "symmetric": False,
-            "array": [effect.high - effect.share for effect in shown],
-            "arrayminus": [effect.share - effect.low for effect in shown],
-            "thickness": 1.5,
-        },
-        hovertemplate="%{y}: %{x:.0%}<extra></extra>",
-        name="share of variance",
-    )
-    return Figure(bars).update_layout(
-        height=110 + 34 * len(effects),
-        margin={"l": 55, "r": 15, "t": 15, "b": 50},
-        xaxis={"title": "share of variance", "tickformat": ".0%", "range": [0, 1]},
-    )
+    names = [short_key(effect.key) for effect in shown]
+    bars = {
+        "symmetric": False, "array": [effect.high - effect.share for effect in shown],
+        "arrayminus": [effect.share - effect.low for effect in shown], "color": "#8a8a8a", "thickness": 2,
+    }  # fmt: skip
+    colours = [PALETTE[0] if effect.is_found else PALETTE[-1] for effect in shown]
+    share = Scatter(
+        x=[effect.share for effect in shown], y=names, error_x=bars, mode="markers", name="share of variance",
+        marker={"size": 13, "color": colours}, hovertemplate="%{y}: %{x:.0%}<extra></extra>", showlegend=False,
+    )  # fmt: skip
+    line = {"symbol": "line-ns-open", "size": 18, "color": PALETTE[5], "line": {"width": 2}}
+    chance = Scatter(
+        x=[effect.chance for effect in shown], y=names, mode="markers", name="by chance up to", marker=line,
+        hovertemplate="by chance up to %{x:.0%}<extra></extra>", showlegend=False,
+    )  # fmt: skip
+    axis = {"title": "share of variance", "tickformat": ".0%", "range": [0, 1.02]}
+    margin = {"l": 55, "r": 15, "t": 15, "b": 50}
+    return Figure([chance, share]).update_layout(height=110 + 34 * len(effects), margin=margin, xaxis=axis)
 
 
 @lru_cache(maxsize=32)

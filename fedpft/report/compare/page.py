@@ -136,11 +136,11 @@ def _effects(comparison: Comparison) -> str:
     about = (
         "Share of the metric's variance over finished runs that a setting explains alone (functional ANOVA of random "
         "forests, by Optuna); what is missing to 100 % are interactions. 95 % intervals: bootstrap over points and "
-        "seeds. Grey: no more than chance gives, the largest share in 19 shuffles. Settings that always change "
-        "together cannot be told apart, and what was searched in a wider range has more effect."
+        "seeds. Line: what chance gives, the largest share in 19 shuffles; grey: no more than that. Settings that "
+        "always change together cannot be told apart, and what was searched in a wider range has more effect."
     )
     if (seeds := seed_share(comparison.groups)) is not None:
-        about += f" Between seeds of the same settings is {seeds:.0%} of the variance."
+        about += f" Of the variance, {100 * seeds:.1f} % is between seeds of the same settings."
     rows = [[escape(short_key(effect.key)), *effect_words(effect)] for effect in effects]
     numbers = table(["setting", *COLUMNS], rows, "effect of each setting")
     return section(title, plot(effect_figure(effects), title), numbers, note(about))

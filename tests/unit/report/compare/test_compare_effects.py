@@ -76,7 +76,9 @@ def test_page_and_json_of_a_sweep_of_words_and_numbers_have_the_effects(tmp_path
     assert (first["key"], second["key"]) == ("method.scorer", "lora.rank")
     assert first["share"] > first["chance"]
     figure = effect_figure(comparison.effects)
-    assert figure.data[0].y == ("rank", "scorer")
+    assert {trace.name: trace.y for trace in figure.data} == dict.fromkeys(
+        ("by chance up to", "share of variance"), ("rank", "scorer")
+    )
     assert seed_share(comparison.groups) == pytest.approx(0.0005**2 / (0.0005**2 + 0.2**2))
 
 
