@@ -26,7 +26,7 @@ from tests.tiny import tiny_text_run, tiny_vision_run
 RESULT_KEYS = {
     "name", "seed", "method", "metric", "metric_goal", "metrics",
     "untuned_fm", "sub_fm", "fm", "rounds", "num_params_fm", "num_params_sub_fm", "num_params_adapter",
-    "bytes_up_per_client_round", "bytes_down_per_client_round", "wall_seconds", "versions",
+    "bytes_up_per_client_round", "bytes_down_per_client_round", "wall_seconds", "versions", "environment",
 }  # fmt: skip
 DISTILLED = ["method.plug_in=distill", "align.adapter.num_steps=4", "align.adapter.batch_size=4"]
 VARIANTS = {
