@@ -152,6 +152,7 @@ class Config:
         for key, align in self.distillations().items():
             allowed = f"a divisor of {key}.batch_size = {align.batch_size}, as all share every batch"
             require(align.batch_size % devices == 0, "server.devices", devices, allowed)
+        self._check_precision()
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
@@ -163,6 +164,17 @@ class Config:
         """Whose data the activation counts of neuron-level alignment come from."""
         chosen = self.align.neurons.counts
         return ("public" if self.privacy.is_on else "clients") if chosen == "auto" else chosen
+
+    def _check_precision(self) -> None:
+        if self.fm.dtype == "float32":
+            return
+        precision, dtype = self.server.precision, f"fm.dtype = {self.fm.dtype}"
+        allowed = f"32-true or bf16-mixed with {dtype}: float16 has not its range"
+        require(precision != "16-mixed", "server.precision", precision, allowed)
+        changes_fm_weights = [key for key in self.distillations() if key != "align.adapter"]
+        if self.method.name != "full" and changes_fm_weights:
+            allowed = f"bf16-mixed with {dtype} and {changes_fm_weights[0]}.kind = distill"
+            require(precision == "bf16-mixed", "server.precision", precision, f"{allowed}, or closed_form or none")
 
     @property
     def server_seed(self) -> int:

@@ -50,6 +50,7 @@ def local_settings(config: Config) -> LocalSettings:
         num_threads=config.pool.threads_per_client,
         precision=config.pool.precision,
         accelerator=accelerator(device),
+        frozen_dtype=config.fm.dtype,
         accumulate=config.federated.accumulate,
         client=config.federated.client,
         clients_per_batch=config.pool.clients_per_batch,  # type: ignore[arg-type]  # a str is `auto`
