@@ -153,6 +153,9 @@ class Config:
             allowed = f"a divisor of {key}.batch_size = {align.batch_size}, as all share every batch"
             require(align.batch_size % devices == 0, "server.devices", devices, allowed)
         self._check_precision()
+        together, allowed = self.pool.clients_per_batch, "1 with federated.gradient_checkpointing"
+        alone = together == 1 or not self.federated.gradient_checkpointing
+        require(alone, "pool.clients_per_batch", together, f"{allowed}, which computes a layer again for one client")
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")

@@ -40,6 +40,7 @@ from fedpft.federated.turns import Group, Turn
 from fedpft.models.activations import InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
+from fedpft.models.recompute import recompute_layers
 from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
 from fedpft.models.weights import PackedModel, replace_weights, unpack_model
 from fedpft.seeding import derive_seed, isolated_torch_rng
@@ -71,6 +72,8 @@ class LocalClient:
         hush_lightning()
         self._package, self._settings, self._name = package, package.settings, name
         module = LocalTuningModule(unpack_model(package.proxy))
+        if package.settings.recomputes:
+            recompute_layers(module.proxy)
         ffns = find_ffns(module.proxy)
         self._watched = [ffns[layer] for layer in package.watched_layers]
         self._fabric = L.Fabric(

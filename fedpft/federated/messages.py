@@ -39,6 +39,8 @@ class LocalSettings:
     """Lightning accelerator, e.g. `cpu`."""
     frozen_dtype: str = "float32"
     """Of the proxy's frozen weights, e.g. `bfloat16`; the adapter is float32 with any."""
+    recomputes: bool = False
+    """Whether activations are computed again in the backward pass instead of kept."""
     clients_per_batch: int | Literal["auto"] = 1
     """How many clients a place trains together; `auto`: as many as pay."""
     accumulate: int = 1

@@ -51,6 +51,7 @@ def local_settings(config: Config) -> LocalSettings:
         precision=config.pool.precision,
         accelerator=accelerator(device),
         frozen_dtype=config.fm.dtype,
+        recomputes=config.federated.gradient_checkpointing,
         accumulate=config.federated.accumulate,
         client=config.federated.client,
         clients_per_batch=config.pool.clients_per_batch,  # type: ignore[arg-type]  # a str is `auto`

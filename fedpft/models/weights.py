@@ -87,7 +87,7 @@ def unpack_model(packed: PackedModel) -> nn.Module:
 
 
 def replace_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """Set named parameters to new values of the same shape and type (see :func:`as_array`), on the device where they are.
+    """Set named parameters to new values of the same shape and type, on the device where they are.
 
     Raises:
         ValueError: a name, shape or type that the model does not have.

@@ -104,9 +104,7 @@ def _answers(tuned_fm: nn.Module, run_dir: Path, tolerance: float) -> tuple[Mapp
     return inputs, now
 
 
-def _check_answers(
-    auto: Any, folder: Path, inputs: Mapping[str, Tensor], expected: Tensor, tolerance: float
-) -> None:
+def _check_answers(auto: Any, folder: Path, inputs: Mapping[str, Tensor], expected: Tensor, tolerance: float) -> None:
     """Open an export as its users will.
 
     Raises:

@@ -27,8 +27,15 @@ from fedpft.federated.client import LocalClient
 from fedpft.federated.messages import RoundPlan
 from fedpft.models.ffn import find_ffns
 from fedpft.models.loading import architecture, load_fm, load_sub_fm
-from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, load_adapter, save_adapter, set_adapter
-from fedpft.models.lora import without_adapter
+from fedpft.models.lora import (
+    adapter_parameters,
+    attach_lora,
+    get_adapter,
+    load_adapter,
+    save_adapter,
+    set_adapter,
+    without_adapter,
+)
 from fedpft.models.weights import as_array, as_tensor, pack_model, replace_weights, unpack_model
 from tests.tiny import (
     ONE_FAMILY_PER_ROW,
