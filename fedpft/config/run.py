@@ -174,10 +174,11 @@ class Config:
         precision, dtype = self.server.precision, f"fm.dtype = {self.fm.dtype}"
         allowed = f"32-true or bf16-mixed with {dtype}: float16 has not its range"
         require(precision != "16-mixed", "server.precision", precision, allowed)
-        changes_fm_weights = [key for key in self.distillations() if key != "align.adapter"]
-        if self.method.name != "full" and changes_fm_weights:
-            allowed = f"bf16-mixed with {dtype} and {changes_fm_weights[0]}.kind = distill"
-            require(precision == "bf16-mixed", "server.precision", precision, f"{allowed}, or closed_form or none")
+        of_weights = {"fedpft": ("align.layers", "align.neurons"), "fedot": ("align.layers",)}
+        for key in of_weights.get(self.method.name, ()):
+            meets = precision == "bf16-mixed" or key not in self.distillations()
+            other = "none" if self.method.name == "fedot" else "closed_form or none"
+            require(meets, "server.precision", precision, f"bf16-mixed with {dtype}, or {other} as {key}.kind")
 
     @property
     def server_seed(self) -> int:

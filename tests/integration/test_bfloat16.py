@@ -17,6 +17,7 @@ from tests.tiny import tiny_text_run
 
 BF16 = torch.bfloat16
 SETTINGS = ["fm.dtype=bfloat16", "server.precision=bf16-mixed", "federated.rounds=3", "evaluation.interval=3"]
+SETTINGS += ["method.plug_in=distill", "align.adapter={num_steps: 3, batch_size: 4}"]
 MEASURED = ("seconds", "utilisation", "memory", "cached")
 
 

@@ -1,7 +1,7 @@
 """Models whose frozen weights are bfloat16."""
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,8 +19,10 @@ from fedpft.config import (
     LoraConfig,
     MethodConfig,
     NeuronAlignConfig,
+    PoolConfig,
     PretrainConfig,
     ServerConfig,
+    changed_settings,
 )
 from fedpft.construct.compress import compress
 from fedpft.federated.client import LocalClient
@@ -211,8 +213,9 @@ def test_clients_that_train_together_end_near_where_each_ends_alone(opened, fami
         assert list(one.counts.positions) == list(other.counts.positions)
 
 
-def test_a_clients_result_depends_on_nothing_but_its_plan(opened):
-    package = bf16_package(opened, "llama")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_clients_result_depends_on_nothing_but_its_plan(opened, precision):
+    package = bf16_package(opened, "llama", precision=precision, recomputes=precision == "32-true")
     plan = plan_for(package)
     client = LocalClient(package)
     client.fit(plan, 1)
@@ -261,5 +264,18 @@ def test_what_bfloat16_cannot_do_is_one_line(case):
     assert "\n" not in str(raised.value)
 
 
-def test_a_method_without_distillation_needs_no_mixed_precision():
-    Config(fm=FMConfig(dtype="bfloat16"), method=MethodConfig(name="full"))
+@pytest.mark.parametrize("name", ["full", "my_module:Method"])
+def test_a_method_that_distils_no_weights_needs_no_mixed_precision(name):
+    Config(fm=FMConfig(dtype="bfloat16"), method=MethodConfig(name=name))
+
+
+def test_how_many_clients_train_together_is_part_of_the_numerics():
+    of_saved, now = (
+        Config(
+            fm=FMConfig(dtype="bfloat16"),
+            method=MethodConfig(name="full"),
+            pool=PoolConfig(accelerator="cpu", clients_per_batch=together),
+        )
+        for together in (1, 2)
+    )
+    assert changed_settings(asdict(of_saved), now) == ["pool.clients_per_batch: 1 -> 2"]
