@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from fedpft.config import ConfigError, LoraConfig
 from fedpft.models.ffn import ffn_location, find_ffns
 from fedpft.models.head import head_modules
-from fedpft.models.precision import head_in_float32
+from fedpft.models.precision import head_as_backbone, head_in_float32
 from fedpft.seeding import isolated_torch_rng
 
 AdaptedModel = PeftModel
@@ -267,7 +267,9 @@ def without_adapter(model: PeftModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.set_adapter([])  # else `unload` keeps the tuned head in place of the original one
-    return model.unload()
+    plain = model.unload()
+    head_as_backbone(plain)
+    return plain
 
 
 def _is_adapter(name: str) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedpft.config import FMConfig
+from fedpft.models.ffn import find_backbone
 from fedpft.models.head import head_modules
 
 
@@ -26,8 +27,17 @@ def head_in_float32(model: PreTrainedModel) -> None:
         module = model.get_submodule(name)
         if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
             module.float()
-        if model.dtype != torch.float32 and _to_float32 not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_to_float32)
+        if find_backbone(model).dtype != torch.float32 and _to_float32 not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_to_float32, with_kwargs=True)
+
+
+def head_as_backbone(model: PreTrainedModel) -> None:
+    """Undo :func:`head_in_float32`, in place: an untuned head loses nothing, and its files are of one type."""
+    for name in head_modules(model):
+        module = model.get_submodule(name)
+        module.to(find_backbone(model).dtype)
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _to_float32]:
+            del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
 
 
 @contextmanager
@@ -43,5 +53,11 @@ def in_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.data = parameter.data.to(dtype)
 
 
-def _to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+def _to_float32(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(map(_as_float32, args)), {name: _as_float32(value) for name, value in kwargs.items()}
+
+
+def _as_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

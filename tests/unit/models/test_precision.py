@@ -40,6 +40,7 @@ from fedpft.models.lora import (
 )
 from fedpft.models.weights import as_array, as_tensor, pack_model, replace_weights, unpack_model
 from tests.tiny import (
+    FAMILIES,
     ONE_FAMILY_PER_ROW,
     TEXT_ROWS,
     TINY_CONFIGS,
@@ -92,7 +93,7 @@ def context(family, server=ServerConfig(accelerator="cpu")):  # noqa: B008 - fro
     return AlignmentContext(public=public(family), server=server, seed=0)
 
 
-@pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_in_bfloat16_answers_nearly_as_in_float32_and_tunes_a_float32_adapter(opened, family):
     batch, labels = tiny_batch(family), torch.tensor([0, 1, 0, 1])
     fm = opened(family)
@@ -223,12 +224,13 @@ def test_a_clients_result_depends_on_nothing_but_its_plan(opened, precision):
     assert np.array_equal(again.adapter, LocalClient(package).fit(plan, 0).adapter)
 
 
+@pytest.mark.parametrize("family", ["bert", "camembert"])  # the second has its head before its backbone
 @pytest.mark.parametrize("uncompressed", [(), (0,)], ids=["uniform", "layer 0 whole"])
-def test_a_saved_sub_fm_and_its_adapter_open_with_the_same_bits(opened, tmp_path, uncompressed):
-    sub_fm, _ = compress(opened("bert"), retained_ratio=0.5, uncompressed_layers=uncompressed)
+def test_a_saved_sub_fm_and_its_adapter_open_with_the_same_bits(opened, tmp_path, family, uncompressed):
+    sub_fm, _ = compress(opened(family), retained_ratio=0.5, uncompressed_layers=uncompressed)
     model = attach_lora(sub_fm, LORA, seed=0)
     set_adapter(model, np.random.default_rng(0).normal(size=get_adapter(model).size).astype(np.float32))
-    batch = tiny_batch("bert")
+    batch = tiny_batch(family)
     expected = model(**batch).logits
     save_adapter(model, tmp_path / "adapter")
     without_adapter(model).save_pretrained(tmp_path / "sub_fm")
