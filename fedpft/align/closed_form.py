@@ -13,7 +13,8 @@ gain for each dimension and `s` the token's, `1 / rms(y)`. The FM's `s` is taken
 `y` is fitted to `(z_fm - residual) / (g s)` with weights `(g s)^2`.
 
 All of it is in float32 whatever `server.precision` says: one pass over a few hundred examples gains nothing from mixed
-precision, and autocast would go on with the copies that it made of weights before they were refitted.
+precision, and autocast would go on with the copies that it made of weights before they were refitted. Of a model in
+bfloat16 the layers run in it; their outputs are float32 in the regression, its solution is rounded when it is written.
 
 Sources: least-squares reconstruction of a pruned layer is He et al. 2017 (arXiv 1707.06168) and ThiNet (arXiv
 1707.06342); its asymmetric form, the compressed model's inputs with the original's outputs, is Zhang et al. 2015 (arXiv
@@ -145,11 +146,11 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
             hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
         if walk.held_out:
             losses.append(_loss(walk.fm_hidden, hidden, rows))
-        residual = found.total - found.output
+        residual = found.total.float() - found.output.float()
         wanted = at_tokens(target.total, rows).float()
         weights = None if ffn.closing_norm is None else 1 / wanted.var(dim=1, correction=0)
         features = at_tokens(found.activations, rows).float()
-        missing = wanted - at_tokens(residual, rows).float()
+        missing = wanted - at_tokens(residual, rows)
         if gain is not None:
             missing = missing / gain
         if ffn.output_norm is not None:
@@ -159,7 +160,7 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
         kept.append((residual, found.activations))
     _solve(ffn, equations[False], equations[True], free.to(device))
     for walk, (residual, activations) in zip(walks, kept, strict=True):
-        walk.sub_hidden = residual + ffn.contribution(ffn.down(activations))
+        walk.sub_hidden = (residual + ffn.contribution(ffn.down(activations))).to(walk.fm_hidden.dtype)
     if ffn.closing_norm is not None:
         if with_norm:
             _fit_norm(ffn.closing_norm, walks)

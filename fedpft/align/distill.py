@@ -14,7 +14,9 @@ from fedpft.align.module import AlignmentModule
 from fedpft.align.public import AlignmentContext, AlignmentReport, PublicData
 from fedpft.align.together import ShareOfBatches, StepsFromElsewhere, fit_together
 from fedpft.config import AdapterAlignConfig, LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.config.checks import require
 from fedpft.models.flags import restored_flags
+from fedpft.models.precision import in_float32
 from fedpft.seeding import derive_seed, isolated_torch_rng
 from fedpft.trainer import make_trainer, server_fabric
 
@@ -103,8 +105,16 @@ def distil(
 ) -> AlignmentReport:
     """Train a module for `num_steps` batches of public data, drawn by the seed; models get their flags back.
 
-    Its loss is measured before and after, on all that is `held_out`, or on some of the public data.
+    Its loss is measured before and after, on all that is `held_out`, or on some of the public data. What it trains is
+    float32 meanwhile: of weights in bfloat16, a step would seldom move one. They are rounded at the end.
+
+    Raises:
+        ConfigError: weights in bfloat16, with a `server.precision` that does not let them meet float32.
+
     """
+    trained = module.trained_parameters()
+    meets = context.server.precision == "bf16-mixed" or all(p.dtype == torch.float32 for p in trained)
+    require(meets, "server.precision", context.server.precision, "bf16-mixed to distil weights that are bfloat16")
     public, server, losses = context.public, context.server, list[float]()
     if held_out is None:
         measured = public.batches(MEASURED_EXAMPLES, config.batch_size, derive_seed(context.seed, "measure"))
@@ -122,7 +132,7 @@ def distil(
     loader = DataLoader(public.dataset, batch_sampler=batches, collate_fn=public.collate)
     reports = StepsFromElsewhere(record) if server.devices > 1 else nullcontext(record)
     before = _measure(module, measured, server)
-    with isolated_torch_rng(context.seed), restored_flags(module), reports as report:
+    with isolated_torch_rng(context.seed), restored_flags(module), in_float32(trained), reports as report:
         trainer = make_trainer(
             server,
             num_steps=config.num_steps,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedpft.align.distillation import Distillation
 from fedpft.align.losses import hidden_state_loss, weight_product, weight_product_loss
-from fedpft.models.ffn import find_ffns
+from fedpft.models.ffn import FFN, find_ffns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class AlignmentModule(Distillation):
 
     def _product_term(self) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # squares of small weights vanish in half precision
-            students = [weight_product(ffn.up_weight, ffn.down_weight) for ffn in self._student_ffns]
+            students = [_product(ffn) for ffn in self._student_ffns]
             losses = map(weight_product_loss, self._teacher_products(), students)
             return torch.stack(list(losses)).mean()
 
@@ -99,7 +99,7 @@ class AlignmentModule(Distillation):
     def _teacher_products(self) -> list[Tensor]:
         """Compute the FM's products once: its weights do not change, and they cost as much as many tokens."""
         if not self._products:
-            self._products = [weight_product(ffn.up_weight, ffn.down_weight) for ffn in self._teacher_ffns]
+            self._products = [_product(ffn) for ffn in self._teacher_ffns]
         return self._products
 
     def _gradient_masks(self, neuron_masks: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
@@ -111,3 +111,7 @@ class AlignmentModule(Distillation):
                 everywhere = neurons.repeat(shape[axis] // len(neurons))
                 masks.append((parameter, everywhere.view(shape).to(parameter.dtype)))
         return masks
+
+
+def _product(ffn: FFN) -> Tensor:
+    return weight_product(ffn.up_weight.float(), ffn.down_weight.float())

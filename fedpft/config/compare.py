@@ -45,4 +45,5 @@ def _trains_on_cpu(settings: Mapping[str, str]) -> bool:
         for name in ("kind", "gpus_per_actor", "accelerator", "precision")
     )
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and kind == "ray" and gpus == 0)
-    return on_cpu and precision == "32-true"
+    is_float32 = settings.get("fm.dtype", '"float32"') == '"float32"'
+    return on_cpu and precision == "32-true" and is_float32

@@ -27,6 +27,9 @@ class FMConfig:
     """Hub id, local folder, `package://module/sub/folder` (weights shipped in a Python package) or `scratch://model_type`."""
     revision: str | None = None
     """Of a hub id: a branch, a tag or a commit; null: the newest, of which `result.json` has the commit."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights, on the server, on the way to the clients and there; `bfloat16` takes half the memory and
+    traffic. LoRA and head, optimisers, regressions and losses are float32 or more whatever this says."""
     max_length: int = 128
     """Longest text in tokens, special tokens included; longer texts are cut."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +43,9 @@ class FMConfig:
         require_non_negative("fm.pretrain", self.pretrain, "num_epochs")
         require_positive("fm.pretrain", self.pretrain, "lr", "batch_size")
         require_repeats("fm.pretrain", self.pretrain, "num_epochs")
+        allowed = f"0 with fm.dtype = {self.dtype}, in which the small steps of a pre-training are lost"
+        trains = self.dtype != "float32" and self.pretrain.num_epochs > 0
+        require(not trains, "fm.pretrain.num_epochs", self.pretrain.num_epochs, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,6 +161,10 @@ class Config:
         for key, align in self.distillations().items():
             allowed = f"a divisor of {key}.batch_size = {align.batch_size}, as all share every batch"
             require(align.batch_size % devices == 0, "server.devices", devices, allowed)
+        self._check_precision()
+        together, allowed = self.pool.clients_per_batch, "1 with federated.gradient_checkpointing"
+        alone = together == 1 or not self.federated.gradient_checkpointing
+        require(alone, "pool.clients_per_batch", together, f"{allowed}, which computes a layer again for one client")
         kind = self.align.layers.kind
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
@@ -175,6 +179,18 @@ class Config:
         """Whose data the activation counts of neuron-level alignment come from."""
         chosen = self.align.neurons.counts
         return ("public" if self.privacy.is_on else "clients") if chosen == "auto" else chosen
+
+    def _check_precision(self) -> None:
+        if self.fm.dtype == "float32":
+            return
+        precision, dtype = self.server.precision, f"fm.dtype = {self.fm.dtype}"
+        allowed = f"32-true or bf16-mixed with {dtype}: float16 has not its range"
+        require(precision != "16-mixed", "server.precision", precision, allowed)
+        of_weights = {"fedpft": ("align.layers", "align.neurons"), "fedot": ("align.layers",)}
+        for key in of_weights.get(self.method.name, ()):
+            meets = precision == "bf16-mixed" or key not in self.distillations()
+            other = "none" if self.method.name == "fedot" else "closed_form or none"
+            require(meets, "server.precision", precision, f"bf16-mixed with {dtype}, or {other} as {key}.kind")
 
     @property
     def server_seed(self) -> int:

@@ -26,7 +26,7 @@ def weight_norm(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[Tensor]:
         parts = [ffn.up_weight, ffn.down_weight.T]
         if ffn.gate_weight is not None:
             parts.insert(1, ffn.gate_weight)
-        scores.append(torch.linalg.vector_norm(torch.cat(parts, dim=1), dim=1))
+        scores.append(torch.linalg.vector_norm(torch.cat(parts, dim=1), dim=1, dtype=torch.float32))
     return scores
 
 

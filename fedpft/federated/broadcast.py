@@ -52,6 +52,8 @@ def local_settings(config: Config) -> LocalSettings:
         num_threads=config.pool.threads_per_client,
         precision=config.pool.precision,
         accelerator=accelerator(device),
+        frozen_dtype=config.fm.dtype,
+        recomputes=config.federated.gradient_checkpointing,
         accumulate=config.federated.accumulate,
         client=config.federated.client,
         clients_per_batch=config.pool.clients_per_batch,  # type: ignore[arg-type]  # a str is `auto`

@@ -38,6 +38,7 @@ from fedpft.models.activations import ActivationCounts, InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
 from fedpft.models.lora import adapter_layout, rank_mask
+from fedpft.models.recompute import recompute_layers
 from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
 from fedpft.models.weights import replace_weights, unpack_model
 from fedpft.seeding import derive_seed, isolated_torch_rng
@@ -54,6 +55,8 @@ class LocalClient:
         hush_lightning()
         self._package, self._settings, self._name = package, package.settings, name
         module = LocalTuningModule(unpack_model(package.proxy))
+        if package.settings.recomputes:
+            recompute_layers(module.proxy)
         ffns = find_ffns(module.proxy)
         self._watched = [ffns[layer] for layer in package.watched_layers]
         self._fabric = L.Fabric(

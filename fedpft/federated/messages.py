@@ -37,6 +37,10 @@ class LocalSettings:
     """Lightning precision, e.g. `32-true`."""
     accelerator: str
     """Lightning accelerator, e.g. `cpu`."""
+    frozen_dtype: str = "float32"
+    """Of the proxy's frozen weights, e.g. `bfloat16`; the adapter is float32 with any."""
+    recomputes: bool = False
+    """Whether activations are computed again in the backward pass instead of kept."""
     clients_per_batch: int | Literal["auto"] = 1
     """How many clients a place trains together; `auto`: as many as pay."""
     accumulate: int = 1
@@ -53,7 +57,7 @@ class LocalSettings:
     @property
     def keeps_bits(self) -> bool:
         """Whether clients that train together get the bits that each gets alone."""
-        return self.accelerator == "cpu" and self.precision == "32-true"
+        return self.accelerator == "cpu" and self.precision == "32-true" and self.frozen_dtype == "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ numbers wherever the clients run. Shapes: `B` batch, `T` tokens.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.local_tuning import LocalTuningModule
+from fedpft.models.recompute import keeping_activations, recompute_layers, recomputed_layers
 from fedpft.models.weights import skeleton_of
 
 _MaskShape = Callable[[int, int], tuple[int, ...] | None]
@@ -33,9 +35,10 @@ class StepCount:
 
     flops: int
     """Of matrix products and convolutions, a multiplication and an addition each being one; attention in its plain
-    form, without what fused kernels compute a second time."""
+    form, without what fused kernels compute a second time, but with layers that are recomputed on request."""
     activation_bytes: int
-    """What autograd keeps for the backward pass, in float32 and with plain attention; weights are not in it."""
+    """What autograd keeps for the backward pass, with plain attention; weights are not in it. Where layers are
+    recomputed: their inputs, and all of the one that keeps most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,12 @@ class StepCosts:
 
 
 def step_costs(
-    model: nn.Module, batch: Mapping[str, Tensor], *, any_length: bool = True, num_memory: int = 2
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    any_length: bool = True,
+    num_memory: int = 2,
+    recomputes: bool = False,
 ) -> StepCosts | None:
     """Count local steps of a model; it is not changed.
 
@@ -83,12 +91,15 @@ def step_costs(
         batch: any one of the task, with `labels` and `input_ids`, (B, T), or `pixel_values`; only its shapes are read.
         num_memory: numbers that the rule of the steps keeps for each trainable weight, besides its gradient.
         any_length: whether texts of other lengths will be asked for; if not, one count is enough.
+        recomputes: whether the layers' activations are computed again in the backward pass.
 
     Returns:
         None, with a warning, for a model whose computation depends on values.
 
     """
     skeleton = _without_fused_attention(skeleton_of(model).to("meta").train())
+    if recomputes:
+        recompute_layers(skeleton)
     module = LocalTuningModule(skeleton)
     length = num_tokens(batch)
     unit = max(1, length // 3) if length and any_length else 0
@@ -113,20 +124,56 @@ def step_costs(
 
 def count_step(module: LocalTuningModule, batch: Mapping[str, Tensor]) -> StepCount:
     """Count one step; module and batch may be on any device, on the meta device nothing is computed."""
-    kept: dict[Any, int] = {}
+    layers = recomputed_layers(module)
+    with FlopCounterMode(display=False) as counter:
+        kept = _kept_by_step(module, batch, layers=[])
+    num_bytes = sum(kept[None].values())
+    if layers:  # checkpoints hide from hooks what they keep
+        with keeping_activations():
+            kept = _kept_by_step(module, batch, layers)
+        num_bytes = sum(kept[None].values()) + max(sum(kept[layer].values()) for layer in layers)
+    return StepCount(flops=counter.get_total_flops(), activation_bytes=num_bytes)
+
+
+def _kept_by_step(
+    module: LocalTuningModule, batch: Mapping[str, Tensor], layers: Sequence[nn.Module]
+) -> Mapping[nn.Module | None, Mapping[Any, int]]:
+    """Make a step and return the bytes of each storage that autograd keeps: of each layer, and under None the rest.
+
+    What a layer is given is a part of the rest.
+    """
+    kept: dict[nn.Module | None, dict[Any, int]] = defaultdict(dict)
+    inside: nn.Module | None = None
+    given: list[Tensor] = []  # or another storage might get the number of one that is gone
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()  # views share a storage
+        if storage._cdata not in kept[None]:  # views share a storage
+            kept[inside][storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = module.training_step(batch, 0)
-        loss.backward()
+    def begin(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal inside
+        given.extend(keep(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        inside = layer
+
+    def end(layer: nn.Module, args: Any, output: Any) -> None:
+        nonlocal inside
+        inside = None
+
+    handles = [layer.register_forward_pre_hook(begin, with_kwargs=True) for layer in layers]
+    handles += [layer.register_forward_hook(end) for layer in layers]
+    try:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            module.training_step(batch, 0).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
     for parameter in module.parameters():
         parameter.grad = None
-        kept.pop(parameter.untyped_storage()._cdata, None)
-    return StepCount(flops=counter.get_total_flops(), activation_bytes=sum(kept.values()))
+        for part in kept.values():
+            part.pop(parameter.untyped_storage()._cdata, None)
+    return kept
 
 
 def typical_batch(data: FederatedData, batch_size: int) -> Mapping[str, Tensor]:
@@ -141,7 +188,12 @@ def typical_batch(data: FederatedData, batch_size: int) -> Mapping[str, Tensor]:
 
 
 def compare_steps(
-    batch: Mapping[str, Tensor], fm: nn.Module, costs: StepCosts | None, num_memory: int = 2
+    batch: Mapping[str, Tensor],
+    fm: nn.Module,
+    costs: StepCosts | None,
+    num_memory: int = 2,
+    *,
+    recomputes: bool = False,
 ) -> dict[str, Any]:
     """Return what a step on the batch costs with the FM and with the sub-FM, for `result.json`; empty if unknown.
 
@@ -149,11 +201,13 @@ def compare_steps(
         batch: a labelled one.
         fm: with the adapter.
         costs: the sub-FM's.
-        num_memory: as for :func:`step_costs`.
+        num_memory, recomputes: as for :func:`step_costs`.
 
     """
-    fm_costs = step_costs(fm, batch, any_length=False, num_memory=num_memory) if costs else None
-    if costs is None or fm_costs is None:
+    if costs is None:
+        return {}
+    fm_costs = step_costs(fm, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
+    if fm_costs is None:
         return {}
     length = num_tokens(batch)
     return {

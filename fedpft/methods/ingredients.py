@@ -67,6 +67,7 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
             "deterministic": config.server.deterministic,
             "num_threads": torch.get_num_threads(),
             **_devices(config),
+            **({} if config.fm.dtype == "float32" else {"fm_dtype": config.fm.dtype}),
         },
         "versions": {name: installed[name] for name in PACKAGES},
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedpft.align.closed_form import refit_layers, refit_neurons
@@ -27,6 +27,7 @@ from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.layerwise import check_layer_by_layer
 from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
+from fedpft.models.weights import as_array
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress, server_fabric
 
@@ -109,7 +110,7 @@ class ProxyTuning:
         alignment = f"align.neurons.kind = {config.align.neurons.kind}, round {round_index},"
         warn_if_useless(alignment, report.measured_before, report.measured_after)
         weights = self._ffn_weights()
-        require_finite({name: torch.from_numpy(value) for name, value in weights.items()}, "align.neurons")
+        require_finite(self._ffn_parameters(), "align.neurons")
         changed = {name: new for name, new in weights.items() if not np.array_equal(new, before[name])}
         return ProxyChange(weights=changed, metrics=metrics)
 
@@ -169,10 +170,9 @@ class ProxyTuning:
         return named_scorer(self._config.method.scorer, seed, batches)
 
     def _ffn_weights(self) -> dict[str, np.ndarray]:
+        return {name: as_array(parameter) for name, parameter in self._ffn_parameters().items()}
+
+    def _ffn_parameters(self) -> dict[str, nn.Parameter]:
         ffns = find_ffns(self._sub_fm)
         changed = {id(p) for layer in self._compressed_layers for p in ffns[layer].parameters()}
-        return {
-            name: parameter.detach().cpu().numpy().copy()
-            for name, parameter in self._sub_fm.named_parameters()
-            if id(parameter) in changed
-        }
+        return {name: parameter for name, parameter in self._sub_fm.named_parameters() if id(parameter) in changed}

@@ -51,17 +51,20 @@ class NeuronWatch:
     """Calls `visit(position, h)` with the real tokens' activations `h`, (tokens, N), of each watched FFN.
 
     The activations are read at the input of `down`, after the gate. Padding is dropped by the mask given to
-    :meth:`set_mask` before each forward pass.
+    :meth:`set_mask` before each forward pass. Each FFN is visited once a pass: a backward pass that computes layers
+    again does not count.
     """
 
     def __init__(self, ffns: Sequence[FFN], visit: Any) -> None:
         self._rows: Tensor | None = None
+        self._visited: set[int] = set()
         self._visit = visit
         self._handles = [ffn.down.register_forward_pre_hook(self._hook_for(i)) for i, ffn in enumerate(ffns)]
 
     def set_mask(self, attention_mask: Tensor | None) -> None:
         """Announce the next batch's (B, T) mask, 1 for real tokens; None when every position is real."""
         self._rows = None if attention_mask is None else attention_mask.flatten().nonzero().squeeze(1)
+        self._visited.clear()
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -70,6 +73,9 @@ class NeuronWatch:
 
     def _hook_for(self, position: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if position in self._visited:
+                return
+            self._visited.add(position)
             activations = args[0].detach().flatten(0, -2)
             self._visit(position, activations if self._rows is None else activations.index_select(0, self._rows))
 

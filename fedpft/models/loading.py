@@ -22,6 +22,7 @@ from fedpft.models.ffn import ffn_location, find_ffns, known_family
 from fedpft.models.fields import check_direction, check_fields, neutralise
 from fedpft.models.head import fit_head, untie
 from fedpft.models.origin import Origin, remember_origin
+from fedpft.models.precision import torch_dtype
 from fedpft.models.sources import (
     SCRATCH,
     check_revision,
@@ -71,7 +72,7 @@ def architecture(
     fm_config = load_fm_config(config, num_labels, kind)
     fm_config.architectures = []
     with isolated_torch_rng(0), torch.device("meta"), one_line(_unbuildable(config)):
-        return auto_model(modality, kind).from_config(fm_config, dtype=torch.float32).eval()
+        return auto_model(modality, kind).from_config(fm_config, dtype=torch_dtype(config)).eval()
 
 
 def _configs(config: FMConfig, num_labels: int, kind: TaskKind) -> tuple[PretrainedConfig, PretrainedConfig, list[str]]:
@@ -103,6 +104,8 @@ def load_fm(
 ) -> PreTrainedModel:
     """Return the FM with a head for `num_labels` classes, in eval mode; a new head is initialised from `seed`.
 
+    All weights are of `fm.dtype`, and were never of another; buffers have the type that the family gives them.
+
     For `causal_lm` it is the whole language model, with the head that it was pre-trained with. What was drawn at random
     or changed is told by :func:`fedpft.models.origin.origin_of`.
 
@@ -125,7 +128,7 @@ def load_fm(
     with isolated_torch_rng(derive_seed(seed, "fm")):
         if is_from_scratch(config):
             with one_line(_unbuildable(config)):
-                fm = auto.from_config(fm_config, dtype=torch.float32)
+                fm = auto.from_config(fm_config, dtype=torch_dtype(config))
             random = ["*"]
         else:
             fm, report = from_pretrained(
@@ -134,7 +137,7 @@ def load_fm(
                 config=fm_config,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                dtype=torch.float32,  # whatever the config says of the files: they may be more precise than that
+                dtype=torch_dtype(config),  # whatever the config says of the files: they may be more precise than that
             )
             drawn = check_weights(fm, report, config)
             random = [*drawn]
@@ -154,7 +157,9 @@ def load_fm(
         notes=tuple(notes),
     )
     remember_origin(fm, origin)
-    return fm.float().eval()
+    if config.dtype == "float32":
+        fm.float()
+    return fm.eval()
 
 
 def auto_model(modality: Modality, kind: TaskKind) -> Any:

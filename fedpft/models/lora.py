@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from fedpft.config import ConfigError, LoraConfig
 from fedpft.models.ffn import ffn_location, find_ffns
 from fedpft.models.head import head_modules
+from fedpft.models.precision import head_as_backbone, head_in_float32
 from fedpft.seeding import isolated_torch_rng
 
 AdaptedModel = PeftModel
@@ -78,7 +79,8 @@ def attach_lora(
 ) -> PeftModel:
     """Wrap a model with LoRA and make the adapter its only trainable part; B is zero, so outputs do not change.
 
-    The adapter takes over the model's mode: attached to a model in eval mode, its dropout is off.
+    The adapter, the head included, is float32 whatever the model's weights are. It takes over the model's mode:
+    attached to a model in eval mode, its dropout is off.
 
     Args:
         model: plain; it is changed.
@@ -102,6 +104,7 @@ def attach_lora(
         task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+    head_in_float32(model)
     training = model.training
     with isolated_torch_rng(seed):
         return get_peft_model(model, peft_config).train(training)  # peft leaves its own dropouts active
@@ -247,6 +250,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         ConfigError: it cannot be read, or is not one for this model.
 
     """
+    head_in_float32(model)
     try:
         with warnings.catch_warnings(action="ignore"):  # of tensors that do not fit: they are an error below
             adapted = PeftModel.from_pretrained(model, str(folder))
@@ -276,7 +280,9 @@ def without_adapter(model: PeftModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.set_adapter([])  # else `unload` keeps the tuned head in place of the original one
-    return model.unload()
+    plain = model.unload()
+    head_as_backbone(plain)
+    return plain
 
 
 def _is_adapter(name: str) -> bool:

@@ -1,7 +1,8 @@
 """Pack a model for travel: a skeleton without weights, and the weights as plain arrays.
 
 NumPy arrays pass through Ray's object store without a copy, so that all actors of a node can read one set of frozen
-weights. Tied parameters stay tied.
+weights. Tied parameters stay tied. NumPy has no bfloat16: such weights are arrays of their 16 bits as uint16, and the
+skeleton's parameters say what they are.
 """
 
 import copy
@@ -29,8 +30,30 @@ class PackedModel:
 
 def pack_model(model: nn.Module) -> PackedModel:
     """Split a model into skeleton and weights; the weights are copies, the model is not changed."""
-    weights = {name: parameter.detach().to("cpu", copy=True).numpy() for name, parameter in model.named_parameters()}
+    weights = {name: as_array(parameter) for name, parameter in model.named_parameters()}
     return PackedModel(skeleton_of(model), weights)
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Return a copy of a tensor's values; of bfloat16 the bits, uint16."""
+    values = tensor.detach().to("cpu", copy=True)
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Return the tensor of this type that :func:`as_array` made an array of; it reads the array's memory.
+
+    Raises:
+        ValueError: the array is of another type.
+
+    """
+    with warnings.catch_warnings():  # read-only memory is the point: nobody writes to frozen parameters
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        values = torch.from_numpy(array)
+    expected = torch.uint16 if dtype == torch.bfloat16 else dtype
+    if values.dtype != expected:
+        raise ValueError(f"array of {array.dtype}: {dtype} travels as {expected}")
+    return values.view(dtype)
 
 
 def skeleton_of(model: nn.Module) -> nn.Module:
@@ -53,7 +76,7 @@ def unpack_model(packed: PackedModel) -> nn.Module:
     model = copy.deepcopy(packed.skeleton)
     filled = {
         id(parameter): nn.Parameter(
-            _tensor(packed.weights[name], writable=parameter.requires_grad), parameter.requires_grad
+            _tensor(packed.weights[name], parameter.dtype, writable=parameter.requires_grad), parameter.requires_grad
         )
         for name, parameter in model.named_parameters()
     }
@@ -64,10 +87,10 @@ def unpack_model(packed: PackedModel) -> nn.Module:
 
 
 def replace_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """Set named parameters to new values of the same shape, on the device where they are.
+    """Set named parameters to new values of the same shape and type, on the device where they are.
 
     Raises:
-        ValueError: a name or shape that the model does not have.
+        ValueError: a name, shape or type that the model does not have.
 
     """
     parameters = dict(model.named_parameters())
@@ -76,12 +99,9 @@ def replace_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None
             found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
             raise ValueError(f"weight update {name!r} of shape {value.shape}: the model has {found}")
         parameter = parameters[name]
-        parameter.data = _tensor(value, writable=parameter.requires_grad).to(parameter.device)
+        parameter.data = _tensor(value, parameter.dtype, writable=parameter.requires_grad).to(parameter.device)
 
 
-def _tensor(array: np.ndarray, *, writable: bool) -> Tensor:
-    if writable:
-        return torch.tensor(array)
-    with warnings.catch_warnings():  # read-only memory is the point: nobody writes to frozen parameters
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(array)
+def _tensor(array: np.ndarray, dtype: torch.dtype, *, writable: bool) -> Tensor:
+    values = as_tensor(array, dtype)
+    return values.clone() if writable else values

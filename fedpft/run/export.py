@@ -28,6 +28,9 @@ DEFAULT_NAME = "export"
 OF_MERGING, OF_ANOTHER_MACHINE = 1e-4, 1e-2
 """Differences of logits, as parts of the largest one, that rounding explains: of merging here, and between devices."""
 
+OF_BFLOAT16 = 5e-2
+"""The same of both where weights are bfloat16: a merged weight is rounded to 8 bits, and devices multiply otherwise."""
+
 
 def export(run_dir: Path, out: Path | None = None, *, merge: bool = False, progress: Progress | None = None) -> Path:
     """Write a run's plugged-in FM in Hugging Face layout; whole or not at all.
@@ -62,7 +65,7 @@ def export(run_dir: Path, out: Path | None = None, *, merge: bool = False, progr
             fm.save_pretrained(new)
         progress.stage("plug in adapter")
         tuned_fm = load_adapter(fm, run_dir / "adapter")
-        expected = _answers(tuned_fm, run_dir)
+        expected = _answers(tuned_fm, run_dir, OF_BFLOAT16 if config.fm.dtype == "bfloat16" else OF_ANOTHER_MACHINE)
         progress.stage("write tuned FM" if merge else "write adapter")
         if merge:
             merge_adapter(tuned_fm).save_pretrained(new)
@@ -73,13 +76,14 @@ def export(run_dir: Path, out: Path | None = None, *, merge: bool = False, progr
         del fm, tuned_fm
         if expected is not None:
             progress.stage("open it again")
-            _check_answers(auto, new, *expected)
+            of_merging = OF_BFLOAT16 if merge and config.fm.dtype == "bfloat16" else OF_MERGING
+            _check_answers(auto, new, *expected, of_merging)
         model_card(result, config, auto.__name__, merged=merge).save(new / "README.md")
         new.replace(target)  # an empty folder is replaced, one with content is not
     return target
 
 
-def _answers(tuned_fm: nn.Module, run_dir: Path) -> tuple[Mapping[str, Tensor], Tensor] | None:
+def _answers(tuned_fm: nn.Module, run_dir: Path, tolerance: float) -> tuple[Mapping[str, Tensor], Tensor] | None:
     """Return the run's stored examples and what the plugged-in FM says to them; None, with a warning: there are none.
 
     Raises:
@@ -96,11 +100,11 @@ def _answers(tuned_fm: nn.Module, run_dir: Path) -> tuple[Mapping[str, Tensor], 
         return None
     inputs, in_run = stored
     now = answers(tuned_fm, inputs)
-    _require_close(now, in_run, OF_ANOTHER_MACHINE, "the FM with the run's adapter", "the run's tuned FM")
+    _require_close(now, in_run, tolerance, "the FM with the run's adapter", "the run's tuned FM")
     return inputs, now
 
 
-def _check_answers(auto: Any, folder: Path, inputs: Mapping[str, Tensor], expected: Tensor) -> None:
+def _check_answers(auto: Any, folder: Path, inputs: Mapping[str, Tensor], expected: Tensor, tolerance: float) -> None:
     """Open an export as its users will.
 
     Raises:
@@ -113,7 +117,7 @@ def _check_answers(auto: Any, folder: Path, inputs: Mapping[str, Tensor], expect
         raise ConfigError(f"export: found {lacking[0]} missing or left over in what was written; nothing is left")
     if (folder / "adapter").is_dir():
         model = load_adapter(model, folder / "adapter")
-    _require_close(answers(model, inputs), expected, OF_MERGING, "what was written", "the FM with the run's adapter")
+    _require_close(answers(model, inputs), expected, tolerance, "what was written", "the FM with the run's adapter")
 
 
 def _require_close(found: Tensor, expected: Tensor, tolerance: float, what: str, other: str) -> None:

@@ -231,4 +231,5 @@ def run_environment(config: Config) -> dict[str, Any]:
         "driver threads": threads,
         "clients' accelerator": local_settings(config).accelerator,
         "clients' matmul precision": products,
+        **({} if config.fm.dtype == "float32" else {"frozen weights": config.fm.dtype}),
     }

@@ -42,7 +42,9 @@ def plan(config: Config) -> dict[str, Any]:
     proxy = method.build_proxy()
     batch = typical_batch(data, config.federated.batch_size)
     num_memory = config.federated.num_memory
-    step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory)
+    recomputes = config.federated.gradient_checkpointing
+    step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
+    tuned_fm = method.plug_in(get_adapter(proxy.model))
     guarantee, num_parameters = ClientLevel.of_run(config), len(get_adapter(proxy.model))
     return {
         "config_yaml": dump_config(config.shown()),
@@ -53,7 +55,7 @@ def plan(config: Config) -> dict[str, Any]:
         **traffic(config.federated, adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients)),
         **held_by_server(config.federated, adapter_layout(proxy.model)),
         **_kept_of_clients(config, proxy.model),
-        **compare_steps(batch, method.plug_in(get_adapter(proxy.model)), step, num_memory),
+        **compare_steps(batch, tuned_fm, step, num_memory, recomputes=recomputes),
         "actors": pool_actors,
         "pool": config.pool.kind,
         **({"privacy": guarantee.forecast(num_parameters)} if guarantee else {}),

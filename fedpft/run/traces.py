@@ -17,6 +17,7 @@ from fedpft.config import Config
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.observer import SilentObserver
 from fedpft.models.lora import adapter_layout
+from fedpft.models.weights import as_array
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.pipeline import make_pool
 from fedpft.run.tuning import tune
@@ -88,7 +89,7 @@ def trace(
         adapters[checkpoint.rounds_done] = checkpoint.adapter
         if checkpoint.proxy_version != version:
             version = checkpoint.proxy_version
-            proxies[checkpoint.rounds_done] = {f"sub-FM {k}": v.numpy() for k, v in checkpoint.proxy().items()}
+            proxies[checkpoint.rounds_done] = {f"sub-FM {k}": as_array(v) for k, v in checkpoint.proxy().items()}
 
     pool = make_pool(config)
     try:

@@ -127,8 +127,9 @@ def tune(
     observer.stage("count FLOPs")
     batch = typical_batch(data, config.federated.batch_size)
     num_memory = config.federated.num_memory
-    step = step_costs(proxy.model, batch, num_memory=num_memory)
-    compared = compare_steps(batch, method.plug_in(state.adapter), step, num_memory)
+    recomputes = config.federated.gradient_checkpointing
+    step = step_costs(proxy.model, batch, num_memory=num_memory, recomputes=recomputes)
+    compared = compare_steps(batch, method.plug_in(state.adapter), step, num_memory, recomputes=recomputes)
     observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
     adversaries = draw_adversaries(config, data.partition.num_clients)
     pool.broadcast(client_package(config, proxy, data, step, adversaries))

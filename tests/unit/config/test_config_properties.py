@@ -40,7 +40,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "lora.dropout": st.floats(0, 1, exclude_max=True),
     "align.layers.kind": st.sampled_from(["distill", "none"]),
     "align.layers.lr": st.floats(0, 1, exclude_min=True),
-    "federated.rounds": st.integers(1, 10**9),
+    "federated.rounds": st.integers(1, 10**6),
     "federated.sampling": st.sampled_from(["uniform", "md", "full", "poisson", "power_of_choice"]),
     "federated.deadline": st.none() | st.floats(0, 1e300, exclude_min=True),
     "federated.partition.size_imbalance": st.floats(0, 10),

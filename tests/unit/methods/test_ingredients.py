@@ -117,6 +117,7 @@ LEAVES_THE_SUB_FM = {
     "federated.local_epochs": 2,
     "federated.batch_size": 2,
     "federated.accumulate": 2,
+    "federated.gradient_checkpointing": True,
     "federated.client.kind": "prox",
     "federated.client.optimiser": "adamw",
     "federated.client.momentum": 0.5,
@@ -199,6 +200,7 @@ NOT_HERE = {
         "public.image_column",
         "public.format",
     ),  # content alone counts, see the digests' tests
+    "fm.dtype",  # it asks for a precision, see below
     "server.accelerator",  # the device that it means counts, see below
 }
 
@@ -238,6 +240,11 @@ def base_key(settings):
 def override(settings, name, value):
     value = settings[1].get(value, value) if isinstance(value, str) else value
     return f"{name}={json.dumps(value) if not isinstance(value, str | Path) else value}"
+
+
+def test_weights_of_another_type_make_another_sub_fm(settings):
+    mixed = [*settings[0], "server.precision=bf16-mixed"]
+    assert key(mixed, "fm.dtype=bfloat16") != key(mixed, "fm.dtype=float32") == key(mixed)
 
 
 def test_every_key_of_the_config_is_in_one_of_the_lists():

@@ -1,0 +1,51 @@
+"""Activations that are computed again in the backward pass instead of kept: one more forward pass for much less memory.
+
+Of each layer only its input stays until its turn comes (Chen et al. 2016, arXiv 1604.06174). Transformers can do so
+itself, but not for every family (MPNet).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fedpft.models.ffn import find_backbone, find_ffns
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Let every layer of a model that is in training mode compute its activations again, in place.
+
+    Gradients are the same; random draws of the first time are repeated.
+    """
+    find_backbone(model).config.use_cache = False  # keys that a layer appends to would be there twice
+    for layer in (ffn.layer for ffn in find_ffns(model)):
+        kind = type(layer)
+        layer.__class__ = type(kind.__name__, (_Recomputed, kind), {})
+
+
+def recomputed_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that do so, in order; a model may be of any kind."""
+    return [module for module in model.modules() if isinstance(module, _Recomputed)]
+
+
+@contextmanager
+def keeping_activations() -> Iterator[None]:
+    """Let all layers keep their activations within the block."""
+    _Recomputed.is_on = False
+    try:
+        yield
+    finally:
+        _Recomputed.is_on = True
+
+
+class _Recomputed(nn.Module):
+    """Comes before a layer's class."""
+
+    is_on = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.training and _Recomputed.is_on):
+            return super().forward(*args, **kwargs)
+        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
