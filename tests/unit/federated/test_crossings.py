@@ -54,5 +54,5 @@ def test_the_page_has_every_field_with_its_meaning(monkeypatch):
     monkeypatch.syspath_prepend(str(root / "docs/_ext"))
     page = importlib.import_module("generated").expand((root / "docs/reference/messages.md").read_text())
     for kind in CROSSINGS:
-        assert f"### `{kind.__name__}`" in page
+        assert f"\n## `{kind.__name__}`" in page
         assert not [entry.name for entry in fields(kind) if f"| `{entry.name}` |" not in page]

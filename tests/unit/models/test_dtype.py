@@ -163,7 +163,7 @@ def test_a_sub_fm_in_bfloat16_is_aligned_nearly_as_one_in_float32(opened, family
         reports[dtype] = align(fm, sub_fm, config, context(family, MIXED), layers=[0, 1, 2])
         assert {p.dtype for p in sub_fm.parameters()} == {getattr(torch, dtype)}
     found, expected = reports["bfloat16"], reports["float32"]
-    near = {"rel": 0.02, "abs": 6e-5}  # 6e-5 is what rounding a hidden state to 8 bits in every layer costs
+    near = {"rel": 0.03, "abs": 6e-5}  # 6e-5 is what rounding a hidden state to 8 bits in every layer costs
     assert found.measured_before == pytest.approx(expected.measured_before, **near)
     assert found.measured_after < found.measured_before
     assert found.measured_after == pytest.approx(expected.measured_after, **near)
