@@ -205,7 +205,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_nothing_half_written_and_the_run_
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == ["checkpoints", "config.yaml", "partition.json", ROUNDS_FILE]
+    assert left == ["checkpoints", "config.yaml", "ended.json", "partition.json", ROUNDS_FILE, "tracking.json"]
     go_on(config)
     assert {path.name for path in (tmp_path / "out").iterdir()} <= set(RUN.entries)
 

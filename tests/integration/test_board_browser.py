@@ -46,7 +46,14 @@ def browser():
 
 
 def go_on(runs: Path, index: int, value: float) -> None:
-    record = {"round": index, "clients": [0], "train_loss": 1 / index, "client_losses": [1 / index], "seconds": 2.0}
+    record = {
+        "round": index,
+        "clients": [0],
+        "lr": 0.1,
+        "train_loss": 1 / index,
+        "client_losses": [1 / index],
+        "seconds": 2.0,
+    }
     record |= {"fm": value, "sub_fm": value - 0.1, "metric": "accuracy", "metric_goal": "max"}
     record["metrics"] = {"fm": {"accuracy": value}, "sub_fm": {"accuracy": value - 0.1}}
     with (runs / "growing" / "rounds.jsonl").open("a") as file:

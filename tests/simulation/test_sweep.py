@@ -183,7 +183,7 @@ def test_a_trial_that_tune_left_or_never_started_or_that_ended_without_a_result_
 
     def left(trial, status):
         nothing = {"get_pickled_error": lambda: None, "get_error": lambda: None}
-        return SimpleNamespace(config={"trial": trial.to_json()}, status=status, **nothing)
+        return SimpleNamespace(config={"trial": trial.to_json()}, status=status, last_result=None, **nothing)
 
     known = [left(trials[0], "TERMINATED"), left(trials[1], "PENDING")]
     ended = engine._ended(trials, SimpleNamespace(_experiment_analysis=SimpleNamespace(trials=known)))

@@ -61,7 +61,9 @@ def test_nothing_but_what_was_found_has_an_address(index, address):
 def test_names_are_never_markup(tmp_path):
     folder = run_folder(tmp_path / NASTY)
     with (folder / "rounds.jsonl").open("a") as file:
-        file.write(json.dumps({"round": 3, "train_loss": 0.4, "failures": ["client 1: <script>x</script>"]}) + "\n")
+        file.write(
+            json.dumps({"round": 3, "lr": 0.1, "train_loss": 0.4, "failures": ["client 1: <script>x</script>"]}) + "\n"
+        )
     other = run_folder(tmp_path / "b", f"fm.path={json.dumps('x/' + NASTY.replace('{rows}', ''))}")
     board = client(Index([tmp_path]))
     key = key_of(other.resolve())
