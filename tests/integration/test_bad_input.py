@@ -240,7 +240,9 @@ def test_results_that_could_not_be_saved_are_refused_before_an_actor_starts(tmp_
         run(load_config(None, settings))
 
 
-@pytest.mark.parametrize("field", ["attn_implementation=flex_attention", "sliding_window=0"])
+@pytest.mark.parametrize(
+    "field", [pytest.param("attn_implementation=flex_attention", marks=pytest.mark.cluster), "sliding_window=0"]
+)
 def test_an_fm_that_fails_on_longer_texts_or_backwards_alone_is_refused_before_the_rounds(tmp_path, field):
     settings = tiny_text_run(tmp_path, "gemma")
     file = tmp_path / "fm/config.json"

@@ -39,7 +39,7 @@ def wait_for_rounds(folder, process, number):
 @pytest.mark.parametrize(
     ("pool", "number", "code"),
     [
-        ("sequential", signal.SIGINT, 130),
+        pytest.param("sequential", signal.SIGINT, 130, marks=pytest.mark.cluster),
         ("sequential", signal.SIGTERM, 143),
         ("sequential", signal.SIGHUP, 129),
         pytest.param("ray", signal.SIGINT, 130, marks=pytest.mark.cluster),
