@@ -11,7 +11,7 @@ from fedpft.config.checks import (
     require_positive_or_none,
     require_repeats,
 )
-from fedpft.config.plugins import is_own
+from fedpft.config.plugins import is_own, require_known
 
 LoraAggregation = Literal["separate", "ffa", "svd", "fedsvd", "alternate"]
 
@@ -76,12 +76,7 @@ class AggregatorConfig:
 
     def __post_init__(self) -> None:
         section = "federated.aggregator"
-        require(
-            self.kind in AGGREGATORS or self.is_own,
-            f"{section}.kind",
-            self.kind,
-            f"{', '.join(AGGREGATORS)}, module:name or a plug-in's name",
-        )
+        require_known("aggregator", self.kind, AGGREGATORS)
         require_non_negative(section, self, "num_byzantine")
         require_positive_or_none(section, self, "num_selected")
         require_positive(section, self, "norm", "iterations", "smoothing")
@@ -135,12 +130,7 @@ class ServerOptimiserConfig:
 
     def __post_init__(self) -> None:
         section = "federated.server"
-        require(
-            self.kind in SERVER_OPTIMISERS or self.is_own,
-            f"{section}.kind",
-            self.kind,
-            f"{', '.join(SERVER_OPTIMISERS)}, module:name or a plug-in's name",
-        )
+        require_known("server_optimiser", self.kind, SERVER_OPTIMISERS)
         require_positive_or_none(section, self, "lr", "head_lr")
         require_positive(section, self, "tau")
         for name in ("beta1", "beta2"):

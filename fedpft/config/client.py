@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpft.config.checks import require, require_non_negative, require_positive
-from fedpft.config.plugins import is_own
+from fedpft.config.plugins import is_own, require_known
 
 CLIENT_STEPS = {
     "adamw": ("adamw",),
@@ -37,8 +37,7 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         section = "federated.client"
-        known = self.kind in CLIENT_STEPS or self.is_own
-        require(known, f"{section}.kind", self.kind, f"{', '.join(CLIENT_STEPS)}, module:name or a plug-in's name")
+        require_known("client_step", self.kind, CLIENT_STEPS)
         kinds = " or ".join(self._optimisers)
         allowed = f"null or {kinds} with {section}.kind = {self.kind}"
         if self._optimisers == ("sgd",) and self.kind != "sgd":

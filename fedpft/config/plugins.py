@@ -11,14 +11,14 @@ Nothing is imported until a config asks for it.
 import importlib
 import re
 import traceback
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from fedpft.config.checks import ConfigError
+from fedpft.config.checks import ConfigError, require
 from fedpft.interrupt import RunStoppedError
 
 GROUP = "fedpft.plugins"
@@ -74,6 +74,12 @@ def plugins() -> list[Plugin]:
 def is_own(kind: str, name: str) -> bool:
     """Whether a name that is none of this package's is that of a part of others: `module:name` or a plug-in's."""
     return _OWN.fullmatch(name) is not None or any((p.kind, p.name) == (kind, name) for p in plugins())
+
+
+def require_known(kind: str, name: str, table: Collection[str]) -> None:
+    """Raise a ConfigError unless a name is in the table of the package's own parts, or that of a part of others."""
+    allowed = f"{', '.join(table)}, module:name or a plug-in's name"
+    require(name in table or is_own(kind, name), KINDS[kind], name, allowed)
 
 
 def load_part(kind: str, name: str) -> Any:

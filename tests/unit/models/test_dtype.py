@@ -268,7 +268,8 @@ def test_what_bfloat16_cannot_do_is_one_line(case):
 
 @pytest.mark.parametrize("name", ["full", "my_module:Method"])
 def test_a_method_that_distils_no_weights_needs_no_mixed_precision(name):
-    Config(fm=FMConfig(dtype="bfloat16"), method=MethodConfig(name=name))
+    config = Config(fm=FMConfig(dtype="bfloat16"), method=MethodConfig(name=name))
+    assert (config.fm.dtype, config.server.precision) == ("bfloat16", "32-true")
 
 
 def test_how_many_clients_train_together_is_part_of_the_numerics():
