@@ -30,18 +30,30 @@ def groups(client_ids: Sequence[int], settings: LocalSettings, num_places: int) 
     """Cut a round's clients, in their order, into groups of about the same number.
 
     A function of the round's plan alone where clients that train together do not get the bits that each gets alone: it
-    is then the number of places, and nothing else, that must not matter.
+    is then the number of places, and nothing else, that must not matter. Elsewhere every place gets as many groups.
     """
-    most = most_together(settings)
+    most, multiple = most_together(settings), 1
     if settings.keeps_bits and num_places > 1:
-        most = min(most, ceil(len(client_ids) / (GROUPS_PER_PLACE * num_places)))
-    return [tuple(part) for part in even_parts(client_ids, most)]
+        most, multiple = min(most, ceil(len(client_ids) / (GROUPS_PER_PLACE * num_places))), num_places
+    return [tuple(part) for part in even_parts(client_ids, most, multiple)]
 
 
-def even_parts(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """Cut a sequence into as few parts of at most `most` as there can be, none more than one longer than another."""
-    count = ceil(len(items) / max(1, most))
-    ends = [len(items) * part // count for part in range(count + 1)] if count else []
+def even_parts(items: Sequence[Any], most: int, multiple: int = 1) -> list[Sequence[Any]]:
+    """Cut a sequence into as few parts of at most `most` as there can be, none more than one longer than another.
+
+    The longer ones come first, so that places that take part after part end at about the same time.
+
+    Args:
+        items: any.
+        most: in a part.
+        multiple: of which their number is, as long as there are so many items.
+
+    """
+    count = min(ceil(len(items) / (max(1, most) * multiple)) * multiple, len(items))
+    if not count:
+        return []
+    length, longer = divmod(len(items), count)
+    ends = [part * length + min(part, longer) for part in range(count + 1)]
     return [items[start:end] for start, end in pairwise(ends)]
 
 

@@ -11,14 +11,15 @@ NUM_TRIES = 2
 """Of each number of clients; the fastest counts."""
 
 GAIN = 0.97
-"""Twice as many clients must take less than this part of the time, each, or no more are tried."""
+"""More clients must take less than this part of the time, each, to be preferred."""
 
 
 class Throughput:
     """Learns, from the steps that are due anyway, with how many clients a step takes the least time for each.
 
-    1, 2, 4, ... are tried as long as it pays. Steps are looked up by their numbers of tokens or pixels, within a factor
-    of two, since texts come in dozens of lengths.
+    1, 2, 4, ... are tried up to as many as there are, also where 2 do not pay: side by side has a price of its own,
+    which many share. Steps are looked up by their numbers of tokens or pixels, within a factor of two, since texts come
+    in dozens of lengths.
 
     Args:
         is_to_learn: if not, as many as there are.
@@ -28,9 +29,8 @@ class Throughput:
     def __init__(self, *, is_to_learn: bool) -> None:
         self.is_to_learn = is_to_learn
         self._limits: dict[int, int] = {}
-        self._next: dict[int, int] = defaultdict(lambda: 1)
-        self._settled: set[int] = set()
         self._seconds: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        """Of each client, by the step's size and the number of clients."""
 
     def cut(self, clients: Sequence[int], batch: Mapping[str, Tensor], most: int | None = None) -> list[Sequence[int]]:
         """Cut clients whose batches have the shape of this one into those that are computed together.
@@ -45,34 +45,32 @@ class Throughput:
         limit = min(self._limits.get(size, len(clients)), len(clients) if most is None else max(1, most))
         if not self.is_to_learn:
             return even_parts(clients, limit)
-        wanted = min(self._next[size], limit)
-        if size in self._settled:
-            return even_parts(clients, wanted)
-        return [clients[start : start + wanted] for start in range(0, len(clients), wanted)]
+        parts, rest = [], clients
+        for number in self._untried(size, limit):
+            if number <= len(rest):
+                parts.append(rest[:number])
+                rest = rest[number:]
+        return parts + even_parts(rest, min(self.best(size), limit))
 
     def note(self, batch: Mapping[str, Tensor], num_clients: int, seconds: float) -> None:
         """Learn how long a step of so many clients took."""
-        size = _size(batch)
-        if not self.is_to_learn or size in self._settled or num_clients != self._next[size]:
-            return
-        tries = self._seconds[size][num_clients]
-        tries.append(seconds / num_clients)
-        if len(tries) < NUM_TRIES:
-            return
-        if num_clients > 1 and min(tries) > GAIN * min(self._seconds[size][num_clients // 2]):
-            self._settled.add(size)
-            self._next[size] //= 2
-        else:
-            self._next[size] *= 2
+        tries = self._seconds[_size(batch)][num_clients]
+        if self.is_to_learn and len(tries) < NUM_TRIES:
+            tries.append(seconds / num_clients)
 
     def halve(self, batch: Mapping[str, Tensor], num_clients: int) -> None:
         """Compute at most half as many together from now on."""
         self._limits[_size(batch)] = max(1, num_clients // 2)
 
-    @property
-    def found(self) -> dict[int, int]:
-        """How many are computed together, by the size of a client's batch, as far as that is known."""
-        return {size: min(self._next[size], self._limits.get(size, self._next[size])) for size in self._settled}
+    def best(self, size: int) -> int:
+        """Return the fewest clients that are as fast as any number at this size, as far as is known."""
+        fastest = {number: min(tries) for number, tries in self._seconds[size].items() if tries}
+        return min((n for n, each in fastest.items() if each * GAIN <= min(fastest.values())), default=1)
+
+    def _untried(self, size: int, limit: int) -> list[int]:
+        """Return the numbers up to a limit that are still to be tried, each as often as it is."""
+        numbers = [2**power for power in range(limit.bit_length())]
+        return [number for number in numbers for _ in range(NUM_TRIES - len(self._seconds[size][number]))]
 
 
 def _size(batch: Mapping[str, Tensor]) -> int:

@@ -28,17 +28,20 @@ def main() -> None:
     parser.add_argument("--clients", type=int, help="define so many, and draw them as a run does; default: the peers'")
     default = os.environ.get("TOGETHER", "1")
     parser.add_argument("--together", default=default, help="clients in one forward pass, or auto; default: $TOGETHER")
+    numbers = os.environ.get("NUMBERS", "float32")
+    kinds = ["float32", "bf16", "bf16w"]
+    parser.add_argument("--numbers", default=numbers, choices=kinds, help="w: frozen weights, too; default: $NUMBERS")
     options = parser.parse_args()
     sys.path.insert(0, str(options.peers))
     os.environ["PYTHONPATH"] = f"{options.peers}:{ROOT}"  # the actors' as well
-    play(options.workload, options.rounds, options.actors, options.clients, options.together)
+    play(options.workload, options.rounds, options.actors, options.clients, options.together, options.numbers)
 
 
-def play(workload: str, rounds: int, num_actors: int, num_clients: int | None, together: str) -> None:
+def play(workload: str, rounds: int, num_actors: int, num_clients: int | None, together: str, numbers: str) -> None:
     """Play `rounds` rounds and one to warm up, and measure them as the peers do."""
     import common
 
-    meter = common.Meter(f"fedpft, {together} together", workload)
+    meter = common.Meter(f"fedpft, {together} together, {numbers}", workload)
     meter.total = rounds + 1
     import numpy as np
     import torch
@@ -54,15 +57,17 @@ def play(workload: str, rounds: int, num_actors: int, num_clients: int | None, t
     from fedpft.simulation.pool.ray_pool import RayClientPool
     from fedpft.tracking.trackers import JsonlTracker
 
-    def peers_cohort(config: FederatedConfig, sizes: np.ndarray, seed: int, round_index: int) -> Attendance:
+    def peers_cohort(
+        config: FederatedConfig, sizes: np.ndarray, seed: int, round_index: int, losses: dict[int, float]
+    ) -> Attendance:
         return Attendance(cohort=dict.fromkeys(sorted(common.sample(workload, round_index - 1)), 1))
 
     if num_clients is None and workload != "typical":
         driver.draw_attendance = peers_cohort
     torch.set_num_threads(1)
-    numbers: dict[str, Any] = common.WORKLOADS[workload]
-    pool = RayClientPool(PoolConfig(actors=num_actors), numbers["sampled"]) if num_actors else SequentialPool()
-    package = make_package(workload, num_clients, together if together == "auto" else int(together))
+    task: dict[str, Any] = common.WORKLOADS[workload]
+    pool = RayClientPool(PoolConfig(actors=num_actors), task["sampled"]) if num_actors else SequentialPool()
+    package = make_package(workload, num_clients, together if together == "auto" else int(together), numbers)
     pool.broadcast(package)
     start = get_adapter(unpack_model(package.proxy))
     with tempfile.TemporaryDirectory() as folder:
@@ -70,9 +75,9 @@ def play(workload: str, rounds: int, num_actors: int, num_clients: int | None, t
         made = driver.Driver(
             config=FederatedConfig(
                 num_clients=package.partition.num_clients,
-                clients_per_round=numbers["sampled"],
+                clients_per_round=task["sampled"],
                 rounds=rounds + 2,  # the last one, which is not played, would evaluate
-                lr=numbers["lr"],
+                lr=task["lr"],
                 lr_schedule="constant",
             ),
             seed=0,

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 import fedpft.federated.client
+import fedpft.federated.local_batches
 from fedpft.data.partition import Partition
 from fedpft.federated.messages import LocalSettings
 from fedpft.federated.package import ClientPackage
@@ -32,8 +33,12 @@ def _peers_order(seed: int, purpose: str, round_index: int, client_id: int) -> A
     return SimpleNamespace(permutation=np.arange)
 
 
-fedpft.federated.client.derive_seed = _peers_seed
-fedpft.federated.client.numpy_rng = _peers_order
+for _module, _name, _peers in (
+    (fedpft.federated.client, "derive_seed", _peers_seed),
+    (fedpft.federated.local_batches, "numpy_rng", _peers_order),
+):
+    assert hasattr(_module, _name), f"{_module.__name__} no longer draws by {_name}"
+    setattr(_module, _name, _peers)
 
 
 class AllAdapter(nn.Module):
@@ -106,34 +111,51 @@ class PaddingCollator:
         }
 
 
-def typical_package(together: int | str = 1) -> ClientPackage:
+def typical_package(together: int | str = 1, numbers: str = "float32") -> ClientPackage:
     """Return MiniLM's sub-FM and the clients of `typical`."""
     batches, lengths = typical_lengths()
     rng = np.random.default_rng(8)
     texts = [rng.integers(1000, 20000, length) for length in np.concatenate(lengths)]
     return ClientPackage(
-        proxy=pack_model(common.build_model("minilm")),
+        proxy=pack_model(with_weights(common.build_model("minilm"), numbers)),
         watched_layers=(),
         train=Dataset.from_dict({"input_ids": texts, "label": rng.integers(0, 2, len(texts)).tolist()}),
         partition=Partition.of_sizes(np.arange(len(texts)), 8 * batches),
         collate=PaddingCollator(),
-        settings=settings_of("typical", together),
+        settings=settings_of("typical", together, numbers),
     )
 
 
-def settings_of(workload: str, together: int | str) -> LocalSettings:
+NUMBERS = {"float32": ("32-true", "float32"), "bf16": ("bf16-mixed", "float32"), "bf16w": ("bf16-mixed", "bfloat16")}
+"""In which clients compute: Lightning's precision, and what the frozen weights are."""
+
+
+def with_weights(model: nn.Module, numbers: str) -> nn.Module:
+    """Return the model with its frozen weights as `NUMBERS` says; what is tuned stays float32."""
+    if NUMBERS[numbers][1] == "bfloat16":
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+    return model
+
+
+def settings_of(workload: str, together: int | str, numbers: str = "float32") -> LocalSettings:
     """Return how clients train."""
+    precision, frozen_dtype = NUMBERS[numbers]
     return LocalSettings(
         seed=0, num_epochs=1, batch_size=common.WORKLOADS[workload]["batch"], head_lr_ratio=1.0, weight_decay=0.01,
-        max_grad_norm=float("inf"), num_threads=1, precision="32-true", accelerator="cpu", clients_per_batch=together,
+        max_grad_norm=float("inf"), num_threads=1, precision=precision, frozen_dtype=frozen_dtype,
+        accelerator="cpu", clients_per_batch=together,
     )  # fmt: skip
 
 
-def make_package(workload: str, num_clients: int | None = None, together: int | str = 1) -> ClientPackage:
+def make_package(
+    workload: str, num_clients: int | None = None, together: int | str = 1, numbers: str = "float32"
+) -> ClientPackage:
     """Return proxy, data and settings of a workload; more clients than `minilm` or `overhead` has share its data."""
     if workload == "typical":
-        return typical_package(together)
-    model = common.build_model(workload)
+        return typical_package(together, numbers)
+    model = with_weights(common.build_model(workload), numbers)
     column = "input_ids" if workload == "minilm" else "pixel_values"
     inputs, labels = common.make_data(workload)
     clients, examples, *shape = inputs.shape
@@ -151,5 +173,5 @@ def make_package(workload: str, num_clients: int | None = None, together: int | 
             np.full(num_clients or clients, examples),
         ),
         collate=TensorCollator(column, tuple(shape)),
-        settings=settings_of(workload, together),
+        settings=settings_of(workload, together, numbers),
     )

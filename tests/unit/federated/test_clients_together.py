@@ -203,9 +203,12 @@ def test_another_fault_is_the_pools_business(monkeypatch):
 
 def test_groups_are_even_and_a_function_of_the_order_and_their_size():
     settings = tiny_package(clients_per_batch=4).settings
-    assert groups(range(10), settings, 1) == [(0, 1, 2), (3, 4, 5), (6, 7, 8, 9)]
+    assert groups(range(10), settings, 1) == [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]
     assert groups(range(10), replace(settings, precision="bf16-mixed"), 7) == groups(range(10), settings, 1)
-    assert [len(group) for group in groups(range(10), settings, 2)] == [2, 3, 2, 3], "shared out among places"
+    assert [len(group) for group in groups(range(10), settings, 2)] == [3, 3, 2, 2], "shared out among places"
+    many = replace(settings, clients_per_batch=16)
+    assert [len(group) for group in groups(range(100), many, 2)] == [13] * 4 + [12] * 4, "each place has as many groups"
+    assert groups([5, 3, 4], settings, 4) == [(5,), (3,), (4,)]
     assert groups([5, 3], replace(settings, clients_per_batch=1), 1) == [(5,), (3,)]
     assert groups([], settings, 1) == even_parts([], 4) == []
 
@@ -228,9 +231,15 @@ def test_only_batches_of_one_shape_meet_and_of_those_none_with_padding_and_one_w
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(lambda k: 1 + 0.1 * k, 8), (lambda k: k, 1), (lambda k: max(4, k), 4)]
+    ("seconds", "expected"),
+    [
+        (lambda k: 1 + 0.1 * k, 8),
+        (lambda k: k, 1),
+        (lambda k: max(4, k), 4),
+        (lambda k: k if k == 1 else 3 + 0.1 * k, 8),  # 2 take longer than 1, and 4 no longer than 2
+    ],
 )
-def test_auto_doubles_as_long_as_it_pays(seconds, expected):
+def test_auto_finds_with_how_many_a_client_takes_the_least_time(seconds, expected):
     throughput, batch = Throughput(is_to_learn=True), {"input_ids": torch.zeros(4, 10), "labels": torch.zeros(4)}
     for _ in range(8):
         parts = throughput.cut(range(8), batch)
@@ -241,7 +250,8 @@ def test_auto_doubles_as_long_as_it_pays(seconds, expected):
     assert [len(part) for part in throughput.cut(range(8), batch, most=2)] == [min(expected, 2)] * (
         8 // min(expected, 2)
     )
-    assert len(throughput.cut(range(8), {"input_ids": torch.zeros(400, 10)})) == 8, "of other sizes nothing is known"
+    other = [len(part) for part in throughput.cut(range(8), {"input_ids": torch.zeros(400, 10)})]
+    assert other == [1, 1, 2, 2, 1, 1], "of other sizes nothing is known"
 
 
 def test_clipping_is_each_clients_own_and_that_of_torch():
