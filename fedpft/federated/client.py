@@ -54,7 +54,7 @@ class LocalClient:
     def __init__(self, package: ClientPackage, name: str = "driver") -> None:
         hush_lightning()
         self._package, self._settings, self._name = package, package.settings, name
-        module = LocalTuningModule(unpack_model(package.proxy))
+        module = LocalTuningModule(unpack_model(package.proxy)).train()
         if package.settings.recomputes:
             recompute_layers(module.proxy)
         ffns = find_ffns(module.proxy)
@@ -120,7 +120,6 @@ class LocalClient:
         turns = self._turns(plan, first, client_ids)
         for row, turn in enumerate(turns) if self._of_rank else ():
             self._adapter.values[row] = turn.start.adapter
-        module.train()
         gpu_peak = GpuPeak(module, self._fabric.device)
         with ExitStack() as stack:
             stack.enter_context(_torch_threads(settings.num_threads))

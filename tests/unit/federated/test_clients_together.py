@@ -208,6 +208,7 @@ def test_groups_are_even_and_a_function_of_the_order_and_their_size():
     assert [len(group) for group in groups(range(10), settings, 2)] == [3, 3, 2, 2], "shared out among places"
     many = replace(settings, clients_per_batch=16)
     assert [len(group) for group in groups(range(100), many, 2)] == [13] * 4 + [12] * 4, "each place has as many groups"
+    assert len(groups(range(100), replace(settings, clients_per_batch="auto"), 2)) == 8
     assert groups([5, 3, 4], settings, 4) == [(5,), (3,), (4,)]
     assert groups([5, 3], replace(settings, clients_per_batch=1), 1) == [(5,), (3,)]
     assert groups([], settings, 1) == even_parts([], 4) == []
