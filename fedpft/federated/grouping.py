@@ -16,8 +16,8 @@ AUTO_MOST_ELSEWHERE = 16
 """The same on a GPU or in mixed precision: a constant, because a measured one would make the numbers depend on it."""
 
 GROUPS_PER_PLACE, AUTO_GROUPS_PER_PLACE = 2, 4
-"""At least, where no bit depends on it: a single one could not be shared out among places evenly. `auto` may choose more
-and smaller ones: who has more to do is waited for less long."""
+"""At least, where no bit depends on it: a single one could not be shared out among places evenly. `auto` may
+choose more and smaller ones: who has more to do is waited for less long."""
 
 
 def most_together(settings: LocalSettings) -> int:
