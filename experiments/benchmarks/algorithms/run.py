@@ -1,0 +1,180 @@
+"""Algorithms benchmark: server, client and LoRA rules under label skew, each at its own best rate. See README.md.
+
+    python -m experiments.benchmarks.algorithms.run DATA_DIR [--match GLOB]     measure what is not measured yet
+    python -m experiments.benchmarks.algorithms.run --table                     print the table of README.md
+
+DATA_DIR as for the methods benchmark, whose settings these are but for the partition. Set OMP_NUM_THREADS=1; several
+workers share the work. One JSON a run lies in `experiments/results/algorithms/`, those of the search in `search/`.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from experiments.benchmarks.methods.cells import BASE, SEEDS, WORK
+from experiments.benchmarks.methods.run import KEPT, search_data
+from experiments.benchmarks.methods.table import interval
+from fedpft.config import Config, load_config
+from fedpft.federated.observer import SilentObserver
+from fedpft.federated.pool import SequentialPool
+from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.tuning import tune
+from fedpft.storage.output import package_versions, write_json
+from fedpft.tracking.trackers import TrackerGroup
+from fedpft.trainer import SilentProgress
+
+RESULTS = Path("experiments/results/algorithms")
+SEARCH_SEED = 7
+"""Of the search alone, on examples that no cell is evaluated on."""
+SHARED = (
+    "fm=minilm",
+    "method=fedpft_67",
+    "align.layers.kind=closed_form",
+    "align.layers.num_examples=800",
+    "align.neurons.kind=none",
+    "federated.partition.kind=dirichlet",
+    "federated.partition.dirichlet_alpha=0.3",
+    "federated.partition.concentration=per_label",
+    "pool.precision=bf16-mixed",
+    "evaluation.fidelity_examples=0",
+)
+ADAMW_RATES, SGD_RATES, SERVER_RATES = (2e-3, 4e-3, 8e-3), (0.03, 0.1, 0.3), (1e-3, 3e-3, 1e-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """One row of the table."""
+
+    settings: tuple[str, ...] = ()
+    key: str = "federated.lr"
+    """The rate that is searched."""
+    rates: tuple[float, ...] = ADAMW_RATES
+
+
+ALGORITHMS = {
+    "avg": Algorithm(),
+    "adam": Algorithm(
+        settings=("federated.server.kind=adam", "federated.lr=0.004"), key="federated.server.lr", rates=SERVER_RATES
+    ),
+    "prox": Algorithm(settings=("federated.client.kind=prox",)),
+    "scaffold": Algorithm(settings=("federated.client.kind=scaffold",), rates=SGD_RATES),
+    "ffa": Algorithm(settings=("federated.lora_aggregation=ffa",)),
+    "svd": Algorithm(settings=("federated.lora_aggregation=svd",)),
+    "fedsvd": Algorithm(settings=("federated.lora_aggregation=fedsvd",)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One federated run."""
+
+    task: str
+    algorithm: str
+    rate: float
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        """Where its record is; a cell's name does not tell its rate, since it is the search that says it."""
+        if self.seed == SEARCH_SEED:
+            return RESULTS / "search" / f"{self.task}_{self.algorithm}_rate{self.rate:g}.json"
+        return RESULTS / f"{self.task}_{self.algorithm}_seed{self.seed}.json"
+
+    def config(self, data_dir: Path) -> Config:
+        algorithm = ALGORITHMS[self.algorithm]
+        settings = [f"task={self.task}", *SHARED, *algorithm.settings, f"{algorithm.key}={self.rate}"]
+        places = [f"task.path={data_dir / self.task}", f"public.path={data_dir / 'align_text'}"]
+        return load_config(BASE, [*settings, *places, f"seed={self.seed}", f"cache.dir={WORK / 'cache'}"])
+
+    @property
+    def is_measured(self) -> bool:
+        return self.file.exists() and json.loads(self.file.read_text())["rate"] == self.rate
+
+
+def all_runs(tasks: tuple[str, ...] = ("sst2", "qnli")) -> Iterator[Run]:
+    """Yield the runs: of each task the search, then, of those whose search is over, the cells."""
+    for task in tasks:
+        for step in range(len(ADAMW_RATES)):
+            for name, algorithm in ALGORITHMS.items():
+                yield Run(task=task, algorithm=name, rate=algorithm.rates[step], seed=SEARCH_SEED)
+        for seed in SEEDS:
+            for name in ALGORITHMS:
+                if (rate := best_rate(task, name)) is not None:
+                    yield Run(task=task, algorithm=name, rate=rate, seed=seed)
+
+
+def best_rate(task: str, name: str) -> float | None:
+    """Return the rate with which the FM was best in the search, the smaller of equals; None: not all are tried."""
+    trials = [Run(task=task, algorithm=name, rate=rate, seed=SEARCH_SEED) for rate in ALGORITHMS[name].rates]
+    if not all(trial.is_measured for trial in trials):
+        return None
+    return min(trials, key=lambda trial: (-json.loads(trial.file.read_text())["fm"], trial.rate)).rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir", type=Path, nargs="?")
+    parser.add_argument("--match", default="*", help="only the runs with such a name")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table:
+        print("\n".join(table()))
+        return
+    torch.set_num_threads(1)
+    for path in (RESULTS / "search", WORK):
+        path.mkdir(parents=True, exist_ok=True)
+    for run in all_runs():
+        if not fnmatch(run.file.stem, options.match):
+            continue
+        try:
+            with FileLock(WORK / f"algorithms_{run.file.stem}.lock", timeout=0):
+                if not run.is_measured:
+                    start = time.perf_counter()
+                    data_dir = search_data(options.data_dir) if run.seed == SEARCH_SEED else options.data_dir
+                    measured = measure(run.config(data_dir))
+                    write_json(run.file, {**vars(run), **measured, "versions": package_versions()})
+                    seconds = time.perf_counter() - start
+                    print(f"{run.file.stem}: {100 * measured['fm']:.1f} %, {seconds:.0f} s", flush=True)
+        except Timeout:
+            continue
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Run once and return what is worth keeping of its result."""
+    fm, data = load_fm_and_data(config, SilentProgress())
+    result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result
+    return {name: result[name] for name in KEPT if name in result}
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of the table: mean ± half of the 95 % interval over seeds, in per cent."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for file in sorted(RESULTS.glob("*.json")):
+        record = json.loads(file.read_text())
+        groups[record["task"], record["algorithm"]].append(record)
+    averages = {(task, run["seed"]): run for (task, name), runs in groups.items() if name == "avg" for run in runs}
+    yield "| task | algorithm | rate (of those tried) | sub-FM % | FM % | FM minus `avg` | seeds |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for task in ("sst2", "qnli"):
+        for name, algorithm in ALGORITHMS.items():
+            if not (runs := groups.get((task, name))):
+                continue
+            tried = ", ".join(f"{rate:g}" for rate in algorithm.rates)
+            pairs = [(run, averages[task, run["seed"]]) for run in runs if (task, run["seed"]) in averages]
+            difference = interval([run["fm"] - avg["fm"] for run, avg in pairs]) if name != "avg" else ""
+            columns = [task, name, f"{runs[0]['rate']:g} ({tried})"]
+            columns += [interval([run[key] for run in runs]) for key in ("sub_fm", "fm")]
+            yield f"| {' | '.join([*columns, difference, str(len(runs))])} |"
+
+
+if __name__ == "__main__":
+    main()
