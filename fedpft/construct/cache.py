@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -139,12 +140,11 @@ class SubFMCache:
         stage("sub-FM from cache")
         try:
             content = json.loads((folder / ENTRY_FILE).read_bytes())
-            data = (folder / TENSORS_FILE).read_bytes()
-            if content.pop("checksum") != _checksum(data, content):
+            if content.pop("checksum") != _checksum(folder / TENSORS_FILE, content):
                 raise ValueError("the checksum differs")
             if key_of(content["ingredients"]) != key:
                 raise ValueError("the ingredients are another entry's")
-            built = BuiltSubFM(tensors=load(data), report=content["report"])
+            built = BuiltSubFM(tensors=load_file(folder / TENSORS_FILE), report=content["report"])
             construction = construction_of(fm, built, restore, key=key, cached=True)
         except Exception as error:  # whatever is wrong with it, the remedy is the same
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -156,20 +156,20 @@ class SubFMCache:
         return construction
 
     def _write(self, key: str, built: BuiltSubFM, ingredients: Mapping[str, Any], seconds: float) -> None:
-        data = save({name: tensor.contiguous() for name, tensor in built.tensors.items()})
-        content = {
-            "ingredients": ingredients,
-            "created": time.time(),
-            "build_seconds": seconds,
-            "report": built.report,
-            "num_bytes": len(data),
-        }
-        content["checksum"] = _checksum(data, content)
         unfinished = self.store.unfinished_folder(key)
+        tensors = unfinished / TENSORS_FILE
         try:
             self.store.remove_held(key)
             unfinished.mkdir()
-            (unfinished / TENSORS_FILE).write_bytes(data)
+            _save(built.tensors, tensors)
+            content = {
+                "ingredients": ingredients,
+                "created": time.time(),
+                "build_seconds": seconds,
+                "report": built.report,
+                "num_bytes": tensors.stat().st_size,
+            }
+            content["checksum"] = _checksum(tensors, content)
             (unfinished / ENTRY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             unfinished.rename(self.store.entry_folder(key))
             self.store.evict(self._max_bytes, keep=key)
@@ -178,9 +178,18 @@ class SubFMCache:
             _warn(f"{self.store.folder} does not take the sub-FM, the run goes on without: {error}")
 
 
-def _checksum(data: bytes, content: Mapping[str, Any]) -> str:
-    """Return the digest of an entry: the tensors' file and all else in `entry.json`."""
-    digest = hashlib.blake2b(data, digest_size=32)
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors to a file; what the disk does not take is an OSError, as with any other file."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _checksum(tensors: Path, content: Mapping[str, Any]) -> str:
+    """Return the digest of an entry: the tensors' file, read piece by piece, and all else in `entry.json`."""
+    with tensors.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
     digest.update(canonical_json(content))
     return digest.hexdigest()
 

@@ -83,7 +83,8 @@ def restore_sub_fm(fm: PreTrainedModel, tensors: Mapping[str, Tensor]) -> tuple[
 
     """
     suffix = f".{_RETAINED}"
-    retained = {int(name.removesuffix(suffix)): value for name, value in tensors.items() if name.endswith(suffix)}
+    kept = {int(name.removesuffix(suffix)): value for name, value in tensors.items() if name.endswith(suffix)}
+    retained = {layer: value.clone() for layer, value in kept.items()}  # a file's memory may go with the file
     neuron_map = NeuronMap(retained)
     sub_fm = _cut(fm, retained)
     ffns = find_ffns(sub_fm)

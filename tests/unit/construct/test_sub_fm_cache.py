@@ -2,9 +2,9 @@ import json
 import os
 import shutil
 import time
-from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from fedpft.construct.cache import SubFMCache
 from fedpft.construct.compress import compress
@@ -170,12 +170,12 @@ def test_a_folder_that_cannot_be_used_costs_a_warning(tmp_path, fm):
 
 
 def test_a_full_disk_costs_a_warning_and_leaves_nothing(cache, fm, monkeypatch):
-    def full(path, data):
-        path.touch()
-        raise OSError(28, "No space left on device")
+    def full(tensors, file):
+        file.touch()
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     builder = Builder(fm)
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("fedpft.construct.cache.save_file", full)
     with pytest.warns(UserWarning, match=r"does not take the sub-FM.*No space left"):
         made = cache.get_or_build(fm, INGREDIENTS, builder)
     assert (made.cached, builder.calls) == (False, 1)
