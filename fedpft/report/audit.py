@@ -28,6 +28,9 @@ def audit_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         error = f"± {attack['auc_error']:.3f}; {attack['num_members']} members, {attack['num_others']} others{control}"
         yield f"membership AUC, {MODELS[model]}", f"{attack['auc']:.3f}", error
         yield "found at 1 % false accusations", f"{100 * attack['tpr']:.1f} %", "knowing nothing: 1 %"
+    if of_updates := found.get("update_membership"):
+        note = f"± {of_updates['auc_error']:.3f}; for whoever sees one client's update in the clear"
+        yield "membership AUC, single updates", f"{of_updates['auc']:.3f}", note
     if "delta" in found:
         yield "plugged-in FM minus sub-FM", metric_change(found["delta"], found["metric"]), "the owner's gain (Delta)"
     for name, value in found.get("skill", {}).items():

@@ -24,6 +24,7 @@ from fedpft.privacy.membership import attack
 from fedpft.run.finished import finished_run, tuned_fm, tuned_sub_fm, untuned_fm
 from fedpft.run.inputs import load_data
 from fedpft.run.tuning import public_data
+from fedpft.run.update_attack import update_attack
 from fedpft.seeding import derive_seed, numpy_rng
 from fedpft.storage.output import AUDIT_FILE, ROUNDS_FILE, write_json
 from fedpft.trainer import Progress, SilentProgress
@@ -47,9 +48,9 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
         num_examples: of the clients' examples, and of others, at most.
 
     Returns:
-        `membership`: for each model an `Attack`; `skill`: a `SharedSkill`, where there is a sub-FM; `delta`: primary
-        metric of the plugged-in FM minus the sub-FM's; `canaries`: a `CanaryBound` beside the accountant's epsilon,
-        where there is one.
+        `membership`: for each model an `Attack`; `update_membership`: one on updates of single clients, where these
+        tell anything; `skill`: a `SharedSkill`, where there is a sub-FM; `delta`: primary metric of the plugged-in FM
+        minus the sub-FM's; `canaries`: a `CanaryBound` beside the accountant's epsilon, where there is one.
 
     Raises:
         ConfigError: no finished run, or data or models that cannot be loaded again.
@@ -68,7 +69,13 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
         sub_fm, causal = load_sub_fm(run_dir / "sub_fm"), data.kind == "causal_lm"
         found["skill"] = asdict(shared_skill(fm, sub_fm, batches, causal=causal, server=config.server))
         found["delta"] = result["fm"] - result["sub_fm"]
-    found["membership"] = _membership(fm, models, data, config, _members(run_dir, data), progress, num_examples)
+    clients = _clients(run_dir, data)
+    members = np.concatenate([data.partition.shard(client) for client in clients])
+    found["membership"] = _membership(fm, models, data, config, members, progress, num_examples)
+    progress.stage("look at single updates")
+    proxy = models.get("sub_fm", models["fm"])
+    if (of_updates := update_attack(proxy, data, config, clients, result["rounds"] + 1)) is not None:
+        found["update_membership"] = asdict(of_updates)
     if (guarantee := ClientLevel.of_run(config, result.get("privacy", {}).get("noise_multiplier"))) is not None:
         progress.stage("run canaries")
         rounds = result["rounds"]
@@ -114,11 +121,13 @@ def _membership(
     return found
 
 
-def _members(run_dir: Path, data: FederatedData) -> np.ndarray:
-    """Return the training examples of clients that trained, as far as the run says who did; else of all clients."""
+def _clients(run_dir: Path, data: FederatedData) -> list[int]:
+    """Return who trained, as far as the run says it, else all clients; only those that have examples."""
     lines = (run_dir / ROUNDS_FILE).read_text(encoding="utf-8").splitlines()
     trained = {client for line in lines for client in json.loads(line).get("clients", ())}
-    shards = [data.partition.shard(client) for client in sorted(trained or range(data.partition.num_clients))]
-    if not any(len(shard) for shard in shards):
+    able = [
+        client for client in sorted(trained or range(data.partition.num_clients)) if len(data.partition.shard(client))
+    ]
+    if not able:
         raise ConfigError("RUN_DIR: found a run in which nobody trained, allowed: one with members to look for")
-    return np.concatenate(shards)
+    return able

@@ -132,6 +132,7 @@ def test_an_audit_of_a_private_run_has_every_meter_and_changes_nothing_else(stra
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.name != "audit.json"} == before
     assert set(found["membership"]) == {"untuned_fm", "fm", "sub_fm"}
     assert all(0 <= attack["auc"] <= 1 for attack in found["membership"].values())
+    assert 0 <= found["update_membership"]["auc"] <= 1
     result = json.loads((straight / "result.json").read_text())
     assert found["delta"] == result["fm"] - result["sub_fm"]
     assert 0 < found["canaries"]["epsilon"] <= found["canaries"]["accounted_epsilon"] == result["privacy"]["epsilon"]
