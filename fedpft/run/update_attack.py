@@ -46,7 +46,7 @@ def update_attack(
 
     Returns:
         None where an update has no A in it (`federated.lora_aggregation` other than `separate` and `svd`), or needs
-        what a finished run does not keep (SCAFFOLD, FedNova, a rule of others), or where nobody has the clients' labels.
+        what a finished run does not keep (SCAFFOLD, FedNova, a rule of others), or where nobody else has such labels.
 
     """
     rule = config.federated.client.kind
