@@ -7,12 +7,12 @@ larger residual when it is projected onto them. The projection needs the update 
 Legend: `r` LoRA's rank, `H` features, `B` batch, `T` tokens.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedpft.models.lora import AdaptedModel
 
@@ -30,35 +30,39 @@ def explained_share(inputs: Tensor, basis: Tensor) -> Tensor:
     return (inputs @ basis.T).square().sum(-1) / inputs.square().sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
 
 
+def spans(model: AdaptedModel, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the module of each LoRA's A and the `span_of` what an update changed in it; none where nothing changed.
+
+    Args:
+        model: the proxy with the update in it.
+        before: LoRA's A by name, as they were sent.
+
+    """
+    changes = {name: p.detach() - before[name] for name, p in model.named_parameters() if name in before}
+    found = {name.removesuffix(".weight"): span_of(change) for name, change in changes.items()}
+    return {module: basis for module, basis in found.items() if len(basis)}
+
+
 @torch.no_grad()
-def span_scores(model: AdaptedModel, before: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
+def span_scores(model: AdaptedModel, bases: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
     """Return how far each example's inputs lie in what an update changed, (B,): the mean over tokens and layers.
 
     Args:
         model: the proxy with the update in it, in evaluation mode.
-        before: LoRA's A by name, as they were sent.
+        bases: of `spans`.
         batch: model inputs, without labels.
 
     """
     shares: list[Tensor] = []
     mask = batch.get("attention_mask")
     with ExitStack() as stack:
-        for name, change in changes_of_a(model, before):
-            if len(basis := span_of(change)):
-                module = model.get_submodule(name.removesuffix(".weight"))
-                hook = module.register_forward_pre_hook(
-                    lambda _, inputs, basis=basis: shares.append(_of_examples(inputs[0], basis, mask))
-                )
-                stack.callback(hook.remove)
+        for name, basis in bases.items():
+            hook = model.get_submodule(name).register_forward_pre_hook(
+                lambda _, inputs, basis=basis: shares.append(_of_examples(inputs[0], basis, mask))
+            )
+            stack.callback(hook.remove)
         model(**batch)
     return torch.stack(shares).mean(dim=0)
-
-
-def changes_of_a(model: nn.Module, before: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each A and what an update added to it, (r, H)."""
-    for name, parameter in model.named_parameters():
-        if name in before:
-            yield name, parameter.detach() - before[name]
 
 
 def _of_examples(inputs: Tensor, basis: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 That is what a server sees that gets updates in the clear: the honest but curious one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from fedpft.config import Config
 from fedpft.data.collate import rows
 from fedpft.data.datamodule import FederatedData
-from fedpft.evaluation.update_span import span_scores
+from fedpft.evaluation.update_span import span_scores, spans
 from fedpft.federated.broadcast import client_package
 from fedpft.federated.client import LocalClient
 from fedpft.federated.messages import RoundPlan
@@ -69,8 +69,10 @@ def update_attack(
             own = rng.choice(shard, size=min(NUM_EXAMPLES, len(shard)), replace=False)
             beside = _others(data, own, rng)
             set_adapter(proxy, place.fit(plan, int(client)).adapter)
+            if not (bases := spans(proxy, before)):
+                continue
             sets = ((data.train, own), (data.evaluation, beside))
-            scores = np.concatenate([_scores(proxy, before, data, *which, device) for which in sets])
+            scores = np.concatenate([_scores(proxy, bases, data, *which, config, device) for which in sets])
             ranks = rankdata(scores) / len(scores)
             members.append(ranks[: len(own)])
             others.append(ranks[len(own) :])
@@ -91,12 +93,18 @@ def _others(data: FederatedData, own: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _scores(
-    proxy: AdaptedModel, before: dict[str, Tensor], data: FederatedData, dataset: Dataset, of: np.ndarray, device: str
+    proxy: AdaptedModel,
+    bases: Mapping[str, Tensor],
+    data: FederatedData,
+    dataset: Dataset,
+    chosen: np.ndarray,
+    config: Config,
+    device: str,
 ) -> np.ndarray:
-    """Return the score of each of these rows; a text alone, without padding."""
-    found = []
-    for index in of:
-        batch = {name: tensor.to(device) for name, tensor in data.collate(rows(dataset, [index])).items()}
-        batch.pop("labels")
-        found.append(span_scores(proxy, before, batch).cpu().numpy())
-    return np.concatenate(found) if found else np.zeros(0)
+    """Return the score of each of these rows."""
+    found, size = [np.zeros(0)], config.evaluation.batch_size
+    for start in range(0, len(chosen), size):
+        batch = data.collate(rows(dataset, chosen[start : start + size]))
+        inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+        found.append(span_scores(proxy, bases, inputs).cpu().numpy())
+    return np.concatenate(found)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fedpft.config import LoraConfig
-from fedpft.evaluation.update_span import explained_share, span_of, span_scores
+from fedpft.evaluation.update_span import explained_share, span_of, span_scores, spans
 from fedpft.models.lora import adapter_parameters, attach_lora
 from tests.tiny import tiny_batch, tiny_fm
 
@@ -34,9 +34,11 @@ def test_an_example_that_a_client_trained_on_has_a_higher_score_than_another_and
     own, other = (tiny_batch("bert", batch_size=1, seed=seed) for seed in (1, 2))
     model(**own, labels=torch.tensor([1])).loss.backward()
     torch.optim.SGD(parameters.values(), lr=1e-2).step()
-    member, stranger = (span_scores(model, before, batch) for batch in (own, other))
+    bases = spans(model, before)
+    member, stranger = (span_scores(model, bases, batch) for batch in (own, other))
     assert member.shape == (1,)
     assert member > stranger + 0.05
     padded = {name: nn.functional.pad(tensor, (0, 3)) for name, tensor in own.items()}
-    assert torch.allclose(span_scores(model, before, padded), member, atol=1e-4)
+    assert torch.allclose(span_scores(model, bases, padded), member, atol=1e-4)
+    assert not spans(model, {name: parameters[name].detach() for name in before}), "nothing changed"
     assert all(not module._forward_pre_hooks for module in model.modules()), "no hook is left"
