@@ -37,6 +37,9 @@ class AggregatorFacts:
         return self.factor * num_byzantine + self.constant
 
 
+LEAST_KEPT = 0.2
+"""What H-TIES takes off the part that the update least like the others keeps."""
+
 AGGREGATORS: Mapping[str, AggregatorFacts] = {
     "mean": AggregatorFacts(reads=(), is_stacked=False, weighs=True),
     "median": AggregatorFacts(2, 1),
@@ -46,6 +49,7 @@ AGGREGATORS: Mapping[str, AggregatorFacts] = {
     "bulyan": AggregatorFacts(4, 3),
     "geometric_median": AggregatorFacts(2, 1, reads=("num_byzantine", "iterations", "smoothing")),
     "norm_bound": AggregatorFacts(reads=("norm",), is_stacked=False),
+    "h_ties": AggregatorFacts(reads=("keep",)),
     "centered_clipping": AggregatorFacts(2, 1, reads=("num_byzantine", "norm", "iterations"), remembers=True),
 }
 """`federated.aggregator.kind` -> what is known of it."""
@@ -56,13 +60,14 @@ OWN_AGGREGATOR = AggregatorFacts(reads=None, weighs=True)
 
 @dataclass(frozen=True, kw_only=True)
 class AggregatorConfig:
-    """How a round's updates become one; all but `mean` bound what a few bad clients can do, whatever they send."""
+    """How a round's updates become one; all but `mean` and `h_ties` bound what a few bad clients can do."""
 
     kind: str = "mean"
     """`mean`, with the weights of `federated.aggregation`; robust rules, which take no weights: `median` and
     `trimmed_mean` of each number, `krum` (the update with the nearest neighbours), `multi_krum` (the mean of the best
     such), `bulyan` (a trimmed mean of Krum's choices), `geometric_median`, `norm_bound` (the mean of updates that are
-    scaled down to a norm), `centered_clipping` (around the round before's); or `module:name`, one of your own."""
+    scaled down to a norm), `centered_clipping` (around the round before's). And `h_ties`, FedProxy's, for clients
+    that pull apart: each number is the mean of the updates with its dominant sign. Or `module:name`, your own."""
     num_byzantine: int = 0
     """How many bad updates in a round the robust rules withstand; each needs a number of updates that grows with it."""
     num_selected: int | None = None
@@ -74,8 +79,13 @@ class AggregatorConfig:
     smoothing: float = 1e-6
     """`geometric_median`: distances below this count as this, so that no weight is infinite."""
 
+    keep: float = 0.8
+    """`h_ties`: the part of its largest numbers that an update keeps; the one that is least like the others keeps 0.2
+    less."""
+
     def __post_init__(self) -> None:
         section = "federated.aggregator"
+        require(LEAST_KEPT < self.keep <= 1, f"{section}.keep", self.keep, f"a fraction above {LEAST_KEPT}, up to 1")
         require_known("aggregator", self.kind, AGGREGATORS)
         require_non_negative(section, self, "num_byzantine")
         require_positive_or_none(section, self, "num_selected")

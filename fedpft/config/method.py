@@ -3,10 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedpft.config.checks import require, require_non_negative, require_positive, require_repeats
+from fedpft.config.checks import (
+    require,
+    require_non_negative,
+    require_positive,
+    require_positive_or_none,
+    require_repeats,
+)
 from fedpft.config.plugins import is_own
 
-METHOD_NAMES = ("fedpft", "fedot", "full")
+METHOD_NAMES = ("fedpft", "fedot", "fedproxy", "full")
 """The methods that come with this package; all that a `Literal` would say, were it not for those of others."""
 
 SCORER_NAMES = ("weight_norm", "activation", "greedy", "random")
@@ -19,8 +25,9 @@ class MethodConfig:
 
     name: str = "fedpft"
     """`fedpft`: a sub-FM of compressed FFNs (its ablations are settings of `align`); `fedot`: offsite tuning, a proxy
-    of fewer layers; `full`: FedPETuning, clients tune the FM itself; or one of others, `module:Class` or a plug-in's
-    name, with the protocol `fedpft.methods.base.Method`, whose sub-FMs are never cached."""
+    of fewer layers; `fedproxy`: a proxy without the layers of least influence, with LoRA on all that are left; `full`:
+    FedPETuning, clients tune the FM itself; or one of others, `module:Class` or a plug-in's name, with the protocol
+    `fedpft.methods.base.Method`, whose sub-FMs are never cached."""
     retained_ratio: float = 0.25
     """`fedpft`: neurons kept in every compressed FFN, a fraction in (0, 1]."""
     uncompressed_layers: tuple[int, ...] = ()
@@ -32,8 +39,8 @@ class MethodConfig:
     adapter_layers: int = 2
     """`fedot`: layers at either end of the FM that carry the adapter; no other layer has LoRA."""
     kept_layers: int | None = None
-    """`fedot`: layers of the proxy, the adapter's included, the others its frozen emulator; null: 7 of 12, the paper's
-    budget."""
+    """`fedot`, `fedproxy`: layers of the proxy; of `fedot` the adapter's are among them, the others are its frozen
+    emulator. null: 7 of 12, the paper's budget."""
     plug_in: Literal["copy", "distill"] = "copy"
     """How the tuned adapter gets back into the FM: its values as they are (the paper), or these as the start of a few
     label-free steps on public data towards the tuned proxy's outputs (`align.adapter`). `full` has nothing to carry."""
@@ -46,6 +53,9 @@ class MethodConfig:
         require(known, "method.scorer", self.scorer, f"{', '.join(SCORER_NAMES)}, module:function or a plug-in's name")
         require_positive("method", self, "adapter_layers")
         fewest = 2 * self.adapter_layers
+        if self.name == "fedproxy":
+            require_positive_or_none("method", self, "kept_layers")
+            return
         enough = self.kept_layers is None or self.kept_layers >= fewest
         require(enough, "method.kept_layers", self.kept_layers, f"null or an integer >= 2 * adapter_layers = {fewest}")
 

@@ -15,6 +15,7 @@ UNREAD = {
         *_COMPRESSION,
         *("align.layers.num_examples", "align.layers.refit", "align.layers.product_weight", "align.neurons.*"),
     ),
+    "fedproxy": (*_COMPRESSION, "method.adapter_layers", "align.layers.*", "align.neurons.*"),
     "full": (*_COMPRESSION, *_LAYER_DROP, "method.plug_in", "align.*", "evaluation.fidelity_examples"),
 }
 """`method.name` -> keys (patterns) that do nothing then; what a method of others reads is not known."""

@@ -32,8 +32,8 @@ class LayerMap:
 
     kept: tuple[int, ...]
     """The FM layer of each of the proxy's layers, ascending."""
-    adapter_layers: int
-    """Layers at either end that carry the adapter."""
+    adapter_layers: int | None
+    """Layers at either end that carry the adapter; None: all do."""
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -43,11 +43,13 @@ class LayerMap:
     @property
     def emulator(self) -> range:
         """The proxy's frozen layers; perhaps none."""
+        if self.adapter_layers is None:
+            return range(0)
         return range(self.adapter_layers, len(self.kept) - self.adapter_layers)
 
     @property
     def end_of_middle(self) -> int:
-        """The FM's layer whose output the emulator stands for."""
+        """The FM's layer whose output the emulator, if there is one, stands for."""
         return self.kept[self.emulator.stop] - 1
 
     @property

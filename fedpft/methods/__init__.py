@@ -5,10 +5,16 @@ from collections.abc import Callable
 from fedpft.config.plugins import load_part
 from fedpft.methods.base import Method
 from fedpft.methods.full_model import FullModel
+from fedpft.methods.influential_layers import InfluentialLayers
 from fedpft.methods.offsite_tuning import OffsiteTuning
 from fedpft.methods.proxy_tuning import ProxyTuning
 
-METHODS: dict[str, Callable[..., Method]] = {"fedpft": ProxyTuning, "fedot": OffsiteTuning, "full": FullModel}
+METHODS: dict[str, Callable[..., Method]] = {
+    "fedpft": ProxyTuning,
+    "fedot": OffsiteTuning,
+    "fedproxy": InfluentialLayers,
+    "full": FullModel,
+}
 
 
 def find_method(name: str) -> Callable[..., Method]:

@@ -14,6 +14,7 @@ from fedpft.align.public import PublicData
 from fedpft.config import Config, LayerAlignConfig, MethodConfig
 from fedpft.config.method import SCORER_NAMES
 from fedpft.config.unread import is_read
+from fedpft.construct.block_influence import num_kept
 from fedpft.construct.compress import resolve_layers
 from fedpft.construct.layer_drop import choose_layers
 from fedpft.models.digest import backbone_digest
@@ -86,6 +87,8 @@ def _constructor(method: MethodConfig, num_layers: int) -> dict[str, Any]:
     if method.name == "fedot":
         layer_map = choose_layers(num_layers, adapter_layers=method.adapter_layers, kept_layers=method.kept_layers)
         return {"kept_layers": list(layer_map.kept), "emulator": list(layer_map.emulator)}
+    if method.name == "fedproxy":
+        return {"least_influence": num_layers - num_kept(num_layers, method.kept_layers)}
     uncompressed = sorted(resolve_layers(method.uncompressed_layers, num_layers))
     return {
         "scorer": method.scorer,
@@ -95,6 +98,8 @@ def _constructor(method: MethodConfig, num_layers: int) -> dict[str, Any]:
 
 
 def _reads_public_data(config: Config) -> bool:
+    if config.method.name == "fedproxy":
+        return True  # the influence of layers is measured on them
     scores = config.method.name == "fedpft" and config.method.scorer not in DATA_FREE_SCORERS
     return scores or config.align.layers.kind != "none"
 

@@ -22,7 +22,8 @@ from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 
 FEDOT = ["method.name=fedot", "method.adapter_layers=1", "method.kept_layers=3"]
 FEDOT += ["method.plug_in=distill", "align.adapter.num_steps=3", "align.adapter.batch_size=4"]
-METHODS = {"full": ["method.name=full"], "fedot": FEDOT}
+FEDPROXY = ["method.name=fedproxy", "method.kept_layers=3", "federated.aggregator.kind=h_ties"]
+METHODS = {"full": ["method.name=full"], "fedot": FEDOT, "fedproxy": FEDPROXY}
 DEPTH = 4
 MEASURED = ("seconds", "utilisation", "utilisation_mean", "utilisation_min", "memory", "cached")
 
@@ -108,7 +109,7 @@ def test_the_result_names_the_method_and_counts_its_layers(finished):
     planned = plan(config)
     a_layer = result["num_transformer_params_fm"] // DEPTH
     assert result["method"] == planned["method"] == name
-    assert result["num_transformer_params_sub_fm"] == a_layer * {"full": 4, "fedot": 3}[name]
+    assert result["num_transformer_params_sub_fm"] == a_layer * {"full": 4, "fedot": 3, "fedproxy": 3}[name]
     for key in (
         "num_params_sub_fm",
         "num_transformer_params_fm",
@@ -116,7 +117,7 @@ def test_the_result_names_the_method_and_counts_its_layers(finished):
         "num_params_adapter",
     ):
         assert planned[key] == result[key]
-    lora_layers = {"full": 4, "fedot": 2}[name]
+    lora_layers = {"full": 4, "fedot": 2, "fedproxy": 3}[name]
     assert result["num_params_adapter"] == lora_layers * 4 * 2 * (16 + 16) + 2 * 16 + 2
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from fedpft.config import AggregatorConfig
-from fedpft.federated.aggregators import robust
+from fedpft.federated.aggregators import robust, ties
 from fedpft.federated.aggregators.base import Aggregator, Stacked, stacked
 from fedpft.federated.aggregators.mean import Mean, NormBound
 
@@ -17,6 +17,7 @@ MAKERS: Mapping[str, Callable[[AggregatorConfig], Aggregator]] = {
     "geometric_median": lambda config: stacked(
         robust.geometric_median, iterations=config.iterations, smoothing=config.smoothing
     ),
+    "h_ties": lambda config: stacked(ties.h_ties, keep=config.keep),
     "norm_bound": lambda config: NormBound(config.norm),
     "centered_clipping": lambda config: Stacked(
         lambda updates, weights, memory: robust.around_the_last(updates, memory, config.norm, config.iterations)

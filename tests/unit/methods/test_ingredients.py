@@ -106,6 +106,7 @@ LEAVES_THE_SUB_FM = {
     "federated.aggregator.num_selected": 2,
     "federated.aggregator.norm": 2.0,
     "federated.aggregator.iterations": 2,
+    "federated.aggregator.keep": 0.5,
     "federated.aggregator.smoothing": 1e-3,
     "federated.server.kind": "adam",
     "federated.lora_aggregation": "ffa",
