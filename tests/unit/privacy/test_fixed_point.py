@@ -48,5 +48,5 @@ def test_what_would_spoil_the_sum_is_an_error_in_one_line(value, weight, message
 
 
 def test_too_few_bits_for_fractions_are_refused():
-    with pytest.raises(ConfigError, match=r"privacy.secure_bound: found 1e\+09, allowed: less: 1000 clients"):
+    with pytest.raises(ConfigError, match=r"privacy.secure_bound: found 1000000000.0, allowed: less: 1000 clients"):
         FixedPoint.of(bound=1e9, most_weight=4096, num_parties=1000)
