@@ -78,6 +78,11 @@ class SecureAggregation:
             "bytes_down_per_client_round": plain["bytes_down_per_client_round"] + down,
         }
 
+    def summary(self, num_clients: int) -> dict[str, Any]:
+        """Return what `result.json` says of it, of a round that so many clients begin."""
+        threshold, resolution = self.threshold(num_clients), self.fixed_point(num_clients).resolution
+        return {"clients": num_clients, "threshold": threshold, "resolution": resolution}
+
     def forecast(self, num_clients: int, size: int) -> dict[str, Any]:
         """Return what `plan` says of a round with so many clients whose updates have so many numbers."""
         from fedpft.privacy.masking import expand
@@ -85,9 +90,7 @@ class SecureAggregation:
         start = time.perf_counter()
         expand(bytes(32), size)
         return {
-            "clients": num_clients,
-            "threshold": self.threshold(num_clients),
-            "resolution": self.fixed_point(num_clients).resolution,
+            **self.summary(num_clients),
             "bytes_per_client": {part: up + down for part, (up, down) in client_bytes(num_clients, size).items()},
             "mask_seconds_per_client": num_clients * (time.perf_counter() - start),
         }

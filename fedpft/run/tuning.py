@@ -187,6 +187,7 @@ def tune(
         **compared,
         **run_spent(final.spent),
         **({"privacy": guarantee.summary(final.privacy)} if guarantee else {}),
+        **({"secure_aggregation": secure.summary(config.federated.drawn_clients)} if secure else {}),
         "kind": data.kind,
         "modality": data.modality,
         "label_names": list(data.label_names),
