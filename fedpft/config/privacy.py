@@ -128,6 +128,14 @@ def check_secure_aggregation(privacy: PrivacyConfig, federated: FederatedConfig,
     why = "each client's counts would have to be scaled before they are masked"
     public = not privacy.is_on or counts == "public"
     refuse_unless(public, "align.neurons.counts", counts, "public", f"and privacy.kind = {privacy.kind}: {why}")
+    if privacy.is_on and federated.sampling == "poisson":
+        rate, others = federated.cohort_size / federated.num_clients, federated.num_clients - 1
+        lone = (1 - rate) ** others * (1 - rate + federated.num_clients * rate)
+        why = (
+            f"privacy.kind = {privacy.kind}: no sum for one client, which must be less likely than privacy.delta / 100"
+        )
+        found, rare = federated.cohort_size, lone * federated.rounds <= privacy.delta / 100
+        refuse_unless(rare, "federated.clients_per_round", found, "more", f"and {why}")
 
 
 def check_client_level(privacy: PrivacyConfig, federated: FederatedConfig) -> None:

@@ -23,7 +23,8 @@ remembers stay as they were and the next round begins.
 A round for which nobody was drawn counts, although it changes nothing: it is what the law of `poisson` says.
 
 With secure aggregation steps 3 and 4 are framed by two more: clients agree on masks before they train, and help to take
-them off the sum afterwards. A round in which too few are there for that does not count.
+them off the sum afterwards. A round in which too few are there for that does not count; with differential privacy it
+ends the run, because a round that releases nothing would show how many came.
 
 With differential privacy (`privacy.kind = client`) step 4 is one noised release, and every round counts, whoever came:
 also the noise on nothing is released and accounted for. The run ends before a round that would pass the budget.
@@ -160,6 +161,10 @@ class Driver:
         secure = self._agree_on_masks(plan, attendance, state)
         aggregation, failures = self._run_clients(plan, attendance, state, secure)
         fit_seconds = time.perf_counter() - start
+        if secure is not None and secure.why_not is not None and self.guarantee is not None:
+            raise RunStoppedError(
+                f"round {round_index}: {secure.why_not}; under privacy.kind = client nothing is released"
+            )
         # 4. aggregate
         is_good = attendance.is_empty or len(aggregation.reports) >= self._fewest_updates
         is_good = is_good and (secure is None or secure.opened is not None)

@@ -29,8 +29,7 @@ class PrivateAggregation(Aggregation):
         guarantee: the run's.
         state: of the guarantee before the round.
         num_neurons: of each watched FFN.
-        secure: the round, if updates are masked: then clients have clipped them, and there is only their sum, if it
-            was opened.
+        secure: the round, if updates are masked: then clients have clipped them, and there is only their sum.
 
     """
 
@@ -57,7 +56,9 @@ class PrivateAggregation(Aggregation):
     def next_adapter(self) -> tuple[np.ndarray, Memory]:
         """Return the adapter after the round, (P,) float32, and what the server remembers; also if nobody came."""
         self.drop_rest()
-        if self._secure is not None and (opened := self._secure.opened) is not None:
+        if self._secure is not None:
+            opened = self._secure.opened
+            assert opened is not None, "a round that cannot be opened ends the run"
             self._release.add_sum(opened.update, opened.weight, opened.num_short)
         self._released = self._release.finish(self._rng)
         self.counts = self._released.counts

@@ -7,7 +7,10 @@ from fedpft.config import ConfigError, doubtful_settings, load_config
 from fedpft.federated.secure_aggregation import SecureAggregation
 
 ON = "privacy.secure_aggregation=true"
-DP = ["privacy={kind: client, noise_multiplier: 1.0}", "federated={sampling: poisson, aggregation: uniform}"]
+DP = [
+    "privacy={kind: client, noise_multiplier: 1.0}",
+    "federated={sampling: poisson, aggregation: uniform, clients_per_round: 30}",
+]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,7 @@ DP = ["privacy={kind: client, noise_multiplier: 1.0}", "federated={sampling: poi
             "replace what is sent, where it is masked",
         ),
         ([*DP, "align.neurons.counts=clients"], "align.neurons.counts", "scaled before they are masked"),
+        ([*DP, "federated.clients_per_round=5"], "federated.clients_per_round", "less likely than privacy.delta / 100"),
         (["privacy.secure_threshold=0.4"], "privacy.secure_threshold", "both secrets of a client could come together"),
         (["privacy.secure_bound=0"], "privacy.secure_bound", "a number > 0"),
     ],

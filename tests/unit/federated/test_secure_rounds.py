@@ -207,11 +207,11 @@ def test_with_privacy_clients_clip_and_the_same_noise_is_added_to_the_same_sum(c
     assert masked_records[0]["privacy/num_clipped"] == 3
 
 
-def test_with_privacy_a_round_that_cannot_be_opened_releases_noise():
-    privacy = {"noise_multiplier": 1.0, "clip": 0.05}
-    made = driver(Watched(failing=(0, 1)), privacy=privacy, aggregation="uniform")
-    nobody = driver(Watched(failing=range(4)), privacy=privacy, aggregation="uniform")
-    assert made.run_round(first(made)).adapter.tobytes() == nobody.run_round(first(nobody)).adapter.tobytes()
+def test_with_privacy_a_round_that_cannot_be_opened_ends_the_run_and_releases_nothing():
+    made = driver(Watched(failing=(0, 1)), privacy={"noise_multiplier": 1.0}, aggregation="uniform")
+    with pytest.raises(RunStoppedError, match=r"^round 1: secure aggregation: 2 clients sent .*; under privacy.kind"):
+        made.run_round(first(made))
+    assert made.tracker.records == []
 
 
 def test_the_record_has_what_secure_aggregation_costs():
