@@ -286,8 +286,11 @@ class Driver:
         num_answers = len(aggregation.reports) + len(failures) - num_failed
         assert num_answers == len(order), "a pool must return each client once"
         if secure is not None:
-            survivors = {report.client_id for report in aggregation.reports}
+            survivors, num_known = {report.client_id for report in aggregation.reports}, len(secure.failures)
             secure.open(survivors, self.num_neurons if plan.count_activations else None)
+            failures += [self._failed(failure) for failure in secure.failures[num_known:]]
+            if secure.why_not is not None and not self.is_strict:
+                self.observer.note(f"round {plan.round_index}: {secure.why_not}")
         return aggregation, failures
 
     def _failed(self, failure: ClientFailure) -> ClientFailure:

@@ -143,6 +143,8 @@ def test_a_client_that_is_silent_in_any_step_costs_nobody_else(step):
     came = range(4) if step == "unmask" else (0, 2, 3)  # its vector has arrived; others' shares are enough
     assert final.adapter.tobytes() == fixed_point_mean(made, in_the_clear(made, came), begun=4).tobytes()
     assert made.tracker.records[0].get("dropped", []) == ([] if step == "unmask" else [1])
+    (failure,) = made.tracker.records[0]["failures"]
+    assert failure == "round 1, client 1 (driver on here, 1 attempt): gone"
 
 
 @pytest.mark.parametrize(
@@ -156,13 +158,15 @@ def test_a_client_that_is_silent_in_any_step_costs_nobody_else(step):
     ids=["vectors", "keys", "shares", "unmask"],
 )
 def test_with_too_few_clients_a_round_does_not_count_and_nothing_of_it_stays(pool, line):
-    made = driver(pool)
+    made, said = driver(pool), []
+    made.observer.note = said.append
     state = made.run_round(first(made))
     assert state.adapter.tobytes() == START.tobytes()
     assert state.uncounted_rounds == 1
     (record,) = made.tracker.records
     assert record["counted"] is False
     assert record["not_opened"] == f"secure aggregation: {line}, allowed: 3 or more (privacy.secure_threshold)"
+    assert said == [f"round 1: {record['not_opened']}"]
     with pytest.raises(RunStoppedError, match=f"2 rounds in a row did not count.*{line}"):
         made.run_round(state)
 
