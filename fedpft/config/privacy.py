@@ -44,8 +44,9 @@ class PrivacyConfig:
     the last bit of a fixed-point number, and no update. With `kind: client` clients clip, and the noise is added to the
     sum as before."""
     secure_threshold: float = 0.5
-    """More than this part of a round's clients must be there at its end, or the round does not count; they take the
-    masks of those who dropped out off the sum. Those who are too late are among the round's clients."""
+    """More than this part of a round's clients must be there at its end: they take the masks of those who dropped out
+    off the sum. With fewer the round does not count; with `kind: client` the run ends. Those who are too late are among
+    the round's clients."""
     secure_bound: float = 16.0
     """The largest number that an update may have, from which it follows how fine fixed-point numbers are; a client
     whose update has a larger one is dropped. With `kind: client` the clip is the bound."""

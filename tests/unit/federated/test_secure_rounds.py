@@ -236,8 +236,7 @@ def test_the_record_has_what_secure_aggregation_costs():
 
 
 def test_a_run_that_goes_on_ends_with_the_same_bits():
-    made = driver(Watched())
-    states = []
+    made, states = driver(Watched()), []
     straight = replace(made, checkpoint=states.append).run(first(made))
     assert driver(Watched()).run(states[0]).adapter.tobytes() == straight.adapter.tobytes()
 
