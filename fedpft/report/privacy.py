@@ -26,7 +26,8 @@ def secure_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "secure aggregation", f"steps of {found['resolution']:.2g}", at_least
     parts = ", ".join(f"{part} {number}" for part, number in found["bytes_per_client"].items())
     seconds = f"and {found['mask_seconds_per_client']:.2g} s for its masks on this machine"
-    yield "bytes of it", f"{sum(found['bytes_per_client'].values())}", f"a client and round: {parts}; {seconds}"
+    total = sum(found["bytes_per_client"].values())
+    yield "traffic with masks", f"{total / 1e6:.2f} MB", f"a client and round, in bytes: {parts}; {seconds}"
 
 
 def epsilon_by_round(plan: Mapping[str, Any]) -> str:
