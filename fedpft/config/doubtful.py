@@ -136,11 +136,14 @@ def _of_adversary(federated: FederatedConfig) -> list[str]:
 
 
 def _idle_privacy(config: Config) -> list[str]:
-    """Return lines for settings of DP that nothing reads."""
+    """Return lines for settings of DP and secure aggregation that nothing reads."""
     privacy, defaults, lines = config.privacy, PrivacyConfig(), []
-    adaptive = ["clip_quantile", "clip_lr", "clip_count_noise"]
+    adaptive, secure = ["clip_quantile", "clip_lr", "clip_count_noise"], ["secure_threshold", "secure_bound"]
+    of_dp = [name for name in vars(defaults) if name not in ("kind", "strict", "secure_aggregation", *secure)]
     unread = [
-        (not privacy.is_on, "privacy.kind = none", [name for name in vars(defaults) if name not in ("kind", "strict")]),
+        (not privacy.is_on, "privacy.kind = none", of_dp),
+        (not privacy.secure_aggregation, "privacy.secure_aggregation = false", secure),
+        (privacy.is_on and privacy.secure_aggregation, "privacy.kind = client", ["secure_bound"]),
         (privacy.is_on and privacy.clipping == "fixed", "privacy.clipping = fixed", adaptive),
         (privacy.is_on and config.counts_neurons_on == "public", "align.neurons.counts = public", ["counts_share"]),
     ]

@@ -1,6 +1,7 @@
 """Settings of the clients: partition, rounds, local training, and where they run."""
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Literal, Union
 
 from fedpft.config.adversary import AdversaryConfig
@@ -156,6 +157,11 @@ class FederatedConfig:
         if self.sampling != "md":
             return self.cohort_size
         return self.num_clients * (1 - (1 - 1 / self.num_clients) ** self.clients_per_round)
+
+    @property
+    def drawn_clients(self) -> int:
+        """How many clients begin a round, those included who will be too late; with `poisson` on average."""
+        return self.cohort_size if self.sampling == "full" else ceil(self.cohort_size * self.over_selection - 1e-9)
 
     @property
     def drawn_candidates(self) -> int:

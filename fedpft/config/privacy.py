@@ -1,16 +1,16 @@
-"""Settings of differential privacy."""
+"""Settings of differential privacy and of secure aggregation."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from fedpft.config.adversary import OMNISCIENT
+from fedpft.config.adversary import OMNISCIENT, ON_DATA
 from fedpft.config.checks import require, require_positive, require_positive_or_none
 from fedpft.config.federated import FederatedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
-    """Differential privacy (DP) of the clients, simulated, and what a run's files may know of them."""
+    """Differential privacy (DP) of clients and secure aggregation, simulated; what a run's files may know of them."""
 
     kind: Literal["none", "client"] = "none"
     """`client`: DP of whole clients. Each update is clipped, noise is added to their sum once, and the sum is divided
@@ -39,12 +39,25 @@ class PrivacyConfig:
     counts_share: float = 0.1
     """With `align.neurons.counts = clients`: the part of the rounds' budget that neuron counts take where they are
     asked for, a second query in the same release."""
+    secure_aggregation: bool = False
+    """Clients put masks on their updates that cancel out in the sum (Bonawitz et al. 2017): the server sees the sum, to
+    the last bit of a fixed-point number, and no update. With `kind: client` clients clip, and the noise is added to the
+    sum as before."""
+    secure_threshold: float = 0.5
+    """More than this part of a round's clients must be there at its end: they take the masks of those who dropped out
+    off the sum. With fewer the round does not count; with `kind: client` the run ends. Those who are too late are among
+    the round's clients."""
+    secure_bound: float = 16.0
+    """The largest number that an update may have, from which it follows how fine fixed-point numbers are; a client
+    whose update has a larger one is dropped. With `kind: client` the clip is the bound."""
     strict: bool = False
     """Leave out of all files and the screen what would never leave real clients one by one: who took part, losses,
     sizes, label counts, reasons of failures, examples. It works without DP, too."""
 
     def __post_init__(self) -> None:
-        require_positive("privacy", self, "clip", "clip_lr")
+        require_positive("privacy", self, "clip", "clip_lr", "secure_bound")
+        allowed = "a fraction in [0.5, 1): with fewer both secrets of a client could come together"
+        require(0.5 <= self.secure_threshold < 1, "privacy.secure_threshold", self.secure_threshold, allowed)
         names = ("noise_multiplier", "target_epsilon", "clip_count_noise", "noise_cohort_size")
         require_positive_or_none("privacy", self, *names)
         for name in ("delta", "clip_quantile", "counts_share"):
@@ -71,6 +84,59 @@ def check_strict(federated: FederatedConfig) -> None:
     allowed = f"any but power_of_choice {why} the clients' losses"
     require(sampling != "power_of_choice", "federated.sampling", sampling, allowed)
     require(not federated.client.keeps_state, "federated.client.kind", kind, f"any but scaffold {why} their states")
+
+
+def check_secure_aggregation(privacy: PrivacyConfig, federated: FederatedConfig, counts: str) -> None:
+    """Refuse what needs to see a single client's update, or what a client would have to tell besides.
+
+    Args:
+        privacy: the run's.
+        federated: the run's.
+        counts: whose data neuron counts come from.
+
+    Raises:
+        ConfigError: a setting that cannot be with `privacy.secure_aggregation`, and why.
+
+    """
+    mode = "with privacy.secure_aggregation"
+
+    def refuse_unless(condition: bool, name: str, found: object, allowed: str, why: str) -> None:
+        require(condition, name, found, f"{allowed} {mode}: {why}")
+
+    refuse_unless(
+        federated.cohort_size > 1, "federated.clients_per_round", federated.cohort_size, "2 or more",
+        "the sum of one update is that update",
+    )  # fmt: skip
+    kind = federated.aggregator.kind
+    why = "other rules compare or bound single updates, and the server has only their sum"
+    refuse_unless(kind == "mean", "federated.aggregator.kind", kind, "mean", why)
+    kind = federated.lora_aggregation
+    why = "it is a mean of products of each client's factors"
+    refuse_unless(kind != "svd", "federated.lora_aggregation", kind, "any but svd", why)
+    kind = federated.sampling
+    why = "they draw by losses or sizes, which clients keep to themselves"
+    allowed = "uniform, full or poisson"
+    refuse_unless(kind not in ("power_of_choice", "md"), "federated.sampling", kind, allowed, why)
+    kind = federated.client.kind
+    why = "they send a state in the clear, or are normalised by each client's steps"
+    allowed = "any but scaffold and fednova"
+    refuse_unless(kind not in ("scaffold", "fednova"), "federated.client.kind", kind, allowed, why)
+    kind = federated.adversary.kind
+    why = "the others replace what is sent, where it is masked"
+    refuse_unless(
+        kind in ("none", *ON_DATA), "federated.adversary.kind", kind, f"none, {', '.join(ON_DATA)}", why
+    )  # fmt: skip
+    why = "each client's counts would have to be scaled before they are masked"
+    public = not privacy.is_on or counts == "public"
+    refuse_unless(public, "align.neurons.counts", counts, "public", f"and privacy.kind = {privacy.kind}: {why}")
+    if privacy.is_on and federated.sampling == "poisson":
+        rate, others = federated.cohort_size / federated.num_clients, federated.num_clients - 1
+        lone = (1 - rate) ** others * (1 - rate + federated.num_clients * rate)
+        why = (
+            f"privacy.kind = {privacy.kind}: no sum for one client, which must be less likely than privacy.delta / 100"
+        )
+        found, rare = federated.cohort_size, lone * federated.rounds <= privacy.delta / 100
+        refuse_unless(rare, "federated.clients_per_round", found, "more", f"and {why}")
 
 
 def check_client_level(privacy: PrivacyConfig, federated: FederatedConfig) -> None:

@@ -22,7 +22,7 @@ from fedpft.config.method import (
     MethodConfig,
     NeuronAlignConfig,
 )
-from fedpft.config.privacy import PrivacyConfig, check_client_level, check_strict
+from fedpft.config.privacy import PrivacyConfig, check_client_level, check_secure_aggregation, check_strict
 from fedpft.config.stop import StopConfig
 from fedpft.config.tracking import TrackingConfig
 
@@ -171,6 +171,8 @@ class Config:
         self._check_ranks()
         if self.privacy.kind == "client":
             check_client_level(self.privacy, self.federated)
+        if self.privacy.secure_aggregation:
+            check_secure_aggregation(self.privacy, self.federated, self.counts_neurons_on)
         if self.privacy.strict:
             check_strict(self.federated)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, RoundPlan, masked_size
 from fedpft.models.activations import ActivationCounts
 
 
@@ -49,6 +49,10 @@ def _flaw(update: ClientUpdate, plan: RoundPlan, awaited: Collection[int], num_n
     adapter, loss = update.adapter, update.metrics.get("loss", np.nan)
     if update.client_id not in awaited:
         return f"an update of client {update.client_id}, who was not asked or has answered before"
+    if plan.masking is not None:
+        return _flaw_of_masked(update, plan, num_neurons)
+    if update.masked is not None:
+        return "a masked update, although nobody has agreed on masks"
     if adapter.shape != plan.adapter.shape or adapter.dtype != plan.adapter.dtype:
         expected = f"{plan.adapter.dtype} {plan.adapter.shape}"
         return f"adapter of type and shape {adapter.dtype} {adapter.shape}, expected {expected}"
@@ -61,6 +65,17 @@ def _flaw(update: ClientUpdate, plan: RoundPlan, awaited: Collection[int], num_n
     if (update.counts is not None) != plan.count_activations:
         return "activation counts are missing" if plan.count_activations else "activation counts that nobody asked for"
     return None if update.counts is None else _flaw_of_counts(update.counts, num_neurons)
+
+
+def _flaw_of_masked(update: ClientUpdate, plan: RoundPlan, num_neurons: list[int]) -> str | None:
+    """Return what of a masked update can be wrong for all to see; its numbers are the client's to check."""
+    expected = (masked_size(plan, num_neurons),)
+    if update.adapter.size or update.counts is not None or update.state:
+        return "an update in the clear, expected a masked one"
+    found = (None, ()) if update.masked is None else (str(update.masked.dtype), update.masked.shape)
+    if found != ("uint64", expected):
+        return f"a masked update of type and shape {found[0]} {found[1]}, expected uint64 {expected}"
+    return None
 
 
 def _flaw_of_state(state: Arrays, shared: Arrays) -> str | None:

@@ -82,6 +82,10 @@ class LocalClient:
         """Take over the FFN weights that a neuron-level alignment changed."""
         replace_weights(self._module.proxy, weights)
 
+    def start(self, plan: RoundPlan) -> np.ndarray:
+        """Return what an update of the plan is measured from: the numbers that it tunes, before training."""
+        return self._adapter.vector_of(self._row_sent(plan), plan.tuned)
+
     def fit(self, plan: RoundPlan, client_id: int) -> ClientUpdate:
         """Train the plan's adapter on one client's shard and return it."""
         (update,) = self._train(plan, [client_id])

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedpft.federated.messages import ClientFailure, ClientUpdate, LocalSettings, RoundPlan
+from fedpft.federated.messages import (
+    ClientFailure,
+    ClientUpdate,
+    LocalSettings,
+    Masking,
+    MaskingAnswer,
+    MaskingStep,
+    RoundPlan,
+)
 from fedpft.federated.package import ClientPackage
 
 
@@ -30,7 +38,21 @@ CROSSINGS: Mapping[type[Any], Crossing] = {
         only_in_a_simulation=("train", "partition"),
     ),
     LocalSettings: Crossing(sender="server", reader="every client", when="inside `ClientPackage`"),
+    MaskingStep: Crossing(
+        sender="server",
+        reader="the round's clients",
+        when="three times a round with secure aggregation: twice before the training, once after it",
+    ),
+    MaskingAnswer: Crossing(
+        sender="client",
+        reader="server, who passes keys on to all and encrypted shares to their holders",
+        when="in answer to each `MaskingStep`",
+        only_in_a_simulation=("actor", "node", "attempts"),
+    ),
     RoundPlan: Crossing(sender="server", reader="the round's clients", when="each round"),
+    Masking: Crossing(
+        sender="server", reader="the round's clients", when="inside `RoundPlan`, with secure aggregation"
+    ),
     ClientUpdate: Crossing(
         sender="client",
         reader="server",
@@ -52,6 +74,11 @@ SIZES: Mapping[str, str] = {
     "shared": "as the adapter, where SCAFFOLD is used",
     "states": "of each of the round's clients as the adapter, where SCAFFOLD is used",
     "state": "as the adapter, where SCAFFOLD is used",
+    "masked": "8 bytes a number of the adapter and of `counts`, and 8 or 16",
+    "keys": "64 bytes a client",
+    "inbox": "82 bytes a client, to each",
+    "sent": "`keys`: 64 bytes; `shares`: 82 bytes a client; `unmask`: 33 bytes a client",
+    "survivors": "4 bytes a client",
     "counts": "8 bytes a neuron of a compressed FFN, and 8 a layer",
     "train": "the training data",
     "partition": "8 bytes an example and a client",

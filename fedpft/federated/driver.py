@@ -22,6 +22,10 @@ A client that failed or was refused is dropped from the round: the others' weigh
 remembers stay as they were and the next round begins.
 A round for which nobody was drawn counts, although it changes nothing: it is what the law of `poisson` says.
 
+With secure aggregation steps 3 and 4 are framed by two more: clients agree on masks before they train, and help to take
+them off the sum afterwards. A round in which too few are there for that does not count; with differential privacy it
+ends the run, because a round that releases nothing would show how many came.
+
 With differential privacy (`privacy.kind = client`) step 4 is one noised release, and every round counts, whoever came:
 also the noise on nothing is released and accounted for. The run ends before a round that would pass the budget.
 """
@@ -40,6 +44,7 @@ from fedpft.federated.aggregate import Aggregation, in_client_order
 from fedpft.federated.check import check
 from fedpft.federated.early_stop import EarlyStop
 from fedpft.federated.exchange import Exchange
+from fedpft.federated.masked_aggregation import MaskedAggregation
 from fedpft.federated.memory import MemoryWatchdog
 from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
 from fedpft.federated.observer import RunObserver
@@ -48,6 +53,7 @@ from fedpft.federated.private_aggregation import PrivateAggregation
 from fedpft.federated.reticence import without_reason
 from fedpft.federated.round_record import client_row, round_record, why_stopped
 from fedpft.federated.sampling import Attendance, Cohort, draw_attendance, longest_first, round_lr
+from fedpft.federated.secure_aggregation import SecureAggregation, SecureRound
 from fedpft.federated.server_rule import ServerRule
 from fedpft.federated.spending import actor_utilisation, add_round
 from fedpft.interrupt import RunStoppedError
@@ -118,6 +124,8 @@ class Driver:
     """Which way `fm` is better."""
     stop: EarlyStop | None = None
     """Ends the run by its evaluations."""
+    secure: SecureAggregation | None = None
+    """None: the server sees each update."""
     adversaries: Adversaries | None = None
     """Clients whose updates are replaced on the way."""
     tracker: Tracker
@@ -150,10 +158,16 @@ class Driver:
         plan = self._plan(state, round_index, count=aligns and self.public_counts is None)
         plan = self.exchange.complete(plan, attendance.cohort, state.arrays)
         # 3. run the clients
-        aggregation, failures = self._run_clients(plan, attendance, state)
+        secure = self._agree_on_masks(plan, attendance, state)
+        aggregation, failures = self._run_clients(plan, attendance, state, secure)
         fit_seconds = time.perf_counter() - start
+        if secure is not None and secure.why_not is not None and self.guarantee is not None:
+            raise RunStoppedError(
+                f"round {round_index}: {secure.why_not}; under privacy.kind = client nothing is released"
+            )
         # 4. aggregate
         is_good = attendance.is_empty or len(aggregation.reports) >= self._fewest_updates
+        is_good = is_good and (secure is None or secure.opened is not None)
         private = aggregation if isinstance(aggregation, PrivateAggregation) else None
         counted = is_good or private is not None  # noise is released, whoever came
         has_moved = private is not None or bool(counted and aggregation.reports)
@@ -165,6 +179,7 @@ class Driver:
             adapter, arrays = state.adapter, state.arrays
             self.exchange.forget(round_index)
         record = self._record(plan, attendance, aggregation, failures, state)
+        record |= {} if secure is None else secure.record(record, aggregation.reports)
         record |= {} if counted else {"counted": False}
         record |= actor_utilisation(aggregation.reports, self.pool.num_actors, fit_seconds)
         pending_bytes = 0 if attendance.cohort else state.pending_bytes
@@ -234,15 +249,27 @@ class Driver:
             tuned=self.rule.tuned(round_index),
         )
 
+    def _agree_on_masks(self, plan: RoundPlan, attendance: Attendance, state: ServerState) -> SecureRound | None:
+        """Have all clients that begin the round agree, also the late ones; None: there is nobody, or no need."""
+        clients = {*attendance.cohort, *attendance.stragglers}
+        if self.secure is None or not clients:
+            return None
+        clip = state.privacy["clip"] if self.guarantee else None
+        return SecureRound(self.secure, self.pool, plan.round_index, clients, clip)
+
     def _run_clients(
-        self, plan: RoundPlan, attendance: Attendance, state: ServerState
+        self, plan: RoundPlan, attendance: Attendance, state: ServerState, secure: SecureRound | None
     ) -> tuple[Aggregation, list[ClientFailure]]:
         """Return what was made of the good updates, and a failure for each client without one."""
         cohort = attendance.cohort
         self.observer.round_started(plan.round_index, self.config.rounds, list(cohort))
         order = longest_first(cohort, self.partition.sizes)
-        aggregation = self._aggregation(order, cohort, plan, state)
         failures: list[ClientFailure] = []
+        if secure is not None:
+            plan = replace(plan, masking=secure.masking)
+            failures = [self._failed(failure) for failure in secure.failures if failure.client_id in cohort]
+            order = [client_id for client_id in order if client_id in secure.members]
+        aggregation, num_failed = self._aggregation(order, cohort, plan, state, secure), len(failures)
         awaited = set(order)
         asked, keeps_state = self.exchange.asked(plan), self.exchange.variates is not None
         outcomes = self.pool.run(self.exchange.sent(plan), order)
@@ -254,18 +281,32 @@ class Driver:
                 self.observer.client_finished(checked)
                 aggregation.add(checked)
             else:
-                checked = without_reason(checked) if self.is_strict else checked
-                self.observer.client_failed(checked)
                 aggregation.drop(checked.client_id)
-                failures.append(checked)
-        assert len(aggregation.reports) + len(failures) == len(order), "a pool must return each client once"
+                failures.append(self._failed(checked))
+        num_answers = len(aggregation.reports) + len(failures) - num_failed
+        assert num_answers == len(order), "a pool must return each client once"
+        if secure is not None:
+            survivors, num_known = {report.client_id for report in aggregation.reports}, len(secure.failures)
+            secure.open(survivors, self.num_neurons if plan.count_activations else None)
+            failures += [self._failed(failure) for failure in secure.failures[num_known:]]
+            if secure.why_not is not None and not self.is_strict:
+                self.observer.note(f"round {plan.round_index}: {secure.why_not}")
         return aggregation, failures
 
-    def _aggregation(self, order: list[int], cohort: Cohort, plan: RoundPlan, state: ServerState) -> Aggregation:
-        if self.guarantee is None:
-            return Aggregation(plan, order, cohort, self.config.aggregation, self.rule, state.arrays)
-        of_privacy = (self.guarantee, state.privacy, self.num_neurons)
-        return PrivateAggregation(plan, order, cohort, self.rule, state.arrays, *of_privacy)
+    def _failed(self, failure: ClientFailure) -> ClientFailure:
+        failure = without_reason(failure) if self.is_strict else failure
+        self.observer.client_failed(failure)
+        return failure
+
+    def _aggregation(
+        self, order: list[int], cohort: Cohort, plan: RoundPlan, state: ServerState, secure: SecureRound | None
+    ) -> Aggregation:
+        if self.guarantee is not None:
+            of_privacy = (self.guarantee, state.privacy, self.num_neurons, secure)
+            return PrivateAggregation(plan, order, cohort, self.rule, state.arrays, *of_privacy)
+        if secure is not None:
+            return MaskedAggregation(plan, order, cohort, self.rule, state.arrays, secure)
+        return Aggregation(plan, order, cohort, self.config.aggregation, self.rule, state.arrays)
 
     def _is_over(self, state: ServerState) -> bool:
         return state.rounds_done >= self.config.rounds or "reason" in state.stop

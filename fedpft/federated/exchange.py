@@ -72,7 +72,7 @@ class Exchange:
     def received(self, update: ClientUpdate, plan: RoundPlan) -> ClientUpdate:
         """Return a good update with the whole adapter, and put its state away."""
         sent_bytes, adapter = update.num_bytes - self.left_out.get(update.client_id, 0), update.adapter
-        if plan.tuned != "all":
+        if plan.tuned != "all" and plan.masking is None:
             adapter = plan.adapter.copy()
             adapter[tuned_mask(self.layout, plan.tuned)] = update.adapter
         if self.variates is not None:

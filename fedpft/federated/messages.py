@@ -5,7 +5,7 @@ derive from the proxy itself, so that a message is a single zero-copy buffer in 
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +15,7 @@ from fedpft.config import ClientConfig
 from fedpft.federated.local_schedule import num_steps
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.lora import Factors
+from fedpft.privacy.fixed_point import FixedPoint
 
 Arrays = Mapping[str, np.ndarray]
 """By name, (P,) float32 each."""
@@ -61,6 +62,54 @@ class LocalSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Masking:
+    """What clients need in a round with secure aggregation, so that what they send is noise and only the sum is not."""
+
+    keys: Mapping[int, bytes]
+    """client_id -> its two public keys, of all who gave each other shares of their secrets."""
+    fixed: FixedPoint
+    """How updates become integers."""
+    is_weighted: bool
+    """Whether a client multiplies its update by its number of examples."""
+    clip: float | None = None
+    """L2 norm to which a client scales its update down, and then tells in one more number whether it had to; None: it
+    does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingStep:
+    """What clients are asked before and after the training of a round with secure aggregation (down)."""
+
+    step: Literal["keys", "shares", "unmask"]
+    """`keys`: for public keys; `shares`: for shares of two secrets; `unmask`: for a share of each party."""
+    round_index: int
+    threshold: int = 0
+    """Shares that give a secret back."""
+    keys: Mapping[int, bytes] = field(default_factory=dict)
+    """client_id -> its two public keys."""
+    inbox: Mapping[int, Mapping[int, bytes]] = field(default_factory=dict)
+    """client_id -> what only this client gets: shares that the others have encrypted to it, by sender."""
+    survivors: frozenset[int] = frozenset()
+    """Whose masked updates have arrived."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingAnswer:
+    """What a client answers to a step of secure aggregation (up)."""
+
+    client_id: int
+    sent: Mapping[int, bytes]
+    """`keys`: its own public keys; `shares`: encrypted shares, by who is to hold them; `unmask`: of each client one
+    share."""
+    actor: str = field(default="driver", compare=False)
+    """Who ran it."""
+    node: str = field(default_factory=platform.node, compare=False)
+    """Name of the machine on which it ran."""
+    attempts: int = field(default=1, compare=False)
+    """How often the client was asked until it came through."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundPlan:
     """All that a client is told about a round (down)."""
 
@@ -82,6 +131,8 @@ class RoundPlan:
     """client_id -> what only this client gets: what it sent as `state` when it trained last. Read when it is sent."""
     tau: float = 1.0
     """FedNova's: how far the cohort's steps go, see `FedNova`."""
+    masking: Masking | None = None
+    """Of secure aggregation; None: updates are sent in the clear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +143,8 @@ class ClientReport:
     num_examples: int
     metrics: Mapping[str, float]
     """`loss`: mean training loss per example; `seconds`: duration of the fit; where they were counted, `flops` of all
-    steps and `memory_bytes` of the largest (see `StepCosts`); on a GPU `gpu_bytes`, the peak that torch allocated."""
+    steps and `memory_bytes` of the largest (see `StepCosts`); on a GPU `gpu_bytes`, the peak that torch allocated; with
+    secure aggregation `mask_seconds`."""
     actor: str = field(default="driver", compare=False)
     """Who ran it; never part of the result."""
     node: str = field(default_factory=platform.node, compare=False)
@@ -106,10 +158,13 @@ class ClientUpdate(ClientReport):
     """All that a client returns (up)."""
 
     adapter: np.ndarray
-    """(P,) float32, same layout as the plan's; on its way only what the plan tunes."""
+    """(P,) float32, same layout as the plan's; on its way only what the plan tunes; empty where `masked` is sent."""
     counts: ActivationCounts | None = None
     state: Arrays = field(default_factory=dict)
     """What the client wants to find again when it trains next; the same names as the plan's `shared`."""
+    masked: np.ndarray | None = None
+    """(D,) uint64, in place of adapter and counts: the update in fixed point, the client's weight and its counts, with
+    masks on them."""
     sent_bytes: int | None = field(default=None, compare=False)
     """What travelled, if that is not just what is here."""
 
@@ -119,11 +174,13 @@ class ClientUpdate(ClientReport):
 
     @property
     def num_bytes(self) -> int:
-        """Size of what travelled: adapter, counts and state."""
+        """Size of what travelled: adapter, counts and state, or what is masked."""
         if self.sent_bytes is not None:
             return self.sent_bytes
-        counts = [] if self.counts is None else [*self.counts.zeros, self.counts.positions]
-        return sum(array.nbytes for array in (self.adapter, *counts, *self.state.values()))
+        arrays = [self.adapter, *self.state.values(), *([] if self.masked is None else [self.masked])]
+        if self.counts is not None:
+            arrays += [*self.counts.zeros, self.counts.positions]
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,3 +207,16 @@ class ClientFailure:
         tries = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         where = f"{self.actor} on {self.node}"
         return f"round {self.round_index}, client {self.client_id} ({where}, {tries}): {self.reason}"
+
+
+def masked_size(plan: RoundPlan, num_neurons: Sequence[int]) -> int:
+    """Return D of a masked update: numbers that are tuned, the weight, whether it was short, counts.
+
+    Args:
+        plan: with an adapter of the shape of what is tuned, and masks.
+        num_neurons: of each watched FFN.
+
+    """
+    is_clipped = plan.masking is not None and plan.masking.clip is not None
+    counts = sum(num_neurons) + len(num_neurons) if plan.count_activations else 0
+    return len(plan.adapter) + 1 + is_clipped + counts

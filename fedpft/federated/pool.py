@@ -4,18 +4,22 @@ import platform
 import resource
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from fedpft.federated.client import LocalClient
 from fedpft.federated.grouping import groups
-from fedpft.federated.messages import ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.masking import answer, sent
+from fedpft.federated.messages import ClientFailure, ClientUpdate, MaskingAnswer, MaskingStep, RoundPlan
 from fedpft.federated.package import ClientPackage
 from fedpft.interrupt import one_line
 from fedpft.tracking.trackers import Tracker
+
+Outcome = TypeVar("Outcome", ClientUpdate | ClientFailure, MaskingAnswer)
 
 
 class ClientPool(Protocol):
@@ -44,6 +48,9 @@ class ClientPool(Protocol):
 
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
         """Start clients in this order; yield the update of each, or why there is none, as they arrive."""
+
+    def ask(self, step: MaskingStep, client_ids: Sequence[int]) -> Iterator[MaskingAnswer | ClientFailure]:
+        """Put a step of secure aggregation to clients; yield the answer of each, or why there is none, in any order."""
 
     def memory(self) -> Mapping[str, int]:
         """Return what the actors hold: `actor_rss_bytes_max`, `object_store_bytes`, ...; empty without actors."""
@@ -88,20 +95,33 @@ class SequentialPool:
         for group in groups(client_ids, self._package.settings, self.num_actors):
             if len(group) > 1:
                 try:
-                    yield from self._client.fit_together(plan, group)
+                    yield from self._sent(plan, self._client.fit_together(plan, group))
                     continue
                 except Exception:  # by whose fault will be seen
                     self._renew()
             for client_id in group:
-                yield self._fit(plan, client_id)
+                yield self._try(plan.round_index, client_id, partial(self._fit, plan, client_id))
+
+    def ask(self, step: MaskingStep, client_ids: Sequence[int]) -> Iterator[MaskingAnswer | ClientFailure]:
+        """Ask in the given order; this process is all clients then, and the server, too."""
+        seed = self._package.settings.seed
+        for client_id in client_ids:
+            yield self._try(step.round_index, client_id, partial(answer, step, client_id, seed, "driver"))
 
     def _fit(self, plan: RoundPlan, client_id: int) -> ClientUpdate | ClientFailure:
+        (update,) = self._sent(plan, [self._client.fit(plan, client_id)])
+        return update
+
+    def _sent(self, plan: RoundPlan, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate | ClientFailure]:
+        return sent(updates, plan, self._client, self._package.settings.seed)
+
+    def _try(self, round_index: int, client_id: int, play: Callable[[], Outcome]) -> Outcome | ClientFailure:
         for attempt in range(1, self._max_retries + 2):
             try:
-                return replace(self._client.fit(plan, client_id), attempts=attempt)
+                return replace(play(), attempts=attempt)
             except Exception as error:
                 failure = ClientFailure(
-                    round_index=plan.round_index,
+                    round_index=round_index,
                     client_id=client_id,
                     attempts=attempt,
                     actor="driver",

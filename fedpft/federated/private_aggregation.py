@@ -9,6 +9,7 @@ from fedpft.federated.aggregate import Aggregation
 from fedpft.federated.aggregators.base import Memory
 from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.federated.sampling import Cohort
+from fedpft.federated.secure_aggregation import SecureRound
 from fedpft.federated.server_rule import ServerRule
 from fedpft.privacy.client_level import ClientLevel, PrivacyState, Released, RoundRelease
 from fedpft.seeding import numpy_rng
@@ -28,6 +29,7 @@ class PrivateAggregation(Aggregation):
         guarantee: the run's.
         state: of the guarantee before the round.
         num_neurons: of each watched FFN.
+        secure: the round, if updates are masked: then clients have clipped them, and there is only their sum.
 
     """
 
@@ -41,6 +43,7 @@ class PrivateAggregation(Aggregation):
         guarantee: ClientLevel,
         state: PrivacyState,
         num_neurons: Sequence[int],
+        secure: SecureRound | None = None,
     ) -> None:
         super().__init__(plan, order, cohort, "uniform", rule, arrays)
         counted = tuple(num_neurons) if plan.count_activations else None
@@ -48,10 +51,15 @@ class PrivateAggregation(Aggregation):
         self._rng = numpy_rng(guarantee.seed, "privacy_noise", plan.round_index)
         self._guarantee, self._privacy = guarantee, state
         self._released: Released | None = None
+        self._secure = secure
 
     def next_adapter(self) -> tuple[np.ndarray, Memory]:
         """Return the adapter after the round, (P,) float32, and what the server remembers; also if nobody came."""
         self.drop_rest()
+        if self._secure is not None:
+            opened = self._secure.opened
+            assert opened is not None, "a round that cannot be opened ends the run"
+            self._release.add_sum(opened.update, opened.weight, opened.num_short)
         self._released = self._release.finish(self._rng)
         self.counts = self._released.counts
         return self._rule.next_adapter(self._plan, self._released.adapter, {}, self._arrays)
@@ -64,7 +72,11 @@ class PrivateAggregation(Aggregation):
         return state
 
     def _take(self, update: ClientUpdate) -> None:
-        self._release.add(update.adapter, update.counts)
+        if self._secure is None:
+            self._release.add(update.adapter, update.counts)
+        else:
+            assert update.masked is not None, "checked before"
+            self._secure.add(update.masked)
 
     def _sum_up_counts(self, update: ClientUpdate) -> None:
         """Leave them to the release: their sum is nobody's to see."""

@@ -1,8 +1,9 @@
 """What a run tells of its clients one by one, which only a simulation knows: marked in a private run, or kept back.
 
 A server of real clients with differential privacy (or secure aggregation) would see none of it. So in a run with
-`privacy.kind` each record lists the names of such numbers as `simulation_only`, and with `privacy.strict` they are in
-no file and on no screen. The round loop itself is the same: this wall stands between it and whoever watches.
+`privacy.kind` or `privacy.secure_aggregation` each record lists the names of such numbers as `simulation_only`, and
+with `privacy.strict` they are in no file and on no screen. The round loop itself is the same: this wall stands between
+it and whoever watches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # plotly is loaded with the first figure
 SIMULATION_ONLY = (
     *("clients", "clients/*", "client_losses", "train_loss", "comm/bytes_up", "comm/bytes_down"),
     *("dropped", "failures", "retries", "unavailable", "stragglers", "candidates", "adversaries", "counted"),
+    *("not_opened", "comm/bytes_keys", "comm/bytes_shares", "comm/bytes_masked", "comm/bytes_unmask"),
     *("privacy/num_clipped", "lora/*", "time/actor_utilisation*", "time/fit_seconds"),
     *(
         "client_accuracy*",
@@ -44,7 +46,8 @@ def told(record: Mapping[str, Any], privacy: PrivacyConfig) -> dict[str, Any]:
     alone = [key for key in record if any(fnmatch(key, pattern) for pattern in SIMULATION_ONLY)]
     if privacy.strict:
         return {key: value for key, value in record.items() if key not in alone}
-    return {**record, **({"simulation_only": sorted(alone)} if privacy.is_on and alone else {})}
+    is_private = privacy.is_on or privacy.secure_aggregation
+    return {**record, **({"simulation_only": sorted(alone)} if is_private and alone else {})}
 
 
 def without_reason(failure: ClientFailure) -> ClientFailure:
@@ -54,7 +57,7 @@ def without_reason(failure: ClientFailure) -> ClientFailure:
 
 def behind_wall(tracker: Tracker, observer: RunObserver, privacy: PrivacyConfig) -> tuple[Tracker, RunObserver]:
     """Return who takes a run's numbers and who watches it, as what they may hear allows."""
-    if not (privacy.is_on or privacy.strict):
+    if not (privacy.is_on or privacy.strict or privacy.secure_aggregation):
         return tracker, observer
     return _Tracker(tracker, privacy), _Observer(observer, privacy)
 

@@ -77,5 +77,6 @@ def why_stopped(config: FederatedConfig, min_updates: int, uncounted_rounds: int
     allowed = f"federated.min_clients = {config.min_clients}"
     if min_updates > config.min_clients:
         allowed = f"the {min_updates} that federated.aggregator.kind = {config.aggregator.kind} needs"
-    why = "; ".join([", ".join([found, *absent]), allowed, *record.get("failures", [])[-1:]])
+    not_opened = [record["not_opened"]] if "not_opened" in record else []
+    why = "; ".join([", ".join([found, *absent]), allowed, *record.get("failures", [])[-1:], *not_opened])
     return f"{uncounted_rounds} rounds in a row did not count: {why}"

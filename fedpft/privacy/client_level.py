@@ -205,6 +205,11 @@ class RoundRelease:
             rates = [zeros / seen for zeros, seen in zip(counts.zeros, counts.positions, strict=True)]
             self._rates.add(np.concatenate(rates) - 0.5)
 
+    def add_sum(self, update: np.ndarray, num_clients: int, num_short: int) -> None:
+        """Take the sum of clipped updates, (P,) float64, of so many clients, so many of them shorter than the clip."""
+        self._updates.add_sum(update, num_clients, num_short)
+        self._shortness.add_sum(np.array([num_short - num_clients / 2]), num_clients, num_clients)
+
     def finish(self, rng: np.random.Generator) -> "Released":
         """Add the noise and divide by the expected number of clients."""
         guarantee, shares = self._guarantee, self._shares

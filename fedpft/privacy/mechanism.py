@@ -36,18 +36,27 @@ class NoisySum:
 
     def add(self, vector: np.ndarray) -> bool:
         """Take a vector (D,) of finite numbers; return whether it was no longer than the clip."""
-        wide = np.asarray(vector, dtype=np.float64)
-        norm = float(np.linalg.norm(wide))
-        is_short = norm <= self.clip
-        self._sum += wide if is_short else wide * (self.clip / norm)
-        self.num_vectors += 1
-        self.num_short += is_short
+        part, is_short = clipped(np.asarray(vector, dtype=np.float64), self.clip)
+        self.add_sum(part, 1, int(is_short))
         return is_short
+
+    def add_sum(self, total: np.ndarray, num_vectors: int, num_short: int) -> None:
+        """Take the sum, (D,), of so many vectors that were clipped elsewhere."""
+        self._sum += total
+        self.num_vectors += num_vectors
+        self.num_short += num_short
 
     def release(self, noise_multiplier: float, num_expected: float, rng: np.random.Generator) -> np.ndarray:
         """Return (sum + N(0, (noise_multiplier * clip)^2)) / num_expected, (D,); the number added plays no part."""
         noise = rng.standard_normal(len(self._sum))
         return (self._sum + noise_multiplier * self.clip * noise) / num_expected
+
+
+def clipped(vector: np.ndarray, clip: float) -> tuple[np.ndarray, bool]:
+    """Return a vector (D,) float64, scaled down to the norm `clip` if it is longer, and whether it was not."""
+    norm = float(np.linalg.norm(vector))
+    is_short = norm <= clip
+    return (vector if is_short else vector * (clip / norm)), is_short
 
 
 @dataclass(frozen=True, kw_only=True)

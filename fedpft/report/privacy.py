@@ -18,6 +18,18 @@ def privacy_rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "population", f"{found['simulated_population']}", "simulated: epsilon is not that of this run's clients"
 
 
+def secure_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of what secure aggregation costs, given a plan; none for a run without it."""
+    if (found := plan.get("secure_aggregation")) is None:
+        return
+    at_least = f"{found['threshold']} of {found['clients']} clients must be there at a round's end"
+    yield "secure aggregation", f"steps of {found['resolution']:.2g}", at_least
+    parts = ", ".join(f"{part} {number}" for part, number in found["bytes_per_client"].items())
+    seconds = f"and {found['mask_seconds_per_client']:.2g} s for its masks on this machine"
+    total = sum(found["bytes_per_client"].values())
+    yield "traffic with masks", f"{total / 1e6:.2f} MB", f"a client and round, in bytes: {parts}; {seconds}"
+
+
 def epsilon_by_round(plan: Mapping[str, Any]) -> str:
     """Return the line of `plan`: what is spent after how many rounds."""
     spent = plan["privacy"]["epsilon_by_round"]

@@ -17,7 +17,7 @@ from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.clients import client_note, client_rows
 from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
-from fedpft.report.privacy import epsilon_by_round, privacy_rows
+from fedpft.report.privacy import epsilon_by_round, privacy_rows, secure_rows
 from fedpft.report.scores import attack_rows, round_scores, score_rows, why_stopped
 from fedpft.report.wording import duration, round_line, rounds_done
 
@@ -183,7 +183,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     Keys of `plan` shown: config_yaml, label_histogram (clients x labels; None: kept back), label_names, num_params_fm,
     num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
     bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server, client_states_bytes, local_step,
-    actors, pool, privacy, warnings; by method.
+    actors, pool, privacy, secure_aggregation, warnings; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
     if plan["label_histogram"] is not None:
@@ -196,7 +196,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     for row in cost_rows(plan):
         facts.add_row(*row)
     facts.add_row("actors", str(plan["actors"]), f"pool {plan['pool']}")
-    for row in privacy_rows(plan):
+    for row in (*privacy_rows(plan), *secure_rows(plan)):
         facts.add_row(*row)
     console.print(facts)
     if "privacy" in plan:

@@ -24,6 +24,7 @@ from fedpft.federated.broadcast import local_settings
 from fedpft.federated.dropped import never_through
 from fedpft.federated.observer import RunObserver, SilentObserver
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
+from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.metrics.table import METRICS
 from fedpft.models.lora import save_adapter, without_adapter
 from fedpft.models.origin import origin_of
@@ -113,6 +114,7 @@ def _run(
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
     data = load_data(config, observer, given)
+    SecureAggregation.of_run(config, data.partition.sizes)  # the same, of what depends on the clients' sizes
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config, observer.note)
     try:

@@ -14,6 +14,7 @@ from fedpft.data.histogram import label_groups, label_histograms
 from fedpft.federated.client_ranks import client_ranks
 from fedpft.federated.exchange import traffic
 from fedpft.federated.pool import SequentialPool
+from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.federated.server_rule import held_by_server
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
@@ -46,19 +47,22 @@ def plan(config: Config) -> dict[str, Any]:
     step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
     tuned_fm = method.plug_in(get_adapter(proxy.model))
     guarantee, num_parameters = ClientLevel.of_run(config), len(get_adapter(proxy.model))
+    secure, drawn = SecureAggregation.of_run(config, data.partition.sizes), config.federated.drawn_clients
+    sent = traffic(config.federated, adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients))
     return {
         "config_yaml": dump_config(config.shown()),
         "method": reported_name(config.method, config.align),
         "label_names": label_groups(data)[1],
         "label_histogram": None if config.privacy.strict else np.concatenate(list(label_histograms(data))),
         **costs(fm, proxy.model),
-        **traffic(config.federated, adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients)),
+        **(sent if secure is None else secure.traffic(sent, drawn)),
         **held_by_server(config.federated, adapter_layout(proxy.model)),
         **_kept_of_clients(config, proxy.model),
         **compare_steps(batch, tuned_fm, step, num_memory, recomputes=recomputes),
         "actors": pool_actors,
         "pool": config.pool.kind,
         **({"privacy": guarantee.forecast(num_parameters)} if guarantee else {}),
+        **({"secure_aggregation": secure.forecast(drawn, num_parameters + 1)} if secure else {}),
         "warnings": [
             *doubtful_settings(config),
             *(guarantee.warnings(num_parameters) if guarantee else ()),

@@ -27,6 +27,7 @@ from fedpft.federated.expected_accuracy import client_expected_accuracy
 from fedpft.federated.observer import RunObserver
 from fedpft.federated.pool import ClientPool
 from fedpft.federated.reticence import behind_wall, told
+from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.federated.server_rule import server_rule
 from fedpft.federated.spending import run_spent
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
@@ -135,6 +136,9 @@ def tune(
     pool.broadcast(client_package(config, proxy, data, step, adversaries))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
     layout, ranks = adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients)
+    sent, secure = traffic(config.federated, layout, ranks), SecureAggregation.of_run(config, data.partition.sizes)
+    if secure is not None:
+        sent = secure.traffic(sent, config.federated.drawn_clients)
     stop = EarlyStop(config=config.stop, metric=config.stop.metric or data.metrics[0])
     behind = behind_wall(tracker, observer, config.privacy)
     driver = Driver(
@@ -148,6 +152,7 @@ def tune(
         pool=pool,
         exchange=make_exchange(config.federated, data.partition.sizes, layout, states, ranks),
         rule=server_rule(config.federated, layout),
+        secure=secure,
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         goal=METRICS[data.metrics[0]].goal,
@@ -178,10 +183,11 @@ def tune(
         "construction": construction,
         "rounds_seconds": time.perf_counter() - start,
         **costs(fm, proxy.model),
-        **traffic(config.federated, layout, ranks),
+        **sent,
         **compared,
         **run_spent(final.spent),
         **({"privacy": guarantee.summary(final.privacy)} if guarantee else {}),
+        **({"secure_aggregation": secure.summary(config.federated.drawn_clients)} if secure else {}),
         "kind": data.kind,
         "modality": data.modality,
         "label_names": list(data.label_names),

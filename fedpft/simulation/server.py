@@ -155,7 +155,7 @@ class _Relay:
 
     def client_finished(self, update: ClientUpdate) -> None:
         """Tell all but what was learned: who watches wants numbers."""
-        self._tell("client_finished", replace(update, adapter=update.adapter[:0], counts=None))
+        self._tell("client_finished", replace(update, adapter=update.adapter[:0], counts=None, masked=None))
 
     def show_warning(self, message: Warning | str, category: type[Warning], *_: Any) -> None:
         """Tell our own warnings; the libraries' stay in this process' log."""

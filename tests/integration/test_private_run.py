@@ -2,9 +2,11 @@
 
 import csv
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fedpft.cli.main import app
@@ -13,6 +15,7 @@ from fedpft.federated.client import LocalClient
 from fedpft.federated.reticence import SIMULATION_ONLY
 from fedpft.report.audit import audit_rows
 from fedpft.report.card import model_card
+from fedpft.report.screen import print_plan
 from fedpft.run.pipeline import run
 from fedpft.run.planning import plan
 from fedpft.run.resume import go_on
@@ -54,6 +57,29 @@ def test_a_private_run_that_goes_on_has_the_same_bits_and_the_same_epsilon(setti
         go_on(config, StopBefore(3))
     go_on(config)
     assert outcome(tmp_path / "out") == outcome(straight)
+
+
+def test_a_run_with_secure_aggregation_goes_on_to_the_same_bits_and_says_what_it_costs(tmp_path):
+    settings = [*tiny_text_run(tmp_path), "privacy.secure_aggregation=true", "federated.rounds=3"]
+    straight, resumed = (load_config(None, [*settings, f"output_dir={tmp_path / name}"]) for name in ("one", "two"))
+    result = run(straight).result
+    with pytest.raises(Stop):
+        go_on(resumed, StopBefore(2))
+    go_on(resumed)
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+    records = [json.loads(line) for line in (tmp_path / "one" / "rounds.jsonl").read_text().splitlines()]
+    assert {"client_losses", "train_loss"} <= set(records[1]["simulation_only"])
+    assert sum(record.get("comm/bytes_masked", 0) for record in records) > 0
+    planned = plan(straight)
+    told = planned["secure_aggregation"]
+    assert told.items() >= result["secure_aggregation"].items()
+    assert result["bytes_up_per_client_round"] == planned["bytes_up_per_client_round"]
+    assert planned["bytes_up_per_client_round"] > 8 * planned["num_params_adapter"]
+    screen = Console(width=200, record=True, file=StringIO())
+    print_plan(screen, planned)
+    shown = screen.export_text()
+    assert f"{told['threshold']} of {told['clients']} clients must be there at a round's end" in shown
+    assert f"masked {told['bytes_per_client']['masked']}" in shown
 
 
 def test_result_rounds_page_and_card_carry_the_guarantee(settings, straight):

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from fedpft.federated.client import LocalClient
+from fedpft.federated.masking import answer, sent
 from fedpft.federated.memory import ProcessMemory, process_memory
-from fedpft.federated.messages import Arrays, ClientUpdate, RoundPlan
+from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, MaskingAnswer, MaskingStep, RoundPlan
 from fedpft.federated.package import ClientPackage
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.simulation.pool.packing import MemoryUse, probe
@@ -40,7 +41,7 @@ class ClientActor:
 
         The frozen weights stay in the node's shared memory, one copy for all actors.
         """
-        self._client = LocalClient(package, self._name)
+        self._client, self._seed = LocalClient(package, self._name), package.settings.seed
         self._client.replace_weights(weights)
         return platform.node()
 
@@ -51,13 +52,23 @@ class ClientActor:
 
     def fit(
         self, plan: RoundPlan, groups: Sequence[Sequence[int]], states: Mapping[int, Arrays]
-    ) -> tuple[list[ClientUpdate], ProcessMemory]:
+    ) -> tuple[list[ClientUpdate | ClientFailure], ProcessMemory]:
         """Train groups of clients one after the other; return all updates, and what this process holds after the last.
 
-        The clients of a group train together. `states` is the plan's, of these clients alone.
+        The clients of a group train together. `states` is the plan's, of these clients alone. Where the plan has masks,
+        nothing without them leaves this process.
         """
         plan = replace(plan, states=states)
-        return [update for group in groups for update in self._client.fit_together(plan, group)], process_memory()
+        updates = [update for group in groups for update in self._client.fit_together(plan, group)]
+        return sent(updates, plan, self._client, self._seed), process_memory()
+
+    def answer(
+        self, step: MaskingStep, groups: Sequence[Sequence[int]], inbox: Mapping[int, Mapping[int, bytes]]
+    ) -> tuple[list[MaskingAnswer], ProcessMemory]:
+        """Answer a step of secure aggregation for groups of clients; `inbox` is the step's, of these clients alone."""
+        step = replace(step, inbox=inbox)
+        clients = [client_id for group in groups for client_id in group]
+        return [answer(step, client_id, self._seed, self._name) for client_id in clients], process_memory()
 
     def probe(self, package: ClientPackage, gpu_part: float) -> MemoryUse:
         """Measure what memory a client of this package needs, and how much there is for such actors on this GPU."""

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import ray
 from ray.exceptions import ObjectLostError, RayError
 
 from fedpft.config import PoolConfig
-from fedpft.federated.grouping import groups
+from fedpft.federated.grouping import even_parts, groups
 from fedpft.federated.memory import ProcessMemory
-from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, RoundPlan
+from fedpft.federated.messages import ClientFailure, ClientUpdate, MaskingAnswer, MaskingStep, RoundPlan
 from fedpft.federated.package import ClientPackage
 from fedpft.simulation.cluster import (
     cluster_nodes,
@@ -105,18 +106,27 @@ class RayClientPool:
         before it is done with the last ones: it waits for nobody.
         """
         self._pace.forget()
-        waiting = Waiting(self._jobs(client_ids), self._pace)
-        for_all, states = replace(plan, states={}), plan.states
-        reference = ray.put(for_all)
+        yield from self._ordered(replace(plan, states={}), plan.states, self._jobs(client_ids))
+
+    def ask(self, step: MaskingStep, client_ids: Sequence[int]) -> Iterator[MaskingAnswer | ClientFailure]:
+        """Ask in actors, in as many parts as there are; faults cost what they do in :meth:`run`."""
+        parts = even_parts(client_ids, max(1, ceil(len(client_ids) / self.num_actors)))
+        jobs = [Job(tuple(part), sum(map(self._num_examples, part))) for part in parts]
+        yield from self._ordered(replace(step, inbox={}), step.inbox, jobs)
+
+    def _ordered(self, for_all: RoundPlan | MaskingStep, own: Mapping[int, Any], jobs: Sequence[Job]) -> Iterator[Any]:
+        """Have an order for all carried out for each client, with what is for it alone."""
+        waiting, reference = Waiting(jobs, self._pace), ray.put(for_all)
+        method = "fit" if isinstance(for_all, RoundPlan) else "answer"
         self._crew.heal()
         try:
-            self._start_clients(waiting, reference, states)
+            self._start_clients(waiting, method, reference, own)
             while waiting or self._crew.is_training:
                 ended = self._crew.wait()
                 if ended is not None and isinstance(ended[2], ObjectLostError):
                     reference = ray.put(for_all)
-                outcomes = [] if ended is None else self._judge(*ended, plan, waiting)
-                self._start_clients(waiting, reference, states)
+                outcomes = [] if ended is None else self._judge(*ended, for_all.round_index, waiting)
+                self._start_clients(waiting, method, reference, own)
                 yield from outcomes
         finally:  # whoever stopped listening wants no more of this round
             self._crew.discard_training()
@@ -158,7 +168,9 @@ class RayClientPool:
         known = 0 <= client_id < self._partition.num_clients  # one that does not exist fails where it is trained
         return len(self._partition.shard(client_id)) if known else 0
 
-    def _start_clients(self, waiting: Waiting, reference: "ray.ObjectRef[Any]", states: Mapping[int, Arrays]) -> None:
+    def _start_clients(
+        self, waiting: Waiting, method: str, reference: "ray.ObjectRef[Any]", own: Mapping[int, Any]
+    ) -> None:
         newest = max(actor.number for actor in self._crew.actors)
         for num_tasks in range(MAX_TASKS):  # nobody gets a second task before everybody has a first
             for actor in self._crew.actors:
@@ -166,8 +178,8 @@ class RayClientPool:
                     jobs = waiting.take(actor=actor.number, newest=newest, num_actors=self.num_actors)
                     if jobs:
                         together = [job.client_ids for job in jobs]
-                        theirs = {client: states[client] for ids in together for client in ids if client in states}
-                        task = actor.handle.fit.remote(reference, together, theirs)
+                        theirs = {client: own[client] for ids in together for client in ids if client in own}
+                        task = getattr(actor.handle, method).remote(reference, together, theirs)
                         actor.start(task, limit=self._limit(jobs), jobs=jobs)
 
     def _limit(self, jobs: Sequence[Job]) -> float | None:
@@ -176,12 +188,12 @@ class RayClientPool:
         return None if of_one is None else of_one * max(len(job.client_ids) for job in jobs)
 
     def _judge(
-        self, actor: Actor, jobs: Sequence[Job], result: Any, plan: RoundPlan, waiting: Waiting
-    ) -> Sequence[ClientUpdate | ClientFailure]:
-        """Return the clients' updates or a final failure; none of those who are to be tried again."""
+        self, actor: Actor, jobs: Sequence[Job], result: Any, round_index: int, waiting: Waiting
+    ) -> Sequence[ClientUpdate | MaskingAnswer | ClientFailure]:
+        """Return what the clients sent or a final failure; nothing of those who are to be tried again."""
         if not isinstance(result, Exception):
             updates, memory = result
-            self._pace.note(updates)
+            self._pace.note(update for update in updates if isinstance(update, ClientUpdate))
             self._note_memory(actor, memory, waiting)
             attempts = [job.attempts + 1 for job in jobs for _ in job.client_ids]
             return [replace(update, attempts=number) for update, number in zip(updates, attempts, strict=True)]
@@ -194,7 +206,7 @@ class RayClientPool:
         job.attempts += 1
         job.first_actor = first_fresh
         if job.attempts > self._config.max_retries or is_out_of_memory(result):
-            return [self._failure(plan, actor, job, result)]
+            return [self._failure(round_index, actor, job, result)]
         waiting.put_back(jobs)
         return []
 
@@ -215,9 +227,9 @@ class RayClientPool:
         self._crew.heal()
 
     @staticmethod
-    def _failure(plan: RoundPlan, actor: Actor, job: Job, error: Exception) -> ClientFailure:
+    def _failure(round_index: int, actor: Actor, job: Job, error: Exception) -> ClientFailure:
         return ClientFailure(
-            round_index=plan.round_index,
+            round_index=round_index,
             client_id=job.client_ids[0],
             attempts=job.attempts,
             actor=actor.name,

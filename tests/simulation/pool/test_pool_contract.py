@@ -8,10 +8,11 @@ import pytest
 
 from fedpft.config import ClientConfig, ConfigError, PoolConfig
 from fedpft.config.client import CLIENT_STEPS
-from fedpft.federated.messages import ClientFailure, RoundPlan
+from fedpft.federated.messages import ClientFailure, Masking, MaskingStep, RoundPlan
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
+from fedpft.privacy.fixed_point import FixedPoint
 from tests.tiny import tiny_package
 
 PACKAGE = tiny_package(shard_sizes=(6, 9, 5, 12, *range(1, 8), *range(1, 8)))
@@ -123,6 +124,32 @@ def test_every_kind_of_client_step_gives_every_pool_the_same_bits(pool, kind, ex
     assert play_kind(pool, kind, getattr(pool, "together", 1)) == expected_of_kinds[kind]
     has_state = [bool(update[6]) for update in expected_of_kinds[kind]]
     assert has_state == [kind == "scaffold"] * 8
+
+
+def play_masked(pool):
+    """Return what clients answer and send in a round with secure aggregation."""
+    pool.broadcast(package_for(pool))
+    first = MaskingStep(step="keys", round_index=1, threshold=3)
+    keys = {answer.client_id: answer.sent[answer.client_id] for answer in pool.ask(first, CLIENTS)}
+    keys = dict(sorted(keys.items()))
+    answers = pool.ask(replace(first, step="shares", keys=keys), CLIENTS)
+    sealed = {answer.client_id: dict(answer.sent) for answer in answers}
+    inbox = {holder: {sender: sealed[sender][holder] for sender in CLIENTS} for holder in CLIENTS}
+    fixed = FixedPoint.of(bound=16.0, most_weight=16, num_parties=len(CLIENTS))
+    masked = replace(plan(), masking=Masking(keys=keys, fixed=fixed, is_weighted=True))
+    updates = {update.client_id: update.masked.tobytes() for update in pool.run(masked, CLIENTS[:-1])}
+    last = replace(first, step="unmask", keys=keys, inbox=inbox, survivors=frozenset(CLIENTS[:-1]))
+    revealed = {answer.client_id: dict(answer.sent) for answer in pool.ask(last, CLIENTS[:3])}
+    return keys, sealed, updates, revealed
+
+
+@pytest.fixture(scope="module")
+def expected_masked():
+    return play_masked(SequentialPool())
+
+
+def test_with_masks_every_pool_returns_the_same_bits(pool, expected_masked):
+    assert play_masked(pool) == expected_masked
 
 
 def test_a_round_is_the_same_when_run_again(pool):

@@ -186,6 +186,9 @@ LEAVES_THE_SUB_FM = {
     "privacy.noise_cohort_size": 50,
     "privacy.counts_share": 0.5,
     "privacy.strict": True,
+    "privacy.secure_aggregation": True,
+    "privacy.secure_threshold": 0.75,
+    "privacy.secure_bound": 2.0,
 }
 NOT_HERE = {
     "fm.revision",  # of the hub's: the weights count
