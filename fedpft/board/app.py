@@ -1,6 +1,7 @@
 """The board's pages over HTTP: each as a whole, and under `/live` what changes on it, as server-sent events.
 
     /  /compare  /sweeps  /sweep/KEY  /run/KEY     a page, as its query chooses
+    /cluster  /job/KEY                             with a cluster, its jobs and one of them
     /live/...                                      the same address: `change` events with the parts that differ
     /assets/NAME                                   styles and programs, of this package and of plotly
 
@@ -74,6 +75,7 @@ def make_app(index: Index, token: str | None = None, is_closing: Callable[[], bo
 
     routes = [
         *(Route(path, page) for path in ("/", "/compare", "/sweeps", "/sweep/{key}", "/run/{key}")),
+        *(Route(path, page) for path in ("/cluster", "/job/{key}") if index.cluster),
         Route("/live/{path:path}", live),
         Route("/assets/{name}", _asset),
     ]
@@ -87,7 +89,7 @@ class _Made:
     """What came of looking at an address."""
 
     version: int = -1
-    """Of the index; -1: there is no such page."""
+    """Of what the page shows; -1: there is no such page."""
     page: Page | None = None
     """None: nothing is new."""
     rest_seconds: float = 0.0
@@ -95,25 +97,26 @@ class _Made:
 
 
 def _make(index: Index, path: str, pairs: Sequence[tuple[str, str]], seconds: float, version: int = -1) -> _Made:
-    """Return the page of an address as it is now, unless the index still has a version.
+    """Return the page of an address as it is now, unless what it shows still has a version.
 
     Reads for so many seconds at most, first of all what the page shows.
     """
     with index.lock:
         index.look()
-        start = time.monotonic()
+        start, now = time.monotonic(), 0
         try:
             view = view_of(index, path, Choice.of(pairs))
             if view is None:
                 return _Made()
             least = _PAUSE_SECONDS if index.read(seconds, view.runs) else _BLINK_SECONDS
             start = time.monotonic()
-            page = None if index.version == version else view.make()
+            now = index.version + (view.cluster.version if view.cluster else 0)
+            page = None if now == version else view.make()
         except Exception as error:  # files may hold anything; the board goes on and says so
             said = note(f"This page cannot be made of what the files hold: {type(error).__name__}: {error}")
             least, page = _PAUSE_SECONDS, Page(title="Board", parts={"report": wrapped("report", said)})
         rest = min(_LONGEST_SECONDS, max(least, _SHARE * (time.monotonic() - start)))
-        return _Made(index.version, page, rest)
+        return _Made(now, page, rest)
 
 
 async def _events(
@@ -158,6 +161,8 @@ def _nav(index: Index, page: Page) -> str:
     links = [("/", "Runs"), ("/compare", "Comparison")]
     if index.sweeps:
         links.append(("/sweeps", "Sweeps"))
+    if index.cluster:
+        links.append(("/cluster", "Cluster"))
     return nav(page.title, links)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from fedpft.board.cluster import Cluster
 from fedpft.board.lines import as_object, open_plain
 from fedpft.board.run import BoardRun
 from fedpft.board.sweep import BoardSweep
@@ -33,11 +34,15 @@ class Index:
     Args:
         folders: each a run's, or one with runs anywhere below it; need not exist yet.
         clock: seconds since 1970.
+        cluster: whose jobs are shown beside them.
 
     """
 
-    def __init__(self, folders: Sequence[Path], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folders: Sequence[Path], clock: Callable[[], float] = time.time, cluster: Cluster | None = None
+    ) -> None:
         self.folders = [folder.resolve() for folder in folders]
+        self.cluster = cluster
         self.lock = threading.RLock()
         """Held by who looks, and by who reads what was found."""
         self.version = 0
@@ -67,6 +72,10 @@ class Index:
         """Return the run of a key, if there is one."""
         return next((run for run in self._runs.values() if run.key == key), None)
 
+    def run_in(self, folder: Path | None) -> BoardRun | None:
+        """Return the run of a folder, if there is one."""
+        return self._runs.get(folder) if folder else None
+
     def sweep(self, key: str) -> BoardSweep | None:
         """Return the sweep of a key, if there is one."""
         return next((sweep for sweep in self._sweeps.values() if sweep.key == key), None)
@@ -77,6 +86,8 @@ class Index:
 
     def look(self) -> None:
         """Look whether anything is new, unless that was done a moment ago."""
+        if self.cluster:
+            self.cluster.look()
         with self.lock:
             start = time.monotonic()
             if start >= self._next_walk:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedpft.board.access import is_loopback
+from fedpft.board.cluster import Cluster
 from fedpft.board.index import Index
 from fedpft.config import ConfigError
 
@@ -21,6 +22,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     with_token: bool = False,
+    cluster: Cluster | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve the board of some folders until the process is interrupted.
@@ -30,6 +32,7 @@ def serve(
         host: address to listen on.
         port: 0: any that is free.
         with_token: ask for a token even where only this machine reaches the board; elsewhere it always does.
+        cluster: whose jobs are shown beside the folders.
         say: takes the line with the address.
 
     Raises:
@@ -50,7 +53,7 @@ def serve(
     with _listening(host, port) as listening:
         address = _address(host, listening.getsockname()[1])
         say(f"board    {address}" + (f"?token={token}" if token else ""))
-        app = make_app(Index(folders), token, lambda: server.should_exit)
+        app = make_app(Index(folders, cluster=cluster), token, lambda: server.should_exit)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -11,15 +11,17 @@ import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from fedpft.config import Config, ConfigError, dump_config
 from fedpft.config.loading import resolved
+from fedpft.storage.output import JOB_FOLDER
 
 STOP_SECONDS = 120
 """From SIGTERM to SIGKILL: a run writes its last checkpoint in between (Ray's own limit is 3 s)."""
@@ -83,16 +85,17 @@ class Jobs:
 
         """
         driver_gpus = max(driver_gpus, config.server.gpu_claim)
-        config = replace(config, pool=replace(config.pool, address="auto"))
+        config = resolved(replace(config, pool=replace(config.pool, address="auto")))
         if driver_gpus:  # the job claims them
             config = replace(config, server=replace(config.server, num_gpus=0.0))
         command = f"{shlex.quote(python)} -m fedpft.cli run $config{' --resume' if resume else ''}"
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, _CONFIG_FILE).write_text(dump_config(resolved(config)), encoding="utf-8")
+            Path(folder, _CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
             return self._client.submit_job(
                 # the working folder is a copy that Ray removes
                 entrypoint=f"config=$PWD/{_CONFIG_FILE}; cd ~ && exec {command}",
                 submission_id=f"{re.sub(r'[^A-Za-z0-9_-]+', '-', config.name)}-{secrets.token_hex(4)}",
+                metadata={JOB_FOLDER: config.output_dir},
                 runtime_env={
                     "working_dir": folder,
                     "py_modules": [str(Path(__file__).parents[1])],
@@ -166,6 +169,11 @@ class Jobs:
             if "does not exist" in str(error):
                 raise ConfigError(f"JOB_ID: found {job_id!r}, allowed: a job of this cluster") from None
             raise ConnectionError(f"{job_id}: {_first_line(error)}") from error
+
+
+def token_headers() -> Mapping[str, str]:
+    """Return what a request to a dashboard carries where RAY_AUTH_MODE=token: Ray finds the token, or there is none."""
+    return get_auth_headers_if_auth_enabled({})
 
 
 def _refusal(address: str, reason: str) -> ConfigError:

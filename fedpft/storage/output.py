@@ -29,6 +29,9 @@ RUN_FILE = "tracking.json"
 ENDED_FILE = "ended.json"
 """Why a run ended without a result: `kind` (`failed`, `interrupted`), `reason`, `time`."""
 
+JOB_FOLDER = "run_folder"
+"""What a submitted job tells a Ray cluster of itself under this name: its run's folder."""
+
 _SHOWN_NAMES = 4
 
 

@@ -110,6 +110,24 @@ def wrapped(name: str, content: str) -> str:
     return f'<div id="{name}">{content}</div>'
 
 
+def listing(label: str, titles: Sequence[str], rows: str, body_id: str = "") -> str:
+    """Return a table that is a list of cards on a phone; `rows`: of :func:`listing_row`."""
+    head = "".join(f'<th scope="col" role="columnheader">{title}</th>' for title in titles)
+    named = f' id="{body_id}"' if body_id else ""
+    return (
+        f'<table class="runs" role="table" aria-label="{label}"><thead role="rowgroup">'
+        f'<tr role="row">{head}</tr></thead><tbody role="rowgroup"{named}>{rows}</tbody></table>'
+    )
+
+
+def listing_row(name: str, titles: Sequence[str], cells: Sequence[str], row_id: str = "") -> str:
+    """Return a row of HTML under all titles, the first of which is that of its name."""
+    told = zip(titles[1:], cells, strict=True)
+    body = "".join(f'<td role="cell" data-label="{t}"{" class=none" * (not cell)}>{cell}</td>' for t, cell in told)
+    named = f' id="{row_id}"' if row_id else ""
+    return f'<tr{named} role="row"><th scope="row" role="rowheader">{name}</th>{body}</tr>'
+
+
 def text(value: object) -> str:
     """Return HTML of any text; what is no text of UTF-8, as names of files may be, is shown as marks."""
     return escape(_in_utf8(str(value)))

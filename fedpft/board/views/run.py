@@ -6,11 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fedpft.board.cluster import Cluster
 from fedpft.board.files import Stamp, stamp
 from fedpft.board.lines import as_object, open_plain
 from fedpft.board.run import BoardRun
+from fedpft.board.views.cluster import run_job
 from fedpft.board.views.page import Page, ago, text, until, wrapped
-from fedpft.board.views.runs import state_mark
+from fedpft.board.views.states import state_mark
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.report.html import note, section, table
 from fedpft.report.page import result_so_far, run_parts
@@ -23,9 +25,12 @@ _LARGEST = 2**28
 """Bytes of rounds that a page reads, from the beginning."""
 
 
-def run_page(run: BoardRun) -> Page:
-    """Return the page of a run; what is wrong with its files stands on it."""
-    parts = {"now": wrapped("now", "".join(_now(run))), "report": wrapped("report", "\n".join(_report(run)))}
+def run_page(run: BoardRun, cluster: Cluster | None = None) -> Page:
+    """Return the page of a run; what is wrong with its files stands on it, and which job of the cluster it is."""
+    parts = {
+        "now": wrapped("now", "".join([*_now(run), run_job(run, cluster)])),
+        "report": wrapped("report", "\n".join(_report(run))),
+    }
     return Page(title=run.title, parts=parts, has_figures=True)
 
 

@@ -10,20 +10,13 @@ from fedpft.board.index import Index
 from fedpft.board.run import BoardRun
 from fedpft.board.state import STATES
 from fedpft.board.views.choice import PAGE_LENGTH, SORTS, Choice
-from fedpft.board.views.page import Page, ago, text, until, wrapped
+from fedpft.board.views.cluster import cluster_line
+from fedpft.board.views.page import Page, ago, listing, listing_row, text, until, wrapped
+from fedpft.board.views.states import GLYPHS, MEANINGS, state_mark
 from fedpft.report.compute import format_flops
 from fedpft.report.scores import metric_title, metric_value
 from fedpft.report.wording import duration
 
-GLYPHS = {"running": "▶", "finished": "✓", "failed": "✕", "stopped": "■", "stale": "?"}
-"""State -> sign, so that no state is told by its colour alone."""
-MEANINGS = {
-    "running": "a process works on it",
-    "stale": "its process is silent: killed, or its machine is gone",
-    "failed": "it ended with an error, its last rounds did not count, or its sweep says so",
-    "stopped": "no process works on it, and it has no result",
-    "finished": "it has a result",
-}
 COLUMNS = ("run", "state", "round", "metric", "time", "failures", "ε", "traffic", "compute", "written")
 """`ε` only where a run shown has an accountant."""
 _WIDTH, _HEIGHT, _POINTS = 90, 22, 45  # of a spark line
@@ -38,6 +31,7 @@ def runs_page(index: Index, choice: Choice) -> Page:
     private = has_epsilon(rows)
     counts = Counter[str](run.state for run in known if choice.allows(run, any_state=True))
     parts = {
+        **({"jobs": wrapped("jobs", cluster_line(index))} if index.cluster else {}),
         "states": wrapped("states", _states(choice, counts)),
         "table": wrapped("table", run_table("runs", private) if shown else f"<p>{_nothing(index, choice)}</p>"),
         "pages": wrapped("pages", _pages(choice, len(shown))),
@@ -63,12 +57,7 @@ def has_epsilon(runs: Sequence[BoardRun]) -> bool:
 
 def run_table(label: str, private: bool) -> str:
     """Return a table whose rows are :func:`run_row`; `private`: with a column of epsilon."""
-    titles = [title for title in COLUMNS if private or title != "ε"]
-    head = "".join(f'<th scope="col" role="columnheader">{title}</th>' for title in titles)
-    return (
-        f'<table class="runs" role="table" aria-label="{label}"><thead role="rowgroup">'
-        f'<tr role="row">{head}</tr></thead><tbody role="rowgroup" id="rows">{{rows}}</tbody></table>'
-    )
+    return listing(label, _columns(private), "{rows}", "rows")
 
 
 def run_row(run: BoardRun, private: bool, *, pick: bool) -> str:
@@ -79,28 +68,22 @@ def run_row(run: BoardRun, private: bool, *, pick: bool) -> str:
     box = f'<input type="checkbox" form="pick" name="run" value="{run.key}" aria-label="compare {text(run.title)}">'
     name = f'<a href="/run/{run.key}">{text(short)}</a><span class="quiet">{about}</span>'
     name = f'<div class="name">{box * pick}<span>{name}</span></div>'
-    cells = {
-        "state": state_mark(run.state, run.reason),
-        "round": _round(run),
-        "metric": _metric(run),
-        "time": _time(run),
-        "failures": str(history.num_dropped) if history.num_dropped else "",
-        **({"ε": "" if history.epsilon is None else f"{history.epsilon:.3g}"} if private else {}),
-        "traffic": _bytes(result, history.num_bytes),
-        "compute": _flops(result, history.flops),
-        "written": ago(run.written),
-    }
-    body = "".join(
-        f'<td role="cell" data-label="{title}"{" class=none" * (not cell)}>{cell}</td>' for title, cell in cells.items()
-    )
-    return f'<tr id="r-{run.key}" role="row"><th scope="row" role="rowheader">{name}</th>{body}</tr>'
+    cells = [
+        state_mark(run.state, run.reason),
+        _round(run),
+        _metric(run),
+        _time(run),
+        str(history.num_dropped) if history.num_dropped else "",
+        *(["" if history.epsilon is None else f"{history.epsilon:.3g}"] if private else []),
+        _bytes(result, history.num_bytes),
+        _flops(result, history.flops),
+        ago(run.written),
+    ]
+    return listing_row(name, _columns(private), cells, f"r-{run.key}")
 
 
-def state_mark(state: str, reason: str | None = None) -> str:
-    """Return a state with its sign, and of a run that ended without a result the reason, if there is one."""
-    sign = f'<span aria-hidden="true">{GLYPHS[state]}</span>'
-    why = f'<span class="why quiet">{text(reason)}</span>' if reason and state in ("stopped", "failed") else ""
-    return f'<span class="state {state}" title="{MEANINGS[state]}">{sign} {state}</span>{why}'
+def _columns(private: bool) -> list[str]:
+    return [title for title in COLUMNS if private or title != "ε"]
 
 
 def spark_line(values: Sequence[float]) -> str:

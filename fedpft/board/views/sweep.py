@@ -10,7 +10,8 @@ from fedpft.board.run import BoardRun
 from fedpft.board.state import STATES
 from fedpft.board.sweep import BoardSweep
 from fedpft.board.views.page import Page, ago, text, wrapped
-from fedpft.board.views.runs import has_epsilon, run_row, run_table, state_mark
+from fedpft.board.views.runs import has_epsilon, run_row, run_table
+from fedpft.board.views.states import state_mark
 from fedpft.metrics.table import metric_row
 from fedpft.report.compare.comparison import compare_runs
 from fedpft.report.compare.page import comparison_parts
