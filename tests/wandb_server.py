@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -67,6 +67,10 @@ class Server(ThreadingHTTPServer):
             return {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": teams, "email": ""}}
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
+        if operation == "GetDefaultEntity":
+            return {"viewer": {"id": "1", "entity": "me"}}
+        if operation in ("Run", "RunSampledHistory"):
+            return {"project": {"run": self._shown(**variables)} if variables["project"] == "p" else None}
         if operation == "RunResumeStatus":
             return {"model": {"id": "1", "name": "p", "entity": _ME, "bucket": self._bucket(variables["name"])}}
         if operation == "UpsertBucket":
@@ -114,6 +118,21 @@ class Server(ThreadingHTTPServer):
         bucket = {"id": name, "name": name, "displayName": variables["displayName"], "description": "", "config": "{}"}
         bucket |= {"sweepName": None, "project": project, "historyLineCount": len(run.history)}
         return {"bucket": bucket, "inserted": inserted}
+
+    def _shown(self, name: str, specs: Sequence[str] = (), **_: str) -> dict[str, Any] | None:
+        """Return a run as the public API asks for it, or samples of its history."""
+        run = self.runs.get(name)
+        if run is None:
+            return None
+        keys = [json.loads(spec)["keys"] for spec in specs]
+        state = "running" if not run.exit_codes else "failed" if run.exit_codes[-1] else "finished"
+        shown = dict.fromkeys(["sweepName", "group", "jobType", "commit", "notes", "systemMetrics"])
+        shown |= {"id": name, "name": name, "displayName": name, "projectId": "1", "tags": [], "readOnly": False}
+        shown |= {"user": {"name": "me", "username": "me"}, "state": state, "description": "", "createdAt": "x"}
+        config = {key: {"value": value} for key, value in run.config.items()}
+        shown |= {"config": json.dumps(config), "summaryMetrics": json.dumps(run.summary), "historyKeys": {}}
+        rows = [[{key: row[key] for key in names} for row in run.history if set(names) <= set(row)] for names in keys]
+        return shown | {"heartbeatAt": "x", "historyLineCount": len(run.history), "sampledHistory": rows}
 
     def _artifact_file(self, spec: dict[str, Any]) -> dict[str, Any]:
         self.artifacts[int(spec["artifactID"])]["files"].append(spec["name"])

@@ -68,6 +68,7 @@ def compare(
     baseline: str | None = None,
     allow_different: Sequence[str] = (),
     same_within: float | None = None,
+    wandb: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Compare finished runs; those that differ in the seed alone are one group.
 
@@ -77,6 +78,7 @@ def compare(
         allow_different: what may differ all the same: `rounds`, `task.max_train_examples`.
         same_within: also test whether groups are the same as the baseline but for less than this: points of a
             metric that is a fraction, of another one its own unit.
+        wandb: `ENTITY/PROJECT/RUN_ID` of runs of other tools, which are compared by the metric of that name alone.
 
     Returns:
         A row for each group, the best first, by its label: `metric`, `n` seeds, `mean`, `sd`, `low`, `high` (95 %
@@ -89,7 +91,7 @@ def compare(
 
     """
     folders = [run.path if isinstance(run, Result) else Path(run) for run in runs]
-    found = compare_runs(folders, baseline, allow_different, same_within)
+    found = compare_runs(folders, baseline, allow_different, same_within, wandb)
     rows = []
     for group in found.groups:
         label = group.label

@@ -26,6 +26,10 @@ SameWithin = Annotated[
         help="Also test whether groups are the same as the baseline within this: points, or the metric's unit."
     ),
 ]
+Wandb = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ENTITY/PROJECT/RUN_ID", help="A run of another tool in W&B that logs the same metric."),
+]
 WhatDiffers = Annotated[
     bool,
     typer.Option("--what-differs", help="Only list what differs between two runs: settings, versions, machine."),
@@ -39,6 +43,7 @@ def compare(
     out: CompareDir = Path("outputs/compare"),
     allow_different: AllowDifferent = None,
     same_within: SameWithin = None,
+    wandb: Wandb = None,
     what_differs: WhatDiffers = False,
     form: Format = "text",
 ) -> None:
@@ -51,7 +56,7 @@ def compare(
     from fedpft.report.compare.files import write_comparison
     from fedpft.report.compare.screen import print_comparison
 
-    comparison = compare_runs(folders, baseline, allow_different or (), same_within)
+    comparison = compare_runs(folders, baseline, allow_different or (), same_within, wandb or ())
     written = write_comparison(comparison, out, say_on(console))
     if form == "json":
         print_json(comparison.as_json())

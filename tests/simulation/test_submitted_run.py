@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -82,6 +84,28 @@ class Cluster:
             text=True,
             timeout=300,
         )
+
+    @contextmanager
+    def board(self):
+        """Serve the board of the cluster's runs and jobs; yields a function from a path to its page."""
+        command = [
+            sys.executable,
+            "-m",
+            "fedpft.cli",
+            "board",
+            self.home / "outputs",
+            "--port=0",
+            "--address",
+            self.url,
+        ]
+        environment = self.environment | {"HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        try:
+            address = process.stdout.readline().split()[1]
+            yield lambda path: urllib.request.urlopen(address + path, timeout=10).read().decode()
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
 
     def metrics(self):
         """Return what Prometheus would read from all places where Ray says that it can."""
@@ -166,6 +190,21 @@ def test_a_run_that_is_stopped_and_resumed_on_the_cluster_ends_like_one_here(clu
     run(load_config(path, overrides))
     for name in ("adapter/adapter_model.safetensors", "sub_fm/model.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+def test_the_board_shows_jobs_with_log_and_use_of_their_actors_beside_their_folders(cluster, config):
+    job_id = cluster("submit", *config, "output_dir=outputs/long", "federated.rounds=5000", "--detach").stdout.strip()
+    try:
+        with cluster.board() as page:
+            log = re.compile(r'<div class="log".*round \d+/5000', re.DOTALL)
+            shown = wait_for(lambda: log.search(text := page(f"job/{job_id}")) and text, 200)
+            assert f'href="{cluster.url}/#/jobs/' in shown
+            used = r"ClientActor.*?process \d+</td><td[^>]*>\d+ %</td><td[^>]*>[\d.]+ MB"
+            wait_for(lambda: re.search(used, page("cluster")), 200)  # Ray measures every some seconds
+            key = re.search(r'href="/(run/[0-9a-f]+)"', shown)[1]
+            assert f'href="/job/{job_id}"' in page(key)
+    finally:
+        cluster("stop", job_id)
 
 
 def test_a_run_that_fails_gives_its_exit_code_and_line(cluster, config):

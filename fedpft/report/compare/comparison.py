@@ -13,6 +13,7 @@ from fedpft.report.clients import EXPECTED, VIEWS, View
 from fedpft.report.compare.clients import client_spread
 from fedpft.report.compare.costs import AXES, group_costs, pareto_front
 from fedpft.report.compare.effects import Effect, setting_effects
+from fedpft.report.compare.elsewhere import read_elsewhere
 from fedpft.report.compare.groups import Group, differing_keys, group_runs, require_comparable, short_value
 from fedpft.report.compare.noise import Noise, noise_floor
 from fedpft.report.compare.runs import LeftOut, Run, read_runs
@@ -89,8 +90,17 @@ class Comparison:
 
     def setting_rows(self) -> list[tuple[str, list[str]]]:
         """Return the keys in which groups differ, each with every group's value."""
-        settings = [group.settings for group in self.groups]
-        return [(key, [short_value(each.get(key)) for each in settings]) for key in differing_keys(settings)]
+        keys = differing_keys([group.settings for group in self.groups if not group.is_elsewhere])
+        return [(key, [_shown_setting(group, key) for group in self.groups]) for key in keys]
+
+    @property
+    def elsewhere(self) -> str:
+        """What is to be known of the groups that another tool made; nothing where there is none."""
+        labels = ", ".join(group.label for group in self.groups if group.is_elsewhere)
+        return labels and (
+            f"{labels}: of another tool, read from W&B. The metric has the same name; whether data, split, evaluation "
+            "and budget are the same nobody has checked. Rounds are its steps, and equal seeds are no pairs."
+        )
 
     def change(self, label: str) -> str:
         """Return a group's mean difference to the baseline; `baseline` for itself, nothing without common seeds."""
@@ -151,12 +161,13 @@ class Comparison:
         return mean if error is None else f"{mean} (one seed; ± {100 * error:.1f} points by the evaluation set's size)"
 
     def error_of_one_run(self, label: str) -> float | None:
-        """Return the binomial standard error of a group with one seed; None for more seeds or another metric."""
+        """Return the binomial standard error of a group with one seed; None for more seeds, another metric or tool."""
         found = self.estimates[label]
         if found.n > 1 or self.metric != "accuracy":
             return None
         (run,) = self._group(label).finished
-        return binomial_error(found.mean, run.result["num_eval_examples"])
+        num_examples = run.result.get("num_eval_examples")
+        return None if num_examples is None else binomial_error(found.mean, num_examples)
 
     def _group(self, label: str) -> Group:
         return next(group for group in self.groups if group.label == label)
@@ -199,6 +210,7 @@ def compare(
     baseline: str | None = None,
     allow_different: Sequence[str] = (),
     same_within: float | None = None,
+    wandb: Sequence[str] = (),
 ) -> Comparison:
     """Read runs and compare them.
 
@@ -208,6 +220,7 @@ def compare(
         allow_different: what may differ all the same, of `groups.DIFFERENCES_ALLOWED`.
         same_within: also test whether groups are the same as the baseline but for less than this: points of a
             metric that is a fraction, of another one its own unit.
+        wandb: `ENTITY/PROJECT/RUN_ID` of runs of other tools, which are compared by the metric of that name alone.
 
     Raises:
         ConfigError: nothing to compare, files that cannot be read, runs that are not comparable, no such baseline or
@@ -215,7 +228,8 @@ def compare(
 
     """
     runs, left_out = read_runs(folders)
-    return compare_runs(runs, left_out, baseline, allow_different, same_within)
+    others, not_ours = read_elsewhere(wandb, runs[0])
+    return compare_runs([*runs, *others], [*left_out, *not_ours], baseline, allow_different, same_within)
 
 
 def compare_runs(
@@ -253,6 +267,10 @@ def compare_runs(
     )
 
 
+def _shown_setting(group: Group, key: str) -> str:
+    return "" if group.is_elsewhere else short_value(group.settings.get(key))
+
+
 def _margin(same_within: float | None, metric: str) -> float | None:
     """Return the margin in the metric's own unit."""
     if same_within is None:
@@ -271,7 +289,7 @@ def _baseline(groups: Sequence[Group], wanted: str | None) -> Group:
     if wanted is None:
         return next((group for group in groups if group.finished), groups[0])
     for group in groups:
-        if group.label == wanted or any(run.folder == Path(wanted).resolve() for run in group.runs):
+        if group.label == wanted or any(run.folder in (Path(wanted), Path(wanted).resolve()) for run in group.runs):
             return group
     allowed = "; ".join(group.label for group in groups)
     raise ConfigError(f"--baseline: found {wanted!r}, allowed: the folder of a run, or {allowed}")

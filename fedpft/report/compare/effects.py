@@ -58,7 +58,7 @@ def setting_effects(groups: Sequence[Group]) -> list[Effect] | None:
         where Optuna or scikit-learn is not installed.
 
     """
-    counted = [group for group in groups if group.finished]
+    counted = [group for group in groups if group.finished and not group.is_elsewhere]
     keys = differing_keys([group.settings for group in counted])
     if len(keys) < 2 or len(counted) < MIN_POINTS:
         return []

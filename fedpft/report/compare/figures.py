@@ -108,7 +108,7 @@ def parallel_figure(comparison: Comparison) -> "Figure | None":
     keys = [key for key, _ in comparison.setting_rows()]
     if not keys:
         return None
-    runs = [(group.label, run) for group in comparison.groups for run in group.runs]
+    runs = [(group.label, run) for group in comparison.groups for run in group.runs if not run.is_elsewhere]
     axes = [_Axis(short_key(key), [json.loads(run.settings.get(key, "null")) for _, run in runs]) for key in keys]
     axes.append(_Axis(metric_title(comparison.metric), [run.value for _, run in runs], comparison.metric))
     figure, colours, markers = Figure(), group_colours(comparison), group_markers(comparison)

@@ -30,6 +30,11 @@ class Group:
         return {run.seed: run.value for run in self.finished}
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether another tool made the runs."""
+        return self.runs[0].is_elsewhere
+
+    @property
     def settings(self) -> Mapping[str, str]:
         """Dotted key -> JSON of all settings that the numbers depend on."""
         return self.runs[0].settings
@@ -94,8 +99,10 @@ def short_value(value: str | None) -> str:
 def comparable_terms(run: Run) -> dict[str, Any]:
     """Return what must be the same in runs that are compared: metric, data, and when they were evaluated.
 
-    An unfinished run does not know all of it.
+    An unfinished run does not know all of it, one of another tool nothing but its metric.
     """
+    if run.is_elsewhere:
+        return {"metric": run.result["metric"]}
     task = {key: value for key, value in run.settings.items() if key.startswith("task.") and key != "task.metrics"}
     terms = {
         "metric": run.result["metric"],

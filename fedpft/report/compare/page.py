@@ -80,6 +80,8 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
             "one by chance more often than 5 % of the time: choose the number of seeds before, and judge when all are "
             "finished."
         )
+    if comparison.elsewhere:
+        yield note(comparison.elsewhere)
     if comparison.left_out:
         left = "; ".join(f"{left.folder}: {left.reason}" for left in comparison.left_out)
         yield note(f"Left out: {left}.")
@@ -148,7 +150,8 @@ def _effects(comparison: Comparison) -> str:
 
 def _differences(comparison: Comparison) -> str:
     """Return the section on two runs, at first one of the baseline and one of the best other group."""
-    groups = sorted(comparison.groups, key=lambda group: group.label != comparison.baseline)
+    ours = [group for group in comparison.groups if not group.is_elsewhere]
+    groups = sorted(ours, key=lambda group: group.label != comparison.baseline)
     runs = [run for group in groups for run in group.runs]
     second = len(groups[0].runs) if len(groups) > 1 else 1
     known = [(run.folder, traits(run.settings, run.result, run.folder)) for run in runs]

@@ -38,6 +38,8 @@ class Run:
     is_finished: bool = True
     allow_dropped: bool = False
     """Whether it counts although a client never trained."""
+    is_elsewhere: bool = False
+    """Whether another tool made it: `folder` is its path in W&B then, and only its metric is to be compared."""
 
     @property
     def seed(self) -> int:

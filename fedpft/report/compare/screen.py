@@ -51,6 +51,8 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
     said = [comparison.verdict(label) for label in labels if label in comparison.differences]
     if noise := comparison.noise:
         said.append(noise_line(noise, comparison.metric))
+    if comparison.elsewhere:
+        said.append(comparison.elsewhere)
     for line in [*said, *(f"left out: {left.folder}: {left.reason}" for left in comparison.left_out)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()
