@@ -27,6 +27,8 @@ FOLDER = "mlflow"
 SENT_FILES = ("adapter", "result")
 """Of a run's files; never a weight of FM or sub-FM."""
 RUN_TAG = "fedpft.run_id"
+ALWAYS_LOGGED: Mapping[Axis, str] = {"rounds": "server/lr", "alignments": "align/step_loss"}
+"""Axis -> a metric that each of its steps has: its newest step is how far MLflow has got."""
 
 
 class MLflowTracker(LoggerTracker):
@@ -38,11 +40,18 @@ class MLflowTracker(LoggerTracker):
         self._uri = config.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or own
         self._is_own = self._uri == own
         self._figures: dict[str, Figure] = {}
+        self._newest: dict[Axis, int] = {}
         super().__init__(self._run, {FOLDER: str(self._folder) if self._is_own else shown_url(self._uri)})
 
     def log_figure(self, name: str, figure: "Figure") -> None:
         """Keep it: the newest goes with the result."""
         self._figures[name] = figure
+
+    def _log(self, axis: Axis, metrics: Mapping[str, float], step: int) -> None:
+        """Log what MLflow does not have: it takes nothing back, and a step done again would stand there twice."""
+        self.logger(axis)
+        if step > self._newest.get(axis, -1):
+            super()._log(axis, metrics, step)
 
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """Log the result's numbers as `result/*`, and the artifacts."""
@@ -74,6 +83,9 @@ class MLflowTracker(LoggerTracker):
         if self._start.is_resumed and (found := self._find(mlflow.MlflowClient(self._uri))):
             logger = MLFlowLogger(**place, run_id=found)
             logger.experiment.update_run(found, status="RUNNING")
+            for each, name in ALWAYS_LOGGED.items():
+                points = logger.experiment.get_metric_history(found, name)
+                self._newest[each] = max((point.step for point in points), default=-1)
             return logger
         tags = {"fedpft.method": reported_name(self._config.method, self._config.align)}
         tags |= {f"fedpft.tag.{tag}": "true" for tag in tracking.tags}
