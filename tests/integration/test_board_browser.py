@@ -94,7 +94,7 @@ def test_a_run_is_watched_in_table_comparison_and_page(browser, runs, address):
     go_on(runs, 3, 0.7)
     browser.wait(f"{points} === 3")
     assert browser.ask("document.querySelector('.js-plotly-plot').layout.xaxis.range") == zoomed
-    assert browser.ask("document.body.innerText.includes('1 of the runs are not finished')")
+    assert browser.ask("document.body.innerText.includes('Not finished yet: 1 run')")
     assert browser.ask("wrong") == []
 
     browser.open(f"{address}/?q=growing")

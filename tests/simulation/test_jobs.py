@@ -74,6 +74,7 @@ def test_the_job_gets_the_config_but_for_the_cluster_which_it_joins(connect, tmp
     (tmp_path / "config.yaml").write_text(client.config)
     expected = Config(name="x", seed=7, output_dir="outputs/x", pool=PoolConfig(actors=3, address="auto"))
     assert load_config(tmp_path / "config.yaml") == expected
+    assert client.submitted["metadata"] == {"run_folder": "outputs/x"}, "by which the board finds its run"
 
 
 def test_code_travels_without_what_lies_around_it(connect):

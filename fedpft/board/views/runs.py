@@ -165,6 +165,8 @@ def _form(choice: Choice, index: Index) -> str:
 
 
 def _states(choice: Choice, counts: Mapping[str, int]) -> str:
+    if not counts and not choice.state:
+        return ""
     links = [_state_link(choice, (), f"all {sum(counts.values())}", "")]
     links += [
         _state_link(choice, (state,), f"{GLYPHS[state]} {state} {counts[state]}", MEANINGS[state])
@@ -196,4 +198,5 @@ def _nothing(index: Index, choice: Choice) -> str:
         return 'No run is like that. <a href="/">Show all</a>'
     missing = [text(folder) for folder in index.folders if not folder.exists()]
     why = f" There is no folder {', '.join(missing)} yet." if missing else ""
-    return f"No runs yet.{why} They appear here as soon as one starts."
+    how = "<code>fedpft init</code> writes a config to start from, <code>fedpft run CONFIG</code> starts it."
+    return f"No runs yet.{why} They appear here as soon as one has loaded its libraries: {how}"

@@ -93,15 +93,6 @@ class Comparison:
         keys = differing_keys([group.settings for group in self.groups if not group.is_elsewhere])
         return [(key, [_shown_setting(group, key) for group in self.groups]) for key in keys]
 
-    @property
-    def elsewhere(self) -> str:
-        """What is to be known of the groups that another tool made; nothing where there is none."""
-        labels = ", ".join(group.label for group in self.groups if group.is_elsewhere)
-        return labels and (
-            f"{labels}: of another tool, read from W&B. The metric has the same name; whether data, split, evaluation "
-            "and budget are the same nobody has checked. Rounds are its steps, and equal seeds are no pairs."
-        )
-
     def change(self, label: str) -> str:
         """Return a group's mean difference to the baseline; `baseline` for itself, nothing without common seeds."""
         if label == self.baseline:

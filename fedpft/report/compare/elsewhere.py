@@ -11,6 +11,7 @@ from typing import Any
 
 from fedpft.config.flat import flat_settings
 from fedpft.metrics.table import metric_row
+from fedpft.report.compare.groups import Group
 from fedpft.report.compare.runs import LeftOut, Run
 from fedpft.tracking.wandb_runs import WandbRun, read_wandb_run
 
@@ -37,6 +38,15 @@ def read_elsewhere(paths: Sequence[str], like: Run) -> tuple[list[Run], list[Lef
         else:
             runs.append(_as_run(found, metric, str(like.result["metric_goal"])))
     return runs, left_out
+
+
+def elsewhere_note(groups: Sequence[Group]) -> str:
+    """Return what is to be known of the groups that another tool made; nothing where there is none."""
+    labels = ", ".join(group.label for group in groups if group.is_elsewhere)
+    return labels and (
+        f"{labels}: of another tool, read from W&B. The metric has the same name; whether data, split, evaluation "
+        "and budget are the same nobody has checked. Rounds are its steps, and equal seeds are no pairs."
+    )
 
 
 def _why_not(found: WandbRun, metric: str) -> str:

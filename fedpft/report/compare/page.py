@@ -10,6 +10,7 @@ from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
 from fedpft.report.compare.differences import differences_section, traits
 from fedpft.report.compare.effects import COLUMNS, MISSING, effect_figure, effect_words, seed_share
+from fedpft.report.compare.elsewhere import elsewhere_note
 from fedpft.report.compare.figures import (
     MARKERS,
     curve_figure,
@@ -46,9 +47,8 @@ def comparison_parts(comparison: Comparison) -> Iterator[str]:
     """Yield what is under the title."""
     metric = metric_title(comparison.metric)
     runs = sum(len(group.runs) for group in comparison.groups)
-    yield paragraph(
-        f"{runs} runs in {len(comparison.groups)} groups, by {metric} of the plugged-in FM after the last round"
-    )
+    found = f"{_count(runs, 'run')} in {_count(len(comparison.groups), 'group')}"
+    yield paragraph(f"{found}, by {metric} of the plugged-in FM after the last round")
     yield from _verdicts(comparison)
     yield from _sections(comparison)
 
@@ -75,16 +75,20 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
         yield paragraph(f"{noise_line(noise, comparison.metric)}.")
     if comparison.num_unfinished:
         yield note(
-            f"{comparison.num_unfinished} of the runs are not finished: they have curves, but numbers and verdicts are "
-            "of finished seeds alone and may turn. Who looks after every seed and stops at the first difference finds "
-            "one by chance more often than 5 % of the time: choose the number of seeds before, and judge when all are "
-            "finished."
+            f"Not finished yet: {_count(comparison.num_unfinished, 'run')}. There are curves, but numbers and verdicts "
+            "are of finished seeds alone and may turn. Who looks after every seed and stops at the first difference "
+            "finds one by chance more often than 5 % of the time: choose the number of seeds before, and judge when "
+            "all are finished."
         )
-    if comparison.elsewhere:
-        yield note(comparison.elsewhere)
+    if said_of_others := elsewhere_note(comparison.groups):
+        yield note(said_of_others)
     if comparison.left_out:
         left = "; ".join(f"{left.folder}: {left.reason}" for left in comparison.left_out)
         yield note(f"Left out: {left}.")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _sections(comparison: Comparison) -> Iterator[str]:

@@ -13,6 +13,7 @@ from fedpft.report.clients import VIEWS
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.costs import AXES
 from fedpft.report.compare.effects import COLUMNS, effect_words
+from fedpft.report.compare.elsewhere import elsewhere_note
 from fedpft.report.compare.groups import short_key
 from fedpft.report.compare.noise import noise_line
 from fedpft.report.scores import metric_title
@@ -51,8 +52,8 @@ def print_comparison(console: Console, comparison: Comparison, files: Mapping[st
     said = [comparison.verdict(label) for label in labels if label in comparison.differences]
     if noise := comparison.noise:
         said.append(noise_line(noise, comparison.metric))
-    if comparison.elsewhere:
-        said.append(comparison.elsewhere)
+    if said_of_others := elsewhere_note(comparison.groups):
+        said.append(said_of_others)
     for line in [*said, *(f"left out: {left.folder}: {left.reason}" for left in comparison.left_out)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()

@@ -255,7 +255,7 @@ def test_unfinished_runs_have_curves_but_no_say(tmp_path):
     assert found.score(found.groups[-1].label) == "99.0 % so far"
     assert {trace.name for trace in curve_figure(found, "fm").data} == {group.label for group in found.groups}
     html = "\n".join(comparison_parts(found))
-    assert "2 of the runs are not finished" in html
+    assert "Not finished yet: 2 runs" in html
     assert "<td>3 of 4</td>" in html
 
 

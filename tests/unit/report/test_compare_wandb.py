@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from fedpft.cli.main import app
 from fedpft.config import ConfigError
 from fedpft.report.compare.comparison import compare
+from fedpft.report.compare.elsewhere import elsewhere_note
 from fedpft.report.compare.page import compare_page
 from tests.run_folders import run_folder
 from tests.wandb_server import Run, wandb_server
@@ -62,10 +63,10 @@ def test_a_run_of_another_tool_stands_beside_ours_with_metric_and_curve(server, 
     (one,) = [run for group in theirs for run in group.runs if run.folder.name == "one"]
     assert [(record["round"], record["fm"]) for record in one.records] == [(0, 0.5), (2, 0.7)]
     assert all("W&B me/p" in group.label for group in theirs)
-    assert "whether data, split, evaluation and budget are the same nobody has checked" in found.elsewhere
+    assert "whether data, split, evaluation and budget are the same nobody has checked" in elsewhere_note(found.groups)
     assert found.setting_rows() == [], "settings are told of our runs alone"
     assert "W&amp;B me/p" in compare_page(found)
-    assert compare(ours).elsewhere == ""
+    assert elsewhere_note(compare(ours).groups) == ""
     assert not server.unknown
 
 
