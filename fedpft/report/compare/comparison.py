@@ -76,7 +76,8 @@ class Comparison:
     @property
     def noise(self) -> Noise | None:
         """How much the metric varies between seeds; None where too few are finished to tell."""
-        return noise_floor([group.values for group in self.groups], self._group(self.baseline).values)
+        ours = [group.values for group in self.groups if not group.is_elsewhere]
+        return noise_floor(ours, self._group(self.baseline).values)
 
     @property
     def effects(self) -> list[Effect] | None:
@@ -253,7 +254,7 @@ def compare_runs(
         estimates=estimates,
         differences=holm({group.label: paired_difference(group.values, reference.values, margin) for group in others}),
         same_within=margin,
-        costs={group.label: group_costs(group) for group in groups},
+        costs={group.label: {} if group.is_elsewhere else group_costs(group) for group in groups},
         left_out=left_out,
     )
 

@@ -64,6 +64,8 @@ def test_a_run_of_another_tool_stands_beside_ours_with_metric_and_curve(server, 
     assert [(record["round"], record["fm"]) for record in one.records] == [(0, 0.5), (2, 0.7)]
     assert all("W&B me/p" in group.label for group in theirs)
     assert "whether data, split, evaluation and budget are the same nobody has checked" in elsewhere_note(found.groups)
+    assert [found.costs[group.label] for group in theirs] == [{}] * len(theirs), "no price, not one of 0 s"
+    assert found.noise == compare(ours).noise, "how much our runs vary"
     assert found.setting_rows() == [], "settings are told of our runs alone"
     assert "W&amp;B me/p" in compare_page(found)
     assert elsewhere_note(compare(ours).groups) == ""
