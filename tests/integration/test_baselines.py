@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification
 from fedpft.config import ConfigError, load_config
 from fedpft.evaluation.evaluate import evaluate
 from fedpft.federated.observer import SilentObserver
-from fedpft.report.screen import Screen, print_plan, print_result
+from fedpft.report.plan import print_plan
+from fedpft.report.screen import Screen, print_result
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.pipeline import run
 from fedpft.run.planning import plan

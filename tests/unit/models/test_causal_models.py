@@ -12,7 +12,7 @@ from fedpft.construct.saliency import weight_norm
 from fedpft.data.collate import CausalCollator
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.models.checks import DECODERS
-from fedpft.models.ffn import FFN_LOCATIONS
+from fedpft.models.families import FFN_LOCATIONS
 from fedpft.models.loading import load_fm, load_fm_config, load_sub_fm
 from fedpft.models.lora import (
     adapter_layout,

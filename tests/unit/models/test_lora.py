@@ -11,7 +11,6 @@ from fedpft.models.checks import DECODERS
 from fedpft.models.ffn import find_ffns
 from fedpft.models.head import head_modules
 from fedpft.models.lora import (
-    LORA_TARGETS,
     adapter_layout,
     adapter_parameters,
     attach_lora,
@@ -23,6 +22,7 @@ from fedpft.models.lora import (
     split_adapter,
     without_adapter,
 )
+from fedpft.models.lora_targets import LORA_TARGETS
 from tests.tiny import DEPTH_FIELD, FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm, tiny_lm
 
 RANK_2 = LoraConfig(rank=2)
