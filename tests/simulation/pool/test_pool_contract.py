@@ -69,10 +69,8 @@ def expected():
 POOLS = {
     "sequential": (0, 1),
     "2 together": (0, 2),
-    "5 together": (0, 5),
     "16 together": (0, 16),
     "as many together as pay": (0, "auto"),
-    "ray with 1 actor": (1, 1),
     "ray with 2 actors": (2, 1),
     "ray with 1 actor, 16 together": (1, 16),
 }

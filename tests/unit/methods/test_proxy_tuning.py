@@ -22,7 +22,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import pack_model, replace_weights, unpack_model
 from fedpft.trainer import SilentProgress
-from tests.tiny import DEBERTA_V2_XLARGE, FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+from tests.tiny import DEBERTA_V2_XLARGE, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode", "ignore:Converting a tensor")
 RATIO = 0.25
@@ -71,7 +71,7 @@ def test_it_is_registered_under_its_name():
     assert METHODS["fedpft"] is ProxyTuning
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_fm_and_proxy_start_with_the_same_adapter_and_the_fm_with_its_own_outputs(model_type):
     fm, batch = tiny_fm(model_type), tiny_batch(model_type)
     with torch.no_grad():
