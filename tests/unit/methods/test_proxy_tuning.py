@@ -142,7 +142,7 @@ def test_teacher_and_student_carry_the_current_aggregate_while_neurons_align(mon
     assert seen[0][4] != seen[1][4], "other public examples each time"
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 def test_only_least_used_neurons_of_compressed_layers_change_in_the_broadcast(model_type):
     made = method(model_type)
     proxy = made.build_proxy()
@@ -326,7 +326,7 @@ def test_the_random_scorer_follows_the_seed():
     assert not torch.equal(first[name], second[name])
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 def test_a_saved_proxy_comes_back_bit_for_bit_and_is_aligned_on_alike(model_type):
     made, restored = (method(model_type, layers="distill") for _ in range(2))
     adapter = somewhere(made.build_proxy())

@@ -45,7 +45,7 @@ def test_round_trip_gives_identical_outputs_and_the_same_adapter(model_type):
     }
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 def test_frozen_parameters_share_the_packed_memory_and_trainable_ones_do_not(model_type):
     packed = pack_model(adapted(model_type))
     rebuilt = unpack_model(packed)
@@ -56,7 +56,7 @@ def test_frozen_parameters_share_the_packed_memory_and_trainable_ones_do_not(mod
         assert shares == (name not in trainable), name
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 def test_packing_does_not_change_the_model_and_copies_its_weights(model_type):
     model = adapted(model_type)
     before, state = logits(model, model_type), {n: t.clone() for n, t in model.state_dict().items()}
