@@ -100,6 +100,7 @@ def test_stopped_and_resumed_is_the_straight_run(finished, settings, tmp_path):
     assert outcome(tmp_path / "out") == outcome(out)
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_two_actors_give_the_bits_of_the_sequential_run(done, settings, tmp_path):
     ray = ["pool.kind=ray", "pool.actors=2", f"output_dir={tmp_path / 'out'}"]

@@ -75,7 +75,7 @@ class Comparison:
     @property
     def noise(self) -> Noise | None:
         """How much the metric varies between seeds; None where too few are finished to tell."""
-        return noise_floor([group.values for group in self.groups], self.group(self.baseline).values)
+        return noise_floor([group.values for group in self.groups], self._group(self.baseline).values)
 
     @property
     def effects(self) -> list[Effect] | None:
@@ -140,7 +140,7 @@ class Comparison:
         """Return a group's metric with its interval, or what one run alone can say, or what there is so far."""
         found = self.estimates.get(label)
         if found is None:
-            return f"{metric_value(_newest(self.group(label)), self.metric)} so far"
+            return f"{metric_value(_newest(self._group(label)), self.metric)} so far"
         mean = metric_value(found.mean, self.metric)
         if found.low is not None and found.high is not None:
             low, high = found.low, found.high
@@ -155,11 +155,10 @@ class Comparison:
         found = self.estimates[label]
         if found.n > 1 or self.metric != "accuracy":
             return None
-        (run,) = self.group(label).finished
+        (run,) = self._group(label).finished
         return binomial_error(found.mean, run.result["num_eval_examples"])
 
-    def group(self, label: str) -> Group:
-        """Return the group of a label."""
+    def _group(self, label: str) -> Group:
         return next(group for group in self.groups if group.label == label)
 
 

@@ -108,8 +108,9 @@ def test_a_missing_fm_is_one_line(fails, config, tmp_path):
     assert line.startswith("error: fm.path: found '/nowhere', allowed: a hub id, a folder or package://")
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("command", [pytest.param("run", marks=pytest.mark.cluster), "plan"])
+@pytest.mark.parametrize("command", ["run", "plan"])
 def test_too_many_actors_are_one_line_with_both_numbers(fails, config, tmp_path, command):
     pool = ["pool.kind=ray", "pool.actors=40", "federated.clients_per_round=40", "federated.num_clients=40"]
     line = fails(command, config, *tiny_text_run(tmp_path), *pool, stages=True)
