@@ -92,9 +92,9 @@ def test_draws_depend_on_the_search_seed_alone_keep_to_their_ranges_and_are_the_
         "method.scorer": {"choice": ["random", "weight_norm"]},
         RATIO: {"grid": [0.25, 0.5]},
     }
-    sweep = SweepConfig(base=base, space=space, search="random", num_samples=12, seeds=(1, 2))
+    sweep = SweepConfig(base=base, space=space, search="random", num_samples=30, seeds=(1, 2))
     trials = planned_trials(sweep)
-    assert len(trials) == 12 * 2 * 2
+    assert len(trials) == 30 * 2 * 2
     assert trials == planned_trials(sweep)
     assert trials != planned_trials(replace(sweep, search_seed=1))
     for first, second, third, fourth in zip(*[iter(trials)] * 4, strict=True):
