@@ -25,7 +25,7 @@ from fedpft.data.collate import TextCollator
 from fedpft.data.partition import Partition
 from fedpft.federated.messages import LocalSettings
 from fedpft.federated.package import ClientPackage
-from fedpft.models.ffn import FFN_LOCATIONS
+from fedpft.models.families import FFN_LOCATIONS
 from fedpft.models.loading import Modality
 from fedpft.models.lora import AdaptedModel, attach_lora
 from fedpft.models.tokenizer import train_tokenizer

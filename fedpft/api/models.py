@@ -51,7 +51,7 @@ def compress(
     """Return a sub-FM: a copy of a model whose FFNs keep their most salient neurons; the model is not changed.
 
     Args:
-        model: a transformers model, with or without head, of a family in `fedpft.models.ffn.FFN_LOCATIONS`.
+        model: a transformers model, with or without head, of a family in `fedpft.models.families.FFN_LOCATIONS`.
         ratio: neurons kept in every compressed FFN, a fraction in (0, 1]: `method.retained_ratio`.
         scorer: `weight_norm`, `random`; with public data `activation` or `greedy`, which pays before an
             :func:`align` in closed form; or a function of (model, its FFNs) that returns one (N,) tensor for each FFN.

@@ -1,13 +1,13 @@
 """A run as the board knows it: nothing of it is read before somebody wants to know, and then only what is new."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedpft.board.files import CachedFile, Holder, Stamp, as_settings, stamp
+from fedpft.board.files import CachedFile, Stamp, as_settings, stamp
+from fedpft.board.folder import BoardFolder
 from fedpft.board.history import History
 from fedpft.board.lines import Follower, as_object, last_line
 from fedpft.board.state import State, state_of
@@ -16,23 +16,11 @@ from fedpft.metrics.table import METRICS
 from fedpft.storage.output import ENDED_FILE, ROUNDS_FILE
 
 
-def key_of(folder: Path) -> str:
-    """Return what stands for a folder in addresses: no address ever holds a path."""
-    return hashlib.blake2b(str(folder).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
-
-
-class BoardRun:
-    """One run's folder.
-
-    Args:
-        folder: of the run.
-        title: how people know it, from the board's folders.
-
-    """
+class BoardRun(BoardFolder):
+    """One run's folder."""
 
     def __init__(self, folder: Path, title: str) -> None:
-        self.folder, self.title, self.key = folder, title, key_of(folder)
-        self.holder = Holder(folder)
+        super().__init__(folder, title)
         self._alive: bool | None = None
         self.version = 0
         """Of the board when this run last changed."""

@@ -5,25 +5,18 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fedpft.board.files import CachedFile, Holder, as_settings
+from fedpft.board.files import CachedFile, as_settings
+from fedpft.board.folder import BoardFolder
 from fedpft.board.lines import as_object
-from fedpft.board.run import key_of
 from fedpft.board.state import State, state_of
 from fedpft.config.trials import SETTINGS_FILE, SUMMARY_FILE, TRIALS_FOLDER
 
 
-class BoardSweep:
-    """One sweep's folder.
-
-    Args:
-        folder: of the sweep.
-        title: how people know it, from the board's folders.
-
-    """
+class BoardSweep(BoardFolder):
+    """One sweep's folder."""
 
     def __init__(self, folder: Path, title: str) -> None:
-        self.folder, self.title, self.key = folder, title, key_of(folder)
-        self.holder = Holder(folder)
+        super().__init__(folder, title)
         self.state: State = "stopped"
         self._settings = CachedFile(folder / SETTINGS_FILE, as_settings)
         self._summary = CachedFile(folder / SUMMARY_FILE, as_object)

@@ -54,12 +54,13 @@ def compare(
         return
     from fedpft.report.compare.comparison import compare as compare_runs
     from fedpft.report.compare.files import write_comparison
+    from fedpft.report.compare.record import comparison_json
     from fedpft.report.compare.screen import print_comparison
 
     comparison = compare_runs(folders, baseline, allow_different or (), same_within, wandb or ())
     written = write_comparison(comparison, out, say_on(console))
     if form == "json":
-        print_json(comparison.as_json())
+        print_json(comparison_json(comparison))
     else:
         print_comparison(console, comparison, written)
 

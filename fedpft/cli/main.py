@@ -81,7 +81,7 @@ def resume(run_dir: RunDir, overrides: Overrides = None, address: Address = None
 def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, form: Format = "text") -> None:
     """Show what a run would do, without training: config, partition, parameters, bytes, actors."""
     config = _load(config_path, overrides, address)
-    from fedpft.report.screen import print_plan
+    from fedpft.report.plan import print_plan
     from fedpft.run.planning import plan as make_plan
 
     planned = make_plan(config)
@@ -189,11 +189,11 @@ def main() -> None:
 
 
 def _run(config: Config, *, resume: bool, form: str) -> None:
-    from fedpft.report.screen import Screen, print_result
+    from fedpft.report.screen import Screen, print_note, print_result
 
     console = Console(stderr=form == "json")
     for line in doubtful_settings(config):
-        console.print(f"note: {line}", style="yellow", soft_wrap=True)
+        print_note(console, line)
     try:
         with unmasked(), Screen(console) as screen:
             screen.stage("load libraries")

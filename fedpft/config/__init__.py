@@ -10,7 +10,7 @@ from fedpft.config.client import ClientConfig
 from fedpft.config.compare import changed_settings
 from fedpft.config.data import FMConfig, PretrainConfig, PublicConfig, TaskConfig
 from fedpft.config.doubtful import doubtful_settings
-from fedpft.config.federated import FederatedConfig, PartitionConfig, PoolConfig
+from fedpft.config.federated import FederatedConfig, PartitionConfig
 from fedpft.config.loading import config_keys, dump_config, load_config, resolved
 from fedpft.config.method import (
     AdapterAlignConfig,
@@ -21,6 +21,7 @@ from fedpft.config.method import (
     NeuronAlignConfig,
     reported_name,
 )
+from fedpft.config.pool import PoolConfig
 from fedpft.config.privacy import PrivacyConfig
 from fedpft.config.run import (
     CacheConfig,

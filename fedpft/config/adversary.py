@@ -19,23 +19,27 @@ class AdversaryConfig:
     kind: Literal["none", "label_flip", "sign_flip", "gaussian", "alie", "inner_product", "min_max", "backdoor"] = (
         "none"
     )
-    """`label_flip`: class c is trained as C - 1 - c; `backdoor`: examples with a trigger are trained as `target_label`.
-    The others replace the update (adapter sent minus adapter received): `sign_flip` by minus `scale` times itself;
-    `gaussian` by noise; `alie`, `inner_product` and `min_max` by what the honest updates of the round suggest, the same
-    for all adversaries: mean + `scale` standard deviations, minus `scale` times the mean, and the farthest point
-    against the standard deviation that is no farther from any honest update than two of these are apart."""
+    """What the adversaries do. `label_flip` trains class c as C - 1 - c; `backdoor` trains examples with a trigger as
+    `target_label`. The others replace the update (adapter sent minus adapter received). `sign_flip` sends minus `scale`
+    times it, `gaussian` sends noise. `alie`, `inner_product` and `min_max` make one update for all adversaries from the
+    round's honest ones: their mean plus `scale` standard deviations; minus `scale` times their mean; and the point
+    farthest against the standard deviation that is no farther from any honest update than two of these are from each
+    other."""
     fraction: float = 0.2
-    """Of all clients, rounded; a lower one's are among a higher one's."""
+    """Fraction of all clients that are adversaries, rounded to whole clients. A higher fraction includes the
+    adversaries of a lower one."""
     scale: float | None = None
-    """Of `sign_flip`, `gaussian` (its standard deviation), `alie`, `inner_product`; null: 1, 1, 1.5, 2."""
+    """Strength of `sign_flip`, `gaussian` (its standard deviation), `alie` and `inner_product`. null takes 1, 1, 1.5
+    and 2."""
     target_label: int = 0
-    """Of `backdoor`: the class that the trigger stands for."""
+    """With `backdoor`, the class that the trigger stands for."""
     poison_ratio: float = 0.5
-    """Of `backdoor`: share of an adversary's examples, rounded up, that get the trigger and the class."""
+    """With `backdoor`, the share of an adversary's examples, rounded up, that get the trigger and the class."""
     trigger: str = "cf"
-    """Of `backdoor` with texts: its tokens replace those after the first one."""
+    """With `backdoor` on texts, the word whose tokens replace those after the first one."""
     patch_ratio: float = 0.2
-    """Of `backdoor` with images: side of a white square in the lower right corner, as a share of the shorter side."""
+    """With `backdoor` on images, the side of a white square in the lower right corner, as a share of the shorter
+    side."""
 
     def __post_init__(self) -> None:
         section = "federated.adversary"

@@ -63,25 +63,29 @@ class AggregatorConfig:
     """How a round's updates become one; all but `mean` and `h_ties` bound what a few bad clients can do."""
 
     kind: str = "mean"
-    """`mean`, with the weights of `federated.aggregation`; robust rules, which take no weights: `median` and
+    """The rule. `mean` has the weights of `federated.aggregation`. Robust rules take no weights: `median` and
     `trimmed_mean` of each number, `krum` (the update with the nearest neighbours), `multi_krum` (the mean of the best
-    such), `bulyan` (a trimmed mean of Krum's choices), `geometric_median`, `norm_bound` (the mean of updates that are
-    scaled down to a norm), `centered_clipping` (around the round before's). And `h_ties`, FedProxy's, for clients
-    that pull apart: each number is the mean of the updates with its dominant sign. Or `module:name`, your own."""
+    such updates), `bulyan` (a trimmed mean of Krum's choices), `geometric_median`, `norm_bound` (the mean of updates
+    that are scaled down to a norm) and `centered_clipping` (around the previous round's). `h_ties` is FedProxy's rule,
+    for clients that pull apart: each number is the mean of the updates with its dominant sign. A rule of your own is
+    `module:name` or a plug-in's name."""
     num_byzantine: int = 0
-    """How many bad updates in a round the robust rules withstand; each needs a number of updates that grows with it."""
+    """How many bad updates in a round the robust rules withstand. Each rule needs a number of updates that grows with
+    it."""
     num_selected: int | None = None
-    """`multi_krum`: updates that its mean takes; null: all but `num_byzantine`."""
+    """With `multi_krum`, how many updates its mean takes. null takes all but `num_byzantine`."""
     norm: float = 1.0
-    """`norm_bound`, `centered_clipping`: updates further than this from 0, or from the centre, are scaled down."""
+    """With `norm_bound` and `centered_clipping`, updates farther than this from 0, or from the centre, are scaled
+    down."""
     iterations: int = 8
-    """`geometric_median`, `centered_clipping`: steps towards the fixed point."""
+    """With `geometric_median` and `centered_clipping`, how many steps are made towards the fixed point."""
     smoothing: float = 1e-6
-    """`geometric_median`: distances below this count as this, so that no weight is infinite."""
+    """With `geometric_median`, the smallest distance that counts; shorter ones count as this, so that no weight is
+    infinite."""
 
     keep: float = 0.8
-    """`h_ties`: the part of its largest numbers that an update keeps; the one that is least like the others keeps 0.2
-    less."""
+    """With `h_ties`, the fraction of its largest numbers that an update keeps. The update that is least like the others
+    keeps 0.2 less."""
 
     def __post_init__(self) -> None:
         section = "federated.aggregator"
@@ -125,18 +129,20 @@ class ServerOptimiserConfig:
     """The server's step with a round's aggregate (Reddi et al. 2021); `update` is the aggregate minus the adapter."""
 
     kind: str = "avg"
-    """`avg`: the adapter plus `lr * update`, so with `lr` 1 the aggregate itself; `momentum` (FedAvgM); `adam`, `yogi`,
-    `adagrad`: a rate of its own for each number; or `module:name`, one of your own."""
+    """The rule of the step. `avg` adds `lr * update` to the adapter, so that with `lr` 1 the aggregate itself is the
+    result. `momentum` is FedAvgM. `adam`, `yogi` and `adagrad` have a learning rate for each number. A rule of your own
+    is `module:name` or a plug-in's name."""
     lr: float | None = None
-    """null: 1 for `avg` and `momentum`, 0.01 for the others."""
+    """The server's learning rate. null takes 1 for `avg` and `momentum`, and 0.01 for the others."""
     head_lr: float | None = None
-    """Of the task head; null: `lr`."""
+    """The server's learning rate of the task head. null takes `lr`."""
     beta1: float = 0.9
-    """How much of the earlier updates is kept; `avg` has none."""
+    """How much is kept of earlier updates; `avg` keeps none."""
     beta2: float = 0.99
-    """`adam`, `yogi`: how much of the earlier squares is kept."""
+    """With `adam` and `yogi`, how much is kept of earlier squares."""
     tau: float = 1e-3
-    """`adam`, `yogi`, `adagrad`: added to the root of the squares, so that small updates do not become large ones."""
+    """With `adam`, `yogi` and `adagrad`, a number that is added to the root of the squares, so that small updates do
+    not become large ones."""
 
     def __post_init__(self) -> None:
         section = "federated.server"

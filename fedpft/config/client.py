@@ -21,19 +21,23 @@ class ClientConfig:
     """How clients make their local steps; the rate is `federated.lr`, which suits AdamW: SGD needs a higher one."""
 
     kind: str = "adamw"
-    """`adamw`; `sgd`, with `momentum`; `prox`: a client stays near the adapter that it was sent (FedProx, `mu`);
-    `scaffold`: SGD whose drift control variates correct; `fednova`: SGD, and updates normalised by how many steps a
-    client made; or `module:name` or a plug-in's name, one of others."""
+    """The rule of a local step: `adamw`; `sgd`, with `momentum`; `prox` (FedProx), which keeps a client near the
+    adapter that it was sent, with `mu`; `scaffold`, SGD with control variates against client drift; `fednova`, SGD
+    whose updates are normalised by the number of a client's steps. A rule of your own is `module:name` or a plug-in's
+    name."""
     optimiser: Literal["adamw", "sgd"] | None = None
-    """Of `prox`: null is `adamw`. SCAFFOLD and FedNova are made for SGD."""
+    """With `prox`, which optimiser makes the steps; null takes `adamw`. SCAFFOLD and FedNova are made for SGD."""
     momentum: float = 0.0
-    """Of SGD; SCAFFOLD has none."""
+    """Momentum of SGD. SCAFFOLD has none."""
     mu: float = 0.01
-    """Of `prox`: adds `mu / 2` times the squared distance to the adapter that was sent to a client's loss."""
+    """With `prox`, the weight of the proximal term: `mu / 2` times the squared distance to the adapter that was sent is
+    added to a client's loss."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the rate over a client's steps of a round: `linear` and `cosine` fall to 0, which would be the step after."""
+    """How the learning rate changes over a client's steps of a round. `linear` and `cosine` fall to 0, which they would
+    reach one step after the last."""
     warmup_steps: int = 0
-    """First steps of a client in a round, whose rate grows linearly; a client with no more steps never gets beyond."""
+    """In how many first steps of a round a client's learning rate grows linearly. A client with no more steps than
+    these never gets beyond."""
 
     def __post_init__(self) -> None:
         section = "federated.client"

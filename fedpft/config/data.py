@@ -12,11 +12,11 @@ class PretrainConfig:
     """Supervised pre-training of a `scratch://` FM on the labelled public data, by the server, before the run."""
 
     num_epochs: int = 0
-    """Epochs over the public data; 0 leaves the FM at its random initialisation."""
+    """How many epochs over the public data. 0 leaves the FM at its random initialisation."""
     lr: float = 1e-3
     """Learning rate of AdamW."""
     batch_size: int = 64
-    """Examples of a step."""
+    """How many examples each step takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +24,18 @@ class FMConfig:
     """The server's foundation model."""
 
     path: str = "google-bert/bert-base-uncased"
-    """Hub id, local folder, `package://module/sub/folder` (weights shipped in a Python package) or `scratch://model_type`."""
+    """Where the model comes from: a hub id, a local folder, `package://module/sub/folder` (weights shipped in a Python
+    package) or `scratch://model_type` (random weights)."""
     revision: str | None = None
-    """Of a hub id: a branch, a tag or a commit; null: the newest, of which `result.json` has the commit."""
+    """Which branch, tag or commit of a hub id to load. null takes the newest one; `result.json` then has its commit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights, on the server, on the way to the clients and there; `bfloat16` takes half the memory and
-    traffic. LoRA and head, optimisers, regressions and losses are float32 or more whatever this says."""
+    """Type of the frozen weights: on the server, when they are sent, and on the clients. `bfloat16` takes half the
+    memory and traffic. LoRA, the head, optimisers, regressions and losses are float32 or wider in either case."""
     max_length: int = 128
-    """Longest text in tokens, special tokens included; longer texts are cut."""
+    """Longest text in tokens, including special tokens. Longer texts are cut."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of the transformers config to set: the architecture of a `scratch://` FM (`hidden_size: 64`), or what a
-    loaded one should do differently (`hidden_dropout_prob: 0.0`)."""
+    """Fields of the transformers config to set. They give a `scratch://` FM its architecture (`hidden_size: 64`), or
+    change a loaded one (`hidden_dropout_prob: 0.0`)."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
     def __post_init__(self) -> None:
@@ -53,44 +54,47 @@ class TaskConfig:
     """The labelled data that the clients own, and the evaluation set."""
 
     name: str = "sst2"
-    """A row of `TASKS` in fedpft/data/tasks/table.py, or `custom` (then `path` and the columns describe it)."""
+    """A task of the table in `fedpft/data/tasks/table.py`, or `custom`, which `path` and the columns describe."""
     kind: TaskKind | None = None
-    """null: the table row's; `classification` for a custom task."""
+    """The kind of task. null takes the table's, and `classification` for a custom task."""
     path: str | None = None
-    """Hub id, or a folder with `train.*` and `validation.*` files (parquet, csv, tsv, json), an image folder or what
-    `save_to_disk` of `datasets` wrote; see `fedpft.data.sources`."""
+    """Where the data are: a hub id, a folder with `train.*` and `validation.*` files (parquet, csv, tsv, json), an
+    image folder, or what `save_to_disk` of `datasets` wrote; see `fedpft.data.sources`."""
     text_columns: tuple[str, ...] = ()
-    """One column, or two for sentence pairs; empty: those of the table row."""
+    """The column of texts, or two for pairs of sentences. An empty list takes the table's."""
     image_column: str | None = None
-    """Column of images; null: that of the table row."""
+    """The column of images. null takes the table's."""
     label_column: str | None = None
-    """Of `causal_lm`, if given, a category for partitions by labels; models do not see it."""
+    """The column of labels. null takes the table's. With `causal_lm` it is optional: a category by which the data can
+    be partitioned, and which models do not see."""
     prompt_column: str | None = None
-    """`causal_lm`: what stands before the response, with a line break; null: the table row's template, or no prompt."""
+    """With `causal_lm`, the column whose text stands before the response, followed by a line break. null takes the
+    table's template, or no prompt."""
     response_column: str | None = None
-    """`causal_lm`: what is learned; without a prompt all of a text."""
+    """With `causal_lm`, the column that is learned. Without a prompt the whole text is."""
     prompt_template: str | None = None
-    """`causal_lm`: the prompt in words, with `{column}` where a column's value goes; a paragraph whose columns are all
-    empty is left out. null: the prompt column alone, or the table row's template."""
+    """With `causal_lm`, the prompt in words, with `{column}` where a column's value goes. A paragraph whose columns are
+    all empty is left out. null takes the prompt column alone, or the table's template."""
     chat_template: bool = False
-    """`causal_lm`: put prompt (user) and response (assistant) into the tokenizer's own chat template."""
+    """With `causal_lm`, whether the prompt (as user) and the response (as assistant) go into the tokenizer's own chat
+    template."""
     train_split: str | None = None
-    """null: `train`, or that of the table row."""
+    """The split to train on. null takes the table's, or `train`."""
     eval_split: str | None = None
-    """null: `validation`, or that of the table row."""
+    """The split to evaluate on. null takes the table's, or `validation`."""
     eval_ratio: float | None = None
-    """Hold out this fraction of the training data to evaluate on, the same rows for every seed; null: the evaluation
-    split, or 0.1 of a data set of the table that has none."""
+    """Fraction of the training data that is held out for evaluation; the rows are the same for every seed. null takes
+    the evaluation split, or 0.1 where a data set of the table has none."""
     metrics: tuple[str, ...] = ()
-    """Names in `fedpft.metrics.table.METRICS`, the primary one first; empty: the table row's, or those usual for the
-    kind."""
+    """Names of metrics in `fedpft.metrics.table.METRICS`, the primary one first. An empty list takes the table's, or
+    those that are usual for the kind."""
     on_bad_example: Literal["error", "drop"] = "error"
-    """What to do about an image that cannot be decoded, or a row without a text or label: name it and do not begin; or
-    leave such rows out and count them in a warning."""
+    """What happens when an image cannot be decoded or a row has no text or label. `error` names it and does not start;
+    `drop` leaves such rows out and counts them in a warning."""
     max_train_examples: int | None = None
-    """Use a random subset of the training data; None: all."""
+    """Size of a random subset of the training data to use. null uses all of it."""
     max_eval_examples: int | None = None
-    """Use a random subset of the evaluation set; null: all."""
+    """Size of a random subset of the evaluation set to use. null uses all of it."""
 
     def __post_init__(self) -> None:
         for name in ("max_train_examples", "max_eval_examples"):
@@ -120,20 +124,22 @@ class PublicConfig:
     """Unlabelled public data on which the server aligns the sub-FM with the FM."""
 
     name: str = "wikitext"
-    """A row of `fedpft.data.corpora.public.CORPORA`, or `custom` (then `path` and a column describe it); several texts
-    joined by `+` are mixed in equal parts."""
+    """A corpus of the table `fedpft.data.corpora.public.CORPORA`, or `custom`, which `path` and a column describe.
+    Several corpora of texts joined by `+` are mixed in equal parts."""
     path: str | None = None
-    """Hub id, folder or file instead of the row's own; for several names as many, joined by `+`."""
+    """Hub id, folder or file to read instead of the table's. Several names need as many paths, joined by `+`."""
     text_column: str | None = None
-    """Column of texts; null: that of the table row."""
+    """The column of texts. null takes the table's."""
     image_column: str | None = None
-    """Column of images; null: that of the table row."""
+    """The column of images. null takes the table's."""
     chunk_length: int = 128
-    """Text: tokens per chunk, special tokens included."""
+    """How many tokens a chunk of text has, including special tokens."""
     format: Literal["text", "task"] = "text"
-    """Text: a chunk is one text, or, with `task`, what the task's examples are: two texts where they are pairs."""
+    """What a chunk of text looks like. `text` is one text; `task` is what the task's examples are, so two texts where
+    they are pairs."""
     max_examples: int | None = None
-    """Chunks or images used, drawn by the seed; None: all, of a corpus that can be read whole."""
+    """How many chunks or images to use; the seed draws which. null uses all, and needs a corpus that can be read
+    whole."""
 
     def __post_init__(self) -> None:
         require(self.chunk_length >= 8, "public.chunk_length", self.chunk_length, "an integer >= 8")

@@ -3,8 +3,9 @@
 from fedpft.config.adversary import DEFAULT_SCALES, AdversaryConfig
 from fedpft.config.algorithms import SERVER_OPTIMISERS, AggregatorConfig, ServerOptimiserConfig
 from fedpft.config.client import ClientConfig
-from fedpft.config.federated import FederatedConfig, PoolConfig
+from fedpft.config.federated import FederatedConfig
 from fedpft.config.method import AdapterAlignConfig
+from fedpft.config.pool import PoolConfig
 from fedpft.config.privacy import PrivacyConfig
 from fedpft.config.run import Config
 from fedpft.config.stop import StopConfig

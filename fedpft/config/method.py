@@ -24,26 +24,28 @@ class MethodConfig:
     """How the FM becomes the proxy that clients tune."""
 
     name: str = "fedpft"
-    """`fedpft`: a sub-FM of compressed FFNs (its ablations are settings of `align`); `fedot`: offsite tuning, a proxy
-    of fewer layers; `fedproxy`: a proxy without the layers of least influence, with LoRA on all that are left; `full`:
-    FedPETuning, clients tune the FM itself; or one of others, `module:Class` or a plug-in's name, with the protocol
-    `fedpft.methods.base.Method`, whose sub-FMs are never cached."""
+    """How the FM becomes a proxy. `fedpft` makes a sub-FM with compressed FFNs (its ablations are settings of `align`).
+    `fedot` is offsite tuning with a proxy of fewer layers. `fedproxy` is a proxy without the layers of least influence,
+    with LoRA on all that are left. `full` is FedPETuning: clients tune the FM itself. A method of your own is
+    `module:Class` or a plug-in's name, with the protocol `fedpft.methods.base.Method`; its sub-FMs are never cached."""
     retained_ratio: float = 0.25
-    """`fedpft`: neurons kept in every compressed FFN, a fraction in (0, 1]."""
+    """With `fedpft`, the fraction of neurons that each compressed FFN keeps, in (0, 1]."""
     uncompressed_layers: tuple[int, ...] = ()
-    """`fedpft`: layers whose FFN stays whole; negative numbers count from the last layer."""
+    """With `fedpft`, the layers whose FFN stays whole. Negative numbers count from the last layer."""
     scorer: str = "weight_norm"
-    """`fedpft`: neuron saliency, the paper's `weight_norm`; on public data, `activation`, or `greedy` elimination of
-    what others can take over; the `random` control; or one of others, `module:function` or a plug-in's name, whose
-    sub-FMs are never cached."""
+    """With `fedpft`, how neurons are ranked before the least important ones are removed. `weight_norm` is the paper's.
+    `activation` reads public data, and so does `greedy`, which removes the neurons that others can best replace.
+    `random` is a control. A scorer of your own is `module:function` or a plug-in's name; its sub-FMs are never
+    cached."""
     adapter_layers: int = 2
-    """`fedot`: layers at either end of the FM that carry the adapter; no other layer has LoRA."""
+    """With `fedot`, how many layers at each end of the FM carry the adapter. No other layer has LoRA."""
     kept_layers: int | None = None
-    """`fedot`, `fedproxy`: layers of the proxy; of `fedot` the adapter's are among them, the others are its frozen
-    emulator. null: 7 of 12, the paper's budget."""
+    """With `fedot` and `fedproxy`, how many layers the proxy has. With `fedot` the adapter's are among them, and the
+    others are its frozen emulator. null keeps 7 of 12 layers, the paper's budget."""
     plug_in: Literal["copy", "distill"] = "copy"
-    """How the tuned adapter gets back into the FM: its values as they are (the paper), or these as the start of a few
-    label-free steps on public data towards the tuned proxy's outputs (`align.adapter`). `full` has nothing to carry."""
+    """How the tuned adapter gets back into the FM. `copy` takes its values as they are (the paper). `distill` starts
+    from them and makes a few label-free steps on public data towards the tuned proxy's outputs (`align.adapter`). With
+    `full` there is nothing to carry back."""
 
     def __post_init__(self) -> None:
         known = self.name in METHOD_NAMES or self.is_own
@@ -70,16 +72,18 @@ class LoraConfig:
     """The adapter's low-rank part; defaults are the authors'."""
 
     rank: int = 8
-    """Inner size of the two matrices, r."""
+    """The inner size r of LoRA's two matrices."""
     ranks: tuple[int, ...] = ()
-    """Of the clients, none above `rank`: dealt out in turn in an order that the clients' seed draws, so [8, 2, 2] gives
-    a third of them 8; empty: `rank` for all. Needs `federated.lora_aggregation: svd`."""
+    """Ranks of the clients, none above `rank`. They are dealt out in turn, in an order that the clients' seed draws:
+    [8, 2, 2] gives a third of the clients rank 8. An empty list gives all of them `rank`. Needs
+    `federated.lora_aggregation: svd`."""
     lora_alpha: int = 48
-    """Their product is multiplied by `lora_alpha / rank`."""
+    """Scale of LoRA: the product of its matrices is multiplied by `lora_alpha / rank`."""
     dropout: float = 0.1
-    """Probability of dropping an input of LoRA in training."""
+    """Probability that an input of LoRA is dropped in training."""
     target_modules: tuple[str, ...] = ()
-    """Module name suffixes; empty: query, key, value and attention output of the FM's family."""
+    """Suffixes of the names of modules that get LoRA. An empty list takes query, key, value and attention output of the
+    FM's family."""
 
     def __post_init__(self) -> None:
         require_positive("lora", self, "rank", "lora_alpha")
@@ -93,26 +97,29 @@ class LayerAlignConfig:
     """Layer-level alignment of the sub-FM with the FM, before federated learning."""
 
     kind: Literal["distill", "closed_form", "closed_form+distill", "none"] = "distill"
-    """`distill`: gradient descent (the paper); `closed_form`: ridge regression of every down projection, in seconds.
-    Of `fedot`, the emulator is distilled; `full` has nothing to align."""
+    """How the sub-FM is aligned. `distill` is gradient descent (the paper); `closed_form` is a ridge regression of
+    every down projection, which takes seconds. With the method `fedot` the emulator is distilled; with `full` there is
+    nothing to align."""
     num_examples: int = 400
-    """`closed_form`: public examples read, drawn by the seed; their hidden states are held in memory."""
+    """With `closed_form`, how many public examples are read; the seed draws which. Their hidden states are held in
+    memory."""
     refit: Literal["down", "bias"] = "down"
-    """`closed_form`: the whole down projection, or only its bias; with it the closing LayerNorm of post-LN families."""
+    """With `closed_form`, what is fitted: the whole down projection (`down`), or its bias only (`bias`). In post-LN
+    families the closing LayerNorm is fitted as well."""
     num_steps: int = 1000
-    """`distill`: optimiser steps."""
+    """With `distill`, the number of optimiser steps."""
     lr: float = 6e-4
-    """`distill`: the highest learning rate, after the warm-up; it then falls linearly to 0."""
+    """With `distill`, the highest learning rate. It is reached after the warm-up and then falls linearly to 0."""
     batch_size: int = 32
-    """Public examples at a time."""
+    """How many public examples are read at a time."""
     product_weight: float = 0.01
-    """Weight of the second loss term, the difference of `W_down @ W_up` (the paper's alpha)."""
+    """Weight of the loss's second term, the difference of the products `W_down @ W_up` (the paper's alpha)."""
     warmup_ratio: float = 0.048
-    """`distill`: part of the steps in which the learning rate rises."""
+    """With `distill`, the fraction of the steps in which the learning rate rises."""
     weight_decay: float = 0.01
-    """On matrices only."""
+    """Weight decay of matrices; biases and norms have none."""
     max_grad_norm: float = 1.0
-    """`distill`: gradients of a larger norm are scaled down to it."""
+    """With `distill`, gradients with a larger norm are scaled down to it."""
 
     def __post_init__(self) -> None:
         require_positive("align.layers", self, "num_steps", "lr", "batch_size", "max_grad_norm")
@@ -127,27 +134,28 @@ class NeuronAlignConfig:
     """Neuron-level alignment between rounds, of the neurons that the task uses least."""
 
     kind: Literal["distill", "closed_form", "none"] = "distill"
-    """`distill`: gradient descent (the paper); `closed_form`: a regression of the chosen columns of `W_down`."""
+    """How the neurons are aligned. `distill` is gradient descent (the paper); `closed_form` is a regression of the
+    chosen columns of `W_down`."""
     interval: int = 10
     """Align after every round that is a multiple of this, except the last (the paper's t)."""
     update_ratio: float = 0.5
     """Fraction of each compressed layer's neurons that is updated (the paper's p)."""
     counts: Literal["auto", "clients", "public"] = "auto"
-    """On whose data it is counted which neurons are used least: the clients', while they train (the paper), or the
-    public data, on the server, with the adapter of the round, which tells nothing of a client. `auto`: `clients`, and
-    `public` in a run with `privacy.kind`."""
+    """Whose data show which neurons are used least. `clients` counts on the clients' data while they train (the paper).
+    `public` counts on the public data, on the server, with the round's adapter, which tells nothing about a client.
+    `auto` takes `clients`, and `public` in a run with `privacy.kind`."""
     num_examples: int = 200
-    """`closed_form`: public examples read, others each time."""
+    """With `closed_form`, how many public examples are read, others each time."""
     num_steps: int = 20
-    """`distill`: optimiser steps."""
+    """With `distill`, the number of optimiser steps."""
     lr: float = 6e-4
-    """`distill`: the highest learning rate, after the warm-up; it then falls linearly to 0."""
+    """With `distill`, the highest learning rate. It is reached after the warm-up and then falls linearly to 0."""
     batch_size: int = 32
-    """Public examples at a time."""
+    """How many public examples are read at a time."""
     warmup_ratio: float = 0.048
-    """`distill`: part of the steps in which the learning rate rises."""
+    """With `distill`, the fraction of the steps in which the learning rate rises."""
     max_grad_norm: float = 1.0
-    """`distill`: gradients of a larger norm are scaled down to it."""
+    """With `distill`, gradients with a larger norm are scaled down to it."""
 
     def __post_init__(self) -> None:
         require_positive("align.neurons", self, "interval", "num_steps", "lr", "batch_size", "max_grad_norm")
@@ -162,16 +170,16 @@ class AdapterAlignConfig:
     """Distillation of the FM's adapter towards the tuned proxy, on the server: `method.plug_in = distill`."""
 
     num_steps: int = 120
-    """Optimiser steps, at every evaluation of the plugged-in FM."""
+    """How many optimiser steps are made at every evaluation of the plugged-in FM."""
     lr: float = 3e-4
-    """The first; it falls linearly to 0."""
+    """The first learning rate. It falls linearly to 0."""
     batch_size: int = 16
-    """Public examples of a step."""
+    """How many public examples each step takes."""
     held_out_examples: int = 256
-    """Public examples, none of them trained on, on which the new adapter must be nearer to the proxy than the copied
-    one, or the copied one stays; at most a quarter of the public data."""
+    """How many public examples decide whether the new adapter is used: on them it must be closer to the proxy than the
+    copied one, or the copied one stays. They are not trained on, and are at most a quarter of the public data."""
     max_grad_norm: float = 1.0
-    """Gradients of a larger norm are scaled down to it."""
+    """Gradients with a larger norm are scaled down to it."""
 
     def __post_init__(self) -> None:
         require_positive("align.adapter", self, "num_steps", "lr", "batch_size", "held_out_examples", "max_grad_norm")

@@ -13,46 +13,51 @@ class PrivacyConfig:
     """Differential privacy (DP) of clients and secure aggregation, simulated; what a run's files may know of them."""
 
     kind: Literal["none", "client"] = "none"
-    """`client`: DP of whole clients. Each update is clipped, noise is added to their sum once, and the sum is divided
-    by the expected number of clients; neighbours differ in one client with all its data, there or not."""
+    """The guarantee. `client` is DP of whole clients: each update is clipped, noise is added once to their sum, and the
+    sum is divided by the expected number of clients. Neighbouring data sets differ in one whole client, which is there
+    or not."""
     noise_multiplier: float | None = None
-    """Standard deviation of the noise over `clip`, z; null: the least with which all rounds stay within
-    `target_epsilon`."""
+    """The noise's standard deviation divided by `clip`, called z. null takes the smallest one with which all rounds
+    stay within `target_epsilon`."""
     target_epsilon: float | None = None
-    """The budget: a round that would pass it is not run, and the run ends with its result. null: no limit."""
+    """The budget. A round that would exceed it is not run, and the run ends there with its result. null sets no
+    limit."""
     delta: float = 1e-5
-    """The probability that epsilon does not hold; below 1 over the number of clients."""
+    """The probability with which epsilon may not hold. It must be below 1 divided by the number of clients."""
     clip: float = 1.0
-    """L2 norm, C, to which a client's update (LoRA and head as one vector) is scaled down if it is longer."""
+    """The largest L2 norm, C, of a client's update (LoRA and head as one vector). A longer one is scaled down to it."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive`: `clip` is round 1's, and then follows a quantile of the norms (Andrew et al. 2021)."""
+    """Whether `clip` stays as it is. With `adaptive` it is the clip of round 1, which then follows a quantile of the
+    norms (Andrew et al. 2021)."""
     clip_quantile: float = 0.5
-    """`adaptive`: the part of the updates that should be shorter than the clip."""
+    """With `adaptive`, the fraction of updates that should be shorter than the clip."""
     clip_lr: float = 0.2
-    """`adaptive`: the clip is multiplied by exp(-clip_lr * (part that was shorter - clip_quantile)) in each round."""
+    """With `adaptive`, how fast the clip moves: each round it is multiplied by exp(-clip_lr * (fraction that was
+    shorter - clip_quantile))."""
     clip_count_noise: float | None = None
-    """`adaptive`: standard deviation of the noise on how many were shorter; null: a round's clients / 20, but
-    no less than the noise multiplier, which leaves three quarters of the budget to the updates."""
+    """With `adaptive`, the standard deviation of the noise on how many updates were shorter. null takes a twentieth of
+    a round's clients, but no less than the noise multiplier, which leaves three quarters of the budget to the
+    updates."""
     noise_cohort_size: int | None = None
-    """Simulate the noise of so many clients in a round: what a population larger in the same proportion would have.
-    Epsilon is then that population's, not that of the clients of this run. null: no such thing."""
+    """Simulate the noise that rounds of so many clients would have, from a population that is larger in the same
+    proportion. Epsilon is then that population's, not that of this run's clients. null simulates none."""
     counts_share: float = 0.1
-    """With `align.neurons.counts = clients`: the part of the rounds' budget that neuron counts take where they are
-    asked for, a second query in the same release."""
+    """With `align.neurons.counts = clients`, the part of a round's budget that neuron counts take in rounds that ask
+    for them, as a second query in the same release."""
     secure_aggregation: bool = False
-    """Clients put masks on their updates that cancel out in the sum (Bonawitz et al. 2017): the server sees the sum, to
-    the last bit of a fixed-point number, and no update. With `kind: client` clients clip, and the noise is added to the
-    sum as before."""
+    """Whether clients put masks on their updates that cancel out in the sum (Bonawitz et al. 2017). The server then
+    sees the sum, to the last bit of a fixed-point number, and no single update. With `kind: client` clients clip, and
+    the noise is added to the sum as before."""
     secure_threshold: float = 0.5
-    """More than this part of a round's clients must be there at its end: they take the masks of those who dropped out
-    off the sum. With fewer the round does not count; with `kind: client` the run ends. Those who are too late are among
-    the round's clients."""
+    """More than this fraction of a round's clients must be there at its end: they take the masks of those who dropped
+    out off the sum. With fewer the round does not count; with `kind: client` the run ends. Clients that are too late
+    are among the round's clients."""
     secure_bound: float = 16.0
-    """The largest number that an update may have, from which it follows how fine fixed-point numbers are; a client
-    whose update has a larger one is dropped. With `kind: client` the clip is the bound."""
+    """The largest number that an update may have; it decides how fine fixed-point numbers are. A client whose update
+    has a larger one is dropped. With `kind: client` the clip is the bound."""
     strict: bool = False
-    """Leave out of all files and the screen what would never leave real clients one by one: who took part, losses,
-    sizes, label counts, reasons of failures, examples. It works without DP, too."""
+    """Whether files and screen leave out what would never leave real clients one by one: who took part, losses, sizes,
+    label counts, reasons of failures and examples. It works without DP as well."""
 
     def __post_init__(self) -> None:
         require_positive("privacy", self, "clip", "clip_lr", "secure_bound")

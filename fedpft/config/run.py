@@ -13,7 +13,7 @@ from fedpft.config.checks import (
     require_threads,
 )
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
-from fedpft.config.federated import FederatedConfig, PoolConfig
+from fedpft.config.federated import FederatedConfig
 from fedpft.config.method import (
     AdapterAlignConfig,
     AlignConfig,
@@ -22,6 +22,7 @@ from fedpft.config.method import (
     MethodConfig,
     NeuronAlignConfig,
 )
+from fedpft.config.pool import PoolConfig
 from fedpft.config.privacy import PrivacyConfig, check_client_level, check_secure_aggregation, check_strict
 from fedpft.config.stop import StopConfig
 from fedpft.config.tracking import TrackingConfig
@@ -35,29 +36,32 @@ class ServerConfig:
     """The driver's own work: construction, alignment, evaluation."""
 
     num_gpus: Union[int, float, str] = "auto"  # noqa: UP007 - OmegaConf reads this form
-    """GPUs that the server's side claims from Ray; it then works in a process on a node that has them, and the FM is
-    loaded there and nowhere else. A fraction shares a GPU with actors. `auto`: where actors claim GPUs and this process
-    sees some, one of its own (for each of `devices`) or a part of the only one. 0: none is claimed; the server uses
-    what it sees, beside whoever else does."""
+    """How many GPUs the server's work claims from Ray. It then runs in a process on a node that has them, and the FM is
+    loaded only there. A fraction shares a GPU with actors. With `auto`, where actors claim GPUs and this process sees
+    some, it claims one for each of `devices`, or a part of the only one there is. 0 claims none: the server then uses
+    what it sees, beside whatever else does."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: a GPU where torch sees one, else the CPU."""
+    """The server's device. `auto` takes a GPU where torch sees one, else the CPU."""
     devices: int = 1
-    """GPUs (CPU processes where there is none) that share every batch of a distillation: Lightning's `ddp_spawn`. All
-    else works on the first. The batch size is that of all together; their number is part of the numerics."""
+    """How many GPUs (CPU processes where there are none) share every batch of a distillation, by Lightning's
+    `ddp_spawn`. Everything else runs on the first. The batch size is that of all devices together, and their number is
+    part of the numerics."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Lightning precision of distillations and evaluations; closed forms and the fidelity meter stay in float32."""
+    """Lightning's precision of distillations and evaluations. Closed forms and the fidelity meter stay in float32."""
     matmul_precision: Literal["highest", "high"] = "highest"
-    """On a GPU of products of float32: `highest` all of their bits, `high` TF32's, several times as fast. It is the
-    process's, so that clients of `pool.kind = sequential` have it, too (actors: `pool.matmul_precision`); on a CPU
-    nothing changes."""
+    """Precision of float32 matrix products on a GPU: `highest` keeps all bits, `high` those of TF32, which is several
+    times as fast. It holds for the whole process, so clients of `pool.kind = sequential` have it as well (actors have
+    `pool.matmul_precision`). On a CPU it changes nothing."""
     deterministic: bool = False
-    """On a GPU: torch's deterministic algorithms alone, so that equal runs on equal GPUs end with equal bits. They are
-    slower (10 to 30 % are usual), take more memory, and an operation that has none ends the run."""
+    """Whether a GPU uses only torch's deterministic algorithms, so that equal runs on equal GPUs end with equal bits.
+    They are slower (usually by 10 to 30 %) and take more memory, and an operation that has none ends the run."""
     num_threads: int | None = None
-    """Torch threads of the driver; null: one per core. Part of the alignments' numerics: equal numbers, equal bits."""
+    """How many torch threads the driver has; null takes one for each core. The number is part of the alignments'
+    numerics: with the same number the bits are the same."""
     seed: int | None = None
-    """Of all that the server makes before federated learning: an FM that starts from scratch, its draw of public data,
-    the sub-FM; null: the run's. With a number runs of different seeds tune one sub-FM, which the cache builds once."""
+    """Seed of what the server makes before federated learning: an FM that starts from scratch, its draw of public data,
+    the sub-FM. null takes the run's seed. With a number, runs with different seeds tune the same sub-FM, which the
+    cache builds only once."""
 
     def __post_init__(self) -> None:
         if self.num_gpus != "auto":
@@ -82,11 +86,12 @@ class EvaluationConfig:
     """When and how models are evaluated, always on the whole evaluation set."""
 
     interval: int = 5
-    """Evaluate after every round that is a multiple of this, and after the last."""
+    """Evaluate after every round that is a multiple of this, and after the last round."""
     batch_size: int = 64
-    """Examples at a time."""
+    """How many examples are evaluated at a time."""
     fidelity_examples: int = 64
-    """Evaluation examples in the fidelity meter's fixed batch (all, if there are fewer); 0: no meter."""
+    """How many evaluation examples are in the fidelity meter's fixed batch (all, if there are fewer). 0 turns the meter
+    off."""
 
     def __post_init__(self) -> None:
         require_positive("evaluation", self, "interval", "batch_size")
@@ -98,7 +103,8 @@ class CheckpointConfig:
     """What an interrupted run goes on from."""
 
     interval: int = 1
-    """Write a checkpoint after every round that is a multiple of this, and whenever the proxy changed; 0: never."""
+    """Write a checkpoint after every round that is a multiple of this, and whenever the proxy changed. 0 writes
+    none."""
 
     def __post_init__(self) -> None:
         require_non_negative("checkpoint", self, "interval")
@@ -109,11 +115,13 @@ class CacheConfig:
     """Built sub-FMs, kept for later runs that would build the same one; they change a run's time, never its result."""
 
     enabled: bool = True
-    """Whether to read and write it."""
+    """Whether the cache is read and written."""
     dir: str | None = None
-    """null: `$FEDPFT_CACHE`, else `~/.cache/fedpft`. Runs at the same time may share it."""
+    """The cache's folder, which several runs may use at the same time. null takes `$FEDPFT_CACHE`, else
+    `~/.cache/fedpft`."""
     max_gigabytes: float = 10.0
-    """Beyond this (10^9 bytes each) the least recently used sub-FMs are removed; the newest one always stays."""
+    """Largest size of the cache, in 10^9 bytes. Beyond it the least recently used sub-FMs are removed; the newest one
+    always stays."""
 
     def __post_init__(self) -> None:
         require(self.dir != "", "cache.dir", self.dir, "null or a folder")
@@ -125,13 +133,14 @@ class Config:
     """A whole run."""
 
     config_version: int = CONFIG_VERSION
-    """Of the keys and their meaning; a file without it is taken for the newest."""
+    """The version of the config's keys and of what they mean. A file without it is taken to be of the newest
+    version."""
     name: str = "fedpft"
-    """Of the run, in `result.json`, W&B and, by default, `output_dir`."""
+    """The run's name in `result.json`, in W&B and, by default, in `output_dir`."""
     seed: int = 42
-    """Of every draw: models, data, clients, batches."""
+    """Seed of every random draw: models, data, clients, batches."""
     output_dir: str = "outputs/${name}"
-    """The run's folder; `${name}` stands for `name`."""
+    """The run's folder. `${name}` stands for `name`."""
     fm: FMConfig = field(default_factory=FMConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     public: PublicConfig = field(default_factory=PublicConfig)

@@ -11,14 +11,16 @@ class StopConfig:
     """A run that ends by its evaluations; without `patience` and `target` it does all rounds."""
 
     metric: str | None = None
-    """Of the plugged-in FM, e.g. `macro_f1`, or on another evaluation set `mismatched/accuracy`, of those that the run
-    evaluates; null: the task's primary one. Which way it is better stands in the table of metrics."""
+    """The metric of the plugged-in FM that decides: one of those that the run evaluates, e.g. `macro_f1`, or on another
+    evaluation set `mismatched/accuracy`. null takes the task's primary one. The table of metrics says which way is
+    better."""
     patience: int | None = None
-    """Stop after so many evaluations in a row that were no better than the best before them; null: never."""
+    """Stop after so many evaluations in a row that were no better than the best before them. null never stops."""
     min_delta: float = 0.0
-    """For `patience`: better is better by more than this, in the metric's own unit (0.01 of an accuracy is a point)."""
+    """With `patience`, by how much a value must be better to count as better, in the metric's own unit (0.01 of an
+    accuracy is one percentage point)."""
     target: float | None = None
-    """Stop with the first evaluation that is at least as good as this, in the metric's own unit; null: never."""
+    """Stop at the first evaluation that is at least as good as this, in the metric's own unit. null never stops."""
 
     def __post_init__(self) -> None:
         ok = self.patience is None or self.patience > 0

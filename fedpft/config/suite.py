@@ -25,13 +25,14 @@ class HeadConfig:
     """A row or a column."""
 
     label: str
-    """As the table shows it."""
+    """How the table names it."""
     set: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
-    """Keys of the run's config, or words for sections."""
+    """Keys of the run's config, or words for its sections."""
     metric: str | None = None
-    """Of a column: a name in `metrics.fm` of result.json, e.g. `mismatched/accuracy`; null: the primary metric."""
+    """For a column, a name in `metrics.fm` of result.json, e.g. `mismatched/accuracy`. null takes the primary
+    metric."""
     published: str = "accuracy"
-    """Of a column: the key of the published value."""
+    """For a column, the key of the published value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,12 @@ class PaperConfig:
     """Where published values stand: rows of words and a value in %."""
 
     file: str = ""
-    """From the suite's own folder; empty: there are none."""
+    """File of the published values; a relative path starts at the suite's own folder. Empty means that there are
+    none."""
     table: str = ""
     """Name of the table in the file."""
     where: dict[str, str] = field(default_factory=dict)
-    """Words that all cells share."""
+    """Words that all cells of this suite have in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,30 +53,30 @@ class SuiteConfig:
     """A table of runs."""
 
     name: str = "suite"
-    """Of the suite, and its group in W&B."""
+    """The suite's name, and its group in W&B."""
     title: str = ""
-    """Above the table."""
+    """Title above the table."""
     base: str
-    """The config file of the runs; a relative path is taken from the suite's own folder."""
+    """The config file of the runs. A relative path starts at the suite's own folder."""
     run: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
-    """Keys of the run's config, for every cell."""
+    """Keys of the run's config that every cell has."""
     rows: list[HeadConfig] = field(default_factory=list)
-    """The first dimension: `{label: ..., set: {...}}` each."""
+    """The rows of the table, each `{label: ..., set: {...}}`."""
     columns: list[HeadConfig] = field(default_factory=list)
-    """The second dimension."""
+    """The columns of the table, each `{label: ..., set: {...}}`."""
     seeds: tuple[int, ...] = ()
-    """Of every cell; empty: the base's."""
+    """Seeds with which every cell is run. An empty list takes the base's seed."""
     paper: PaperConfig = field(default_factory=PaperConfig)
     max_concurrent: int | None = None
-    """Runs at once; null: as many as there is room for."""
+    """How many runs go on at a time. null runs as many as there is room for."""
     max_retries: int = 1
-    """Further attempts for a run that fails."""
+    """How often a run that fails is tried again."""
     driver_cpus: float = 1.0
-    """Cores of a run's driver."""
+    """How many cores a run's driver has."""
     driver_gpus: float = 0.0
-    """GPUs of a run's driver; see a sweep's."""
+    """How many GPUs a run's driver has; see the same key of a sweep."""
     output_dir: str = "outputs/suites/${name}"
-    """The suite's folder; its runs are in `trials/`."""
+    """The suite's folder. Its runs are in `trials/`."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns"):

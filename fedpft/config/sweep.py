@@ -61,45 +61,51 @@ class SweepConfig:
     """A sweep: runs that differ in the keys of a space, and in their seeds."""
 
     name: str = "sweep"
-    """Of the sweep, and its group in W&B."""
+    """The sweep's name, and its group in W&B."""
     base: str
-    """The config file of the run; a relative path is taken from the sweep's own folder."""
+    """The config file of the run. A relative path starts at the sweep's own folder."""
     run: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config)})
-    """Keys of the run's config, for every trial, on top of `base`; words for sections as on the command line."""
+    """Keys of the run's config that every trial has, on top of `base`. Sections may be words, as on the command
+    line."""
     space: dict[str, Any] = field(default_factory=dict, metadata={"type": SettingsOf(Config, laws=True)})
-    """Key of the run's config -> its law: `{grid: [...]}` every value; drawn: `{choice: [...]}`, `{uniform: [a, b]}`,
-    `{loguniform: [a, b]}`, `{randint: [a, b]}`, ends included. On the command line the whole space: `'space={...}'`."""
+    """The space: for each key of the run's config the law of its values. `{grid: [...]}` takes every value. `{choice:
+    [...]}`, `{uniform: [a, b]}`, `{loguniform: [a, b]}` and `{randint: [a, b]}` draw, ends included. On the command
+    line the whole space is one value: `'space={...}'`."""
     seeds: tuple[int, ...] = ()
-    """Every point of the space is run with each; empty: with the base's."""
+    """Seeds with which every point of the space is run. An empty list takes the base's seed."""
     search: Literal["grid", "random", "optuna"] = "grid"
-    """`grid`: every point; `random`: `num_samples` draws, each with every point of the keys that have a grid;
-    `optuna`: `num_samples` points, each chosen by what those before it gave (mean over the seeds)."""
+    """How points are chosen. `grid` takes every point. `random` makes `num_samples` draws, each with every point of the
+    keys that have a grid. `optuna` takes `num_samples` points, each chosen by the results of those before it (mean over
+    the seeds)."""
     num_samples: int = 10
-    """Points that are drawn, with `random` and `optuna`."""
+    """With `random` and `optuna`, how many points are drawn."""
     search_seed: int = 0
-    """Of the draws, not of the runs."""
+    """Seed of the search's draws; the runs have their own."""
     scheduler: Literal["none", "asha", "hyperband"] = "none"
-    """Who stops bad trials early, by what evaluation rounds report: nobody; ASHA; HyperBand, which pauses trials."""
+    """Who stops bad trials early, by what they report in evaluation rounds: nobody (`none`), ASHA, or HyperBand, which
+    pauses trials."""
     grace_rounds: int = 1
-    """`asha`: rounds that every trial gets."""
+    """With `asha`, how many rounds every trial gets."""
     reduction_factor: int = 3
-    """`asha`, `hyperband`: of so many trials one goes on."""
+    """With `asha` and `hyperband`, one of so many trials goes on."""
     metric: str = "fm"
-    """Key, dotted, of a round's record in evaluation rounds, e.g. `sub_fm`, `metrics.fm.macro_f1`, `leakage_gap`."""
+    """What is compared: a dotted key of a round's record in evaluation rounds, e.g. `sub_fm`, `metrics.fm.macro_f1` or
+    `leakage_gap`."""
     goal: Literal["max", "min"] | None = None
-    """Which way the metric is better; null: that of the task's primary metric."""
+    """Which way the metric is better. null takes that of the task's primary metric."""
     max_concurrent: int | None = None
-    """Trials at once; null: as many as there is room for. Not with `hyperband`, which stops some of those
-    that have begun: with few it stops none."""
+    """How many trials run at a time. null runs as many as there is room for. Not with `hyperband`, which stops some of
+    the trials that have begun: with few of them it stops none."""
     max_retries: int = 1
-    """Further attempts for a trial that fails; it goes on from its last checkpoint."""
+    """How often a trial that fails is tried again, from its last checkpoint."""
     driver_cpus: float = 1.0
-    """Cores of a trial's driver, and (whole, at least 1) its torch threads; its actors' are those of `pool`."""
+    """How many cores a trial's driver has, which is also its number of torch threads (whole, at least 1). Its actors
+    have those of `pool`."""
     driver_gpus: float = 0.0
-    """GPUs of a trial's driver; 0: what its server claims (`server.num_gpus`), and with `pool.kind = sequential` one
-    for each trial, or its part of those there are for `max_concurrent` at a time."""
+    """How many GPUs a trial's driver has. 0 takes what its server claims (`server.num_gpus`); with `pool.kind =
+    sequential` it is one for each trial, or a share of those there are for `max_concurrent` trials."""
     output_dir: str = "outputs/sweeps/${name}"
-    """The sweep's folder; its trials are in `trials/`."""
+    """The sweep's folder. Its trials are in `trials/`."""
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip(". ")) and "/" not in self.name, "name", self.name, "a name without /")

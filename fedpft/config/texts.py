@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import cache
 from types import UnionType
@@ -38,11 +39,11 @@ class SettingsOf:
 
 def read_yaml(text: str, kind: Any) -> DictConfig | ListConfig:
     """Read a file's text, keys of the dataclass `kind`."""
-    plain: DictConfig | ListConfig = OmegaConf.load(io.StringIO(text))  # whatever is wrong is told with its line
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    if isinstance(plain, DictConfig) and node is not None and _quote(node, kind):
-        plain = OmegaConf.load(io.StringIO(yaml.serialize(node)))
-    return plain
+    with suppress(Exception):  # whatever is wrong is told below, with its line in the text as written
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(node, yaml.MappingNode) and _quote(node, kind):
+            return OmegaConf.load(io.StringIO(yaml.serialize(node)))
+    return OmegaConf.load(io.StringIO(text))
 
 
 def read_assignment(item: str, kind: Any) -> DictConfig:

@@ -22,28 +22,28 @@ class TrackingConfig:
     """Where a run's numbers go; `rounds.jsonl` and `result.json` are written whatever this says."""
 
     to: tuple[str, ...] = ("wandb",)
-    """Any of `wandb`, `tensorboard`, `mlflow`, `csv`, at the same time; `[]`: none. What they write lies in a
-    folder of this name in `output_dir`."""
+    """Services that get the run's numbers: any of `wandb`, `tensorboard`, `mlflow`, `csv`, several at the same time;
+    `[]` means none. Each writes into a folder of its own name in `output_dir`."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    """`offline`: recorded in `output_dir/wandb`, without an account; `online`: sent while the run goes on; `disabled`:
-    as if `to` did not name it."""
+    """How W&B works. `offline` records into `output_dir/wandb` without an account; `online` sends while the run goes
+    on; `disabled` does as if `to` did not name it."""
     mlflow_uri: str | None = None
-    """MLflow's tracking server or database; null: `$MLFLOW_TRACKING_URI`, else SQLite in `output_dir/mlflow`."""
+    """MLflow's tracking server or database. null takes `$MLFLOW_TRACKING_URI`, else SQLite in `output_dir/mlflow`."""
     notify: str | None = None
-    """A web address that gets a JSON object by POST when the run ends, fails or is stopped, and when its memory grows
-    without end; or `$NAME`, the environment variable that has it, so that no file of the run does."""
+    """A web address that gets a JSON object by POST when the run ends, fails or is stopped, and when its memory keeps
+    growing. `$NAME` names an environment variable that holds the address, so that no file of the run does."""
     project: str = "fedpft"
-    """W&B's project, MLflow's experiment."""
+    """Project in W&B and experiment in MLflow."""
     entity: str | None = None
-    """User or team that owns W&B's project; null: the account's own."""
+    """User or team that owns W&B's project. null takes the account's own."""
     group: str | None = None
-    """A sweep's trials have its name."""
+    """The run's group in W&B. A sweep's trials have the sweep's name."""
     job_type: str | None = None
-    """null: `run`; a sweep's trials have `trial`."""
+    """The run's job type in W&B. null takes `run`; a sweep's trials have `trial`."""
     tags: tuple[str, ...] = ()
-    """Beside the method's and the task's name."""
+    """Tags of the run, beside the names of its method and task."""
     also: tuple[str, ...] = ()
-    """Trackers of others, `module:Class` or a plug-in's name, made with (config, output_dir)."""
+    """Trackers of your own, `module:Class` or a plug-in's name. Each is made with (config, output_dir)."""
 
     def __post_init__(self) -> None:
         for name in self.to:

@@ -10,7 +10,8 @@ from fedpft.align.public import PublicData
 from fedpft.config import Config
 from fedpft.methods.base import FixedProxy, Proxy
 from fedpft.methods.plugin import plug_in
-from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets
+from fedpft.models.lora import AdaptedModel, attach_lora
+from fedpft.models.lora_targets import lora_targets
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
 

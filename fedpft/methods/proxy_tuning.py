@@ -26,7 +26,8 @@ from fedpft.methods.plugin import check_same_layout, plug_in
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.layerwise import check_layer_by_layer
-from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
+from fedpft.models.lora import AdaptedModel, attach_lora, set_adapter
+from fedpft.models.lora_targets import lora_targets
 from fedpft.models.weights import as_array
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress, server_fabric

@@ -15,7 +15,8 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from fedpft.config import ConfigError, FMConfig, TaskKind
-from fedpft.models.ffn import FFN_LOCATIONS, ffn_location, find_ffns
+from fedpft.models.families import FFN_LOCATIONS
+from fedpft.models.ffn import ffn_location, find_ffns
 
 DECODERS = sorted(
     FFN_LOCATIONS.keys() & MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()

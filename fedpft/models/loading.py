@@ -18,7 +18,8 @@ from transformers import (
 from fedpft.config import ConfigError, FMConfig, TaskKind
 from fedpft.models.checks import check_kind, check_weights
 from fedpft.models.depth import keep_layers
-from fedpft.models.ffn import ffn_location, find_ffns, known_family
+from fedpft.models.families import known_family
+from fedpft.models.ffn import ffn_location, find_ffns
 from fedpft.models.fields import check_direction, check_fields, neutralise
 from fedpft.models.head import fit_head, untie
 from fedpft.models.origin import Origin, remember_origin

@@ -1,11 +1,10 @@
-"""What a user sees of a run: live bars on a terminal, plain lines elsewhere, and tables before and after it."""
+"""What a user sees of a run: live bars on a terminal, plain lines elsewhere, and a table after it."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +16,7 @@ from fedpft.report.cache import SHOWN_DIGITS
 from fedpft.report.clients import client_note, client_rows
 from fedpft.report.compute import cost_rows
 from fedpft.report.fidelity import cosine_line, fidelity_rows
-from fedpft.report.privacy import epsilon_by_round, privacy_rows, secure_rows
+from fedpft.report.privacy import privacy_rows
 from fedpft.report.scores import attack_rows, round_scores, score_rows, why_stopped
 from fedpft.report.wording import duration, round_line, rounds_done
 
@@ -25,10 +24,6 @@ if TYPE_CHECKING:  # the screen shows its first line before torch is loaded
     from fedpft.federated.messages import ClientFailure, ClientUpdate
 
 _MIN_STAGE_SECONDS = 0.05
-_MAX_CLIENT_ROWS = 20
-_SHADES = "·░▒▓█"
-_SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the last
-_LABEL_WIDTH = 7
 
 
 class Screen:
@@ -177,37 +172,14 @@ class _Stage:
         return "  ".join(part for part in parts if part)
 
 
-def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
-    """Print what `fedpft plan` knows: the resolved config, the partition, sizes, traffic, actors and warnings.
-
-    Keys of `plan` shown: config_yaml, label_histogram (clients x labels; None: kept back), label_names, num_params_fm,
-    num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
-    bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server, client_states_bytes, local_step,
-    actors, pool, privacy, secure_aggregation, warnings; by method.
-    """
-    console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
-    if plan["label_histogram"] is not None:
-        console.print(
-            "\n[bold]Partition[/bold]: label shares in each client: · none, ░ to 10 %, ▒ to 25 %, ▓ to 50 %, █ more"
-        )
-        for line in partition_picture(plan["label_histogram"], plan["label_names"], console.width):
-            console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
-    facts = _facts_table()
-    for row in cost_rows(plan):
-        facts.add_row(*row)
-    facts.add_row("actors", str(plan["actors"]), f"pool {plan['pool']}")
-    for row in (*privacy_rows(plan), *secure_rows(plan)):
-        facts.add_row(*row)
-    console.print(facts)
-    if "privacy" in plan:
-        console.print(f"{epsilon_by_round(plan)}\n", highlight=False, soft_wrap=True)
-    for warning in plan["warnings"]:
-        console.print(f"[yellow]warning[/yellow]: {escape(warning)}", highlight=False, soft_wrap=True)
+def print_note(console: Console, line: str) -> None:
+    """Print what a user may want to change: a line about settings, before a run or in its plan."""
+    console.print(f"[yellow]note[/yellow]: {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str, Path | str]) -> None:
     """Print the keys of `result.json` that a user asks for first, and the paths (or URLs) written, by name."""
-    facts = _facts_table(f"{result['name']}: {result['method']}, {rounds_done(result)}, seed {result['seed']}")
+    facts = facts_table(f"{result['name']}: {result['method']}, {rounds_done(result)}, seed {result['seed']}")
     for row in (*score_rows(result), *attack_rows(result), *client_rows(result)):
         facts.add_row(*row)
     facts.add_section()
@@ -238,35 +210,8 @@ def print_result(console: Console, result: Mapping[str, Any], paths: Mapping[str
         console.print(never, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def partition_picture(histogram: Sequence[Sequence[int]], label_names: Sequence[str], width: int) -> Iterable[str]:
-    """Return the lines of a picture of a partition, clients x labels, at most `width` columns wide.
-
-    The shade of a cell is the label's share of the client's examples: · none, ░ to 10 %, ▒ to 25 %, ▓ to 50 %, █ more.
-    """
-    counts = np.asarray(histogram)  # (clients, labels)
-    sizes = counts.sum(axis=1)
-    shares = counts / np.maximum(sizes, 1)[:, None]
-    room = (width - 16) // len(label_names)  # columns for a label, with the space after it
-    cell, num_shown = (min(room - 1, _LABEL_WIDTH), None) if room >= 2 else (1, width - 16)
-    gap = " " if room >= 2 else ""
-    if cell >= 3:
-        yield f"{'client':>6} {'size':>7}  " + gap.join(f"{name[:cell]:<{cell}}" for name in label_names)
-    for client_id, share in enumerate(shares[:_MAX_CLIENT_ROWS]):
-        shades = (_SHADES[np.searchsorted(_SHADE_LIMITS, value)] * cell for value in share[:num_shown])
-        yield f"{client_id:>6} {sizes[client_id]:>7}  {gap.join(shades)}"
-    if len(counts) > _MAX_CLIENT_ROWS:
-        yield f"   ... {len(counts) - _MAX_CLIENT_ROWS} more"
-    yield f"{len(counts)} clients, {counts.sum()} examples; over all clients:"
-    quantities = {"size": sizes, "labels held": (counts > 0).sum(axis=1), "largest share %": 100 * shares.max(axis=1)}
-    for name, values in quantities.items():
-        low, median, high = np.quantile(values, (0.1, 0.5, 0.9))
-        ends = (
-            f"min {values.min():<6.0f} 10 % {low:<6.0f} median {median:<6.0f} 90 % {high:<6.0f} max {values.max():.0f}"
-        )
-        yield f"  {name:<16} {ends}"
-
-
-def _facts_table(title: str | None = None) -> Table:
+def facts_table(title: str | None = None) -> Table:
+    """Return an empty table of facts: what, how much, and a remark."""
     table = Table(title=title, title_justify="left", box=SIMPLE, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)

@@ -63,7 +63,7 @@ def plan(config: Config) -> dict[str, Any]:
         "pool": config.pool.kind,
         **({"privacy": guarantee.forecast(num_parameters)} if guarantee else {}),
         **({"secure_aggregation": secure.forecast(drawn, num_parameters + 1)} if secure else {}),
-        "warnings": [
+        "notes": [
             *doubtful_settings(config),
             *(guarantee.warnings(num_parameters) if guarantee else ()),
             *origin_of(fm).notes,

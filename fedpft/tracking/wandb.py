@@ -31,6 +31,7 @@ from fedpft.config.tracking import shown_url
 from fedpft.metrics.table import Goal
 from fedpft.tracking.lineage import digests, models, tags
 from fedpft.tracking.names import CLIENT_COLUMNS, STEP_METRICS, kept_in_summary, logged_metrics, loss_spread
+from fedpft.tracking.wandb_variables import tell_what_is_not_followed
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
@@ -42,21 +43,7 @@ DEFAULT_JOB_TYPE = "run"
 
 NAME = "Weights & Biases"
 
-NOT_FOLLOWED = {
-    "WANDB_MODE": "tracking.wandb",
-    "WANDB_DISABLED": "tracking.wandb",
-    "WANDB_PROJECT": "tracking.project",
-    "WANDB_JOB_TYPE": "tracking.job_type",
-    "WANDB_TAGS": "tracking.tags",
-    "WANDB_NAME": "name",
-    "WANDB_DIR": "output_dir",
-    "WANDB_RUN_ID": "resume",
-    "WANDB_RESUME": "resume",
-}
-"""Variable of W&B's -> the setting that decides in its place."""
-
 _SHOWN_DIGITS = 12  # of a digest, in an artifact's name
-_YES = ("true", "1", "yes", "y", "on", "t")
 _INIT_TIMEOUT_SECONDS = 30
 _FINISH_TIMEOUT_SECONDS = 300
 
@@ -68,7 +55,7 @@ def check_tracking(tracking: TrackingConfig) -> None:
         ConfigError: `online` without a key.
 
     """
-    _tell_what_is_not_followed(tracking)
+    tell_what_is_not_followed(tracking)
     if tracking.wandb_mode != "online":
         return
     import wandb  # here, so that other runs do not pay for it
@@ -79,20 +66,6 @@ def check_tracking(tracking: TrackingConfig) -> None:
             raise wandb.Error("no API key")
     except wandb.Error as error:
         raise _refusal(tracking, error) from None
-
-
-def _tell_what_is_not_followed(tracking: TrackingConfig) -> None:
-    """Warn of W&B's own variables that ask for something else than the settings, which decide."""
-    asked = {name: value for name in NOT_FOLLOWED if (value := os.environ.get(name))}
-    if asked.get("WANDB_MODE") == tracking.wandb_mode:
-        del asked["WANDB_MODE"]
-    if (asked.get("WANDB_DISABLED", "").lower() in _YES) == (tracking.wandb_mode == "disabled"):
-        asked.pop("WANDB_DISABLED", None)
-    if tracking.wandb_mode == "disabled":
-        asked = {name: value for name, value in asked.items() if NOT_FOLLOWED[name] == "tracking.wandb"}
-    if asked:
-        listed = ", ".join(f"{name}={value} ({NOT_FOLLOWED[name]})" for name, value in asked.items())
-        warnings.warn(f"not followed, these settings decide instead: {listed}", stacklevel=3)
 
 
 def _refusal(tracking: TrackingConfig, error: Exception) -> ConfigError:

@@ -111,35 +111,29 @@ def test_it_is_refused_before_an_actor_starts_and_leaves_no_trace(tmp_path, monk
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    "field", ["intermediate_size=16", "num_hidden_layers=4"], ids=["another FFN size", "more layers"]
-)
-def test_an_fm_that_would_be_partly_random_is_refused_before_the_last_run_moves_aside(tmp_path, monkeypatch, field):
+def test_an_fm_that_would_be_partly_random_is_refused_before_the_last_run_moves_aside(tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr(SequentialPool, "close", lambda self: closed.append(self))
     settings = tiny_text_run(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/rounds.jsonl").write_text("a run\n")
     with pytest.raises(ConfigError, match=r"^fm\.path: found .* without bert\.encoder\.layer\..*whole backbone"):
-        run(load_config(None, [*settings, f"fm.config.{field}"]))
+        run(load_config(None, [*settings, "fm.config.num_hidden_layers=4"]))
     assert (tmp_path / "out/rounds.jsonl").read_text() == "a run\n"
     assert len(closed) == 1
 
 
-@pytest.mark.parametrize("field", ["patch_size=30", "num_channels=1"])
-def test_an_architecture_that_cannot_take_the_tasks_images_is_one_line(tmp_path, field):
+def test_an_architecture_that_cannot_take_the_tasks_images_is_one_line(tmp_path):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     with pytest.raises(ConfigError, match=r"^fm\.path / fm\.config: found 'scratch://vit', which fails on") as error:
-        run(load_config(None, [*tiny_vision_run(tmp_path), f"fm.config.{field}"]))
+        run(load_config(None, [*tiny_vision_run(tmp_path), "fm.config.num_channels=1"]))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("write", [tiny_text_run, tiny_vision_run])
-def test_clients_with_one_example_each_train(tmp_path, write):
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+def test_clients_with_one_example_each_train(tmp_path):
     alone = ["task.max_train_examples=4", "federated.sampling=full", "align.neurons={interval: 1}"]
-    result = run(load_config(None, [*write(tmp_path), *SHORT, *alone, "federated.rounds=2"])).result
+    result = run(load_config(None, [*tiny_text_run(tmp_path), *SHORT, *alone, "federated.rounds=2"])).result
     records = [json.loads(line) for line in (tmp_path / "out/rounds.jsonl").read_text().splitlines()]
     assert [record["clients"] for record in records] == [[0, 1, 2, 3]] * 2
     assert all(record["train_loss"] > 0 for record in records)
@@ -210,21 +204,16 @@ def test_a_disk_that_is_full_at_the_end_leaves_nothing_half_written_and_the_run_
     assert {path.name for path in (tmp_path / "out").iterdir()} <= set(RUN.entries)
 
 
-def test_a_result_that_is_cut_off_is_named(tmp_path):
+def test_what_is_saved_bears_the_tasks_labels_and_a_result_that_is_cut_off_is_named(tmp_path):
     config = load_config(None, [*tiny_text_run(tmp_path), *SHORT])
-    run(config)
-    (tmp_path / "out/result.json").write_text('{"fm": ')
-    with pytest.raises(ConfigError, match=r"^output_dir: found a result\.json in .* that is not JSON"):
-        go_on(config)
-
-
-def test_what_is_saved_bears_the_tasks_labels(tmp_path):
-    settings = tiny_text_run(tmp_path)
     (tmp_path / "task/classes.txt").write_text("calm\nangry\n")
-    run(load_config(None, [*settings, *SHORT]))
+    run(config)
     sub_fm = load_sub_fm(tmp_path / "out/sub_fm", modality="text")
     assert sub_fm.config.id2label == {0: "calm", 1: "angry"}
     assert sub_fm.config.label2id == {"calm": 0, "angry": 1}
+    (tmp_path / "out/result.json").write_text('{"fm": ')
+    with pytest.raises(ConfigError, match=r"^output_dir: found a result\.json in .* that is not JSON"):
+        go_on(config)
 
 
 def test_results_that_could_not_be_saved_are_refused_before_an_actor_starts(tmp_path, monkeypatch):
@@ -253,21 +242,14 @@ def test_an_fm_that_fails_on_longer_texts_or_backwards_alone_is_refused_before_t
     assert not (tmp_path / "out").exists()
 
 
-COMMANDS = {
-    "bad data": (["task.label_column=nowhere"], 2, "error: task.label_column: found 'nowhere', allowed: a column of "),
-    "nobody comes": (["federated.dropout_ratio=0.999999"], 1, "stopped: 1 rounds in a row did not count: "),
-}
-
-
-@pytest.mark.parametrize(("settings", "code", "expected"), COMMANDS.values(), ids=COMMANDS)
-def test_on_the_command_line_it_is_one_line_and_an_exit_code(tmp_path, settings, code, expected):
+def test_on_the_command_line_a_run_to_which_nobody_comes_is_one_line_and_an_exit_code(tmp_path):
     (tmp_path / "base.yaml").write_text("")
-    tiny = [*tiny_text_run(tmp_path), *SHORT, "align.neurons.kind=none"]
-    command = [sys.executable, "-m", "fedpft.cli", "run", str(tmp_path / "base.yaml"), *tiny, *settings]
+    tiny = [*tiny_text_run(tmp_path), *SHORT, "align.neurons.kind=none", "federated.dropout_ratio=0.999999"]
+    command = [sys.executable, "-m", "fedpft.cli", "run", str(tmp_path / "base.yaml"), *tiny]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith(expected)
+    assert line.startswith("stopped: 1 rounds in a row did not count: ")
 
 
 def test_a_run_in_which_a_client_never_got_through_ends_with_exit_code_1_unless_that_is_allowed(tmp_path, monkeypatch):

@@ -28,29 +28,20 @@ def files_of(settings, folder, *overrides):
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_one_actor_two_actors_and_sequential_give_bit_identical_adapters(settings, sequential, tmp_path):
-    for actors in (1, 2):
-        ray = files_of(settings, tmp_path / str(actors), "pool.kind=ray", f"pool.actors={actors}")
-        assert ray == sequential, f"{actors} actor(s)"
-
-
-def test_the_same_config_twice_gives_a_bit_identical_adapter(settings, sequential, tmp_path):
-    assert files_of(settings, tmp_path) == sequential
+def test_two_actors_and_sequential_give_bit_identical_adapters(settings, sequential, tmp_path):
+    assert files_of(settings, tmp_path, "pool.kind=ray", "pool.actors=2") == sequential
 
 
 def test_another_seed_gives_another_adapter(settings, sequential, tmp_path):
     assert files_of(settings, tmp_path, "seed=43")[0] != sequential[0]
 
 
-def test_evaluating_every_round_or_only_at_the_end_gives_a_bit_identical_adapter(settings, sequential, tmp_path):
-    for interval in (1, 100):
-        assert files_of(settings, tmp_path / str(interval), f"evaluation.interval={interval}") == sequential
-
-
-def test_the_fidelity_meter_on_or_off_gives_a_bit_identical_adapter(settings, sequential, tmp_path):
-    for examples in (0, 7):
-        metered = files_of(settings, tmp_path / str(examples), f"evaluation.fidelity_examples={examples}")
-        assert metered == sequential, f"{examples} examples"
+@pytest.mark.parametrize(("interval", "examples"), [(1, 7), (100, 0)])
+def test_again_with_another_evaluation_and_fidelity_meter_gives_a_bit_identical_adapter(
+    settings, sequential, tmp_path, interval, examples
+):
+    looked_at = [f"evaluation.interval={interval}", f"evaluation.fidelity_examples={examples}"]
+    assert files_of(settings, tmp_path, *looked_at) == sequential
 
 
 def test_neuron_alignment_changes_the_run(settings, sequential, tmp_path):

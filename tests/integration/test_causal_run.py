@@ -16,7 +16,7 @@ from fedpft.storage.checkpoint import Checkpoints
 from fedpft.trainer import SilentProgress
 from tests.tiny import tiny_causal_run, tiny_fm
 
-DECODERS = ("gpt2", "llama", "qwen2")
+DECODERS = ("gpt2", "llama")
 
 
 DISTILLED = ["method.plug_in=distill", "align.adapter.num_steps=4", "align.adapter.batch_size=4"]
@@ -91,9 +91,8 @@ def test_the_page_and_the_plan_do_without_labels(finished):
     assert planned["num_params_adapter"] == finished.result["num_params_adapter"]
 
 
-@pytest.mark.parametrize("model_type", DECODERS)
-def test_a_resumed_run_has_the_bits_of_the_straight_one(model_type, tmp_path, monkeypatch):
-    settings = [*tiny_causal_run(tmp_path, model_type), "federated.partition.kind=dirichlet"]
+def test_a_resumed_run_has_the_bits_of_the_straight_one(tmp_path, monkeypatch):
+    settings = [*tiny_causal_run(tmp_path, "qwen2"), "federated.partition.kind=dirichlet"]
     settings += ["task.label_column=topic", "align.layers.kind=none", "evaluation.fidelity_examples=0"]
     straight = run(load_config(None, [*settings, f"output_dir={tmp_path / 'straight'}"])).result
     config = load_config(None, [*settings, f"output_dir={tmp_path / 'stopped'}"])

@@ -14,15 +14,10 @@ import pytest
 
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.files import write_comparison
-from tests.browser import Browser
+from tests.browser import CHROMIUM, FLAGS, Browser
 from tests.run_folders import run_folder, sweep_folder
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--window-size=1200,900",
-    "--virtual-time-budget=8000",
-]  # fmt: skip
+PAGE_FLAGS = ["--window-size=1200,900", "--virtual-time-budget=8000"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome in PATH")
 
 WATCH = """<script>
@@ -74,7 +69,7 @@ def probe(page, script, extra="", *flags):
 def read(path, *flags):
     """Return the JSON in `#probe` once the page has settled."""
     profile = path.with_name("profile")
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", path.as_uri()]
+    command = [CHROMIUM, *FLAGS, *PAGE_FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", path.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     shutil.rmtree(profile, ignore_errors=True)
     found = re.search('<pre id="probe">(.*?)</pre>', dom, re.DOTALL)

@@ -142,13 +142,6 @@ def test_a_strict_run_leaves_no_token_of_the_clients_data_and_nothing_of_single_
     assert plan(config)["label_histogram"] is None
 
 
-def test_a_run_without_privacy_marks_nothing(settings, tmp_path):
-    base = [setting for setting in settings if not setting.startswith("privacy=")]
-    run(load_config(None, [*base, f"output_dir={tmp_path / 'out'}", "federated.rounds=1"]))
-    assert "simulation_only" not in (tmp_path / "out/rounds.jsonl").read_text()
-    assert not {"privacy", "simulation_only"} & json.loads((tmp_path / "out/result.json").read_text()).keys()
-
-
 def test_an_audit_of_a_private_run_has_every_meter_and_changes_nothing_else(straight):
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.name != "audit.json"}
     said = CliRunner().invoke(app, ["audit", str(straight), "--format", "json"])

@@ -46,11 +46,11 @@ def test_numbers_are_learned_and_every_file_tells_the_same(tmp_path, settings, m
         assert records[-1]["train_loss"] < records[0]["train_loss"]
         assert result["fm"] < result["untuned_fm"]
     assert f"<dd>{result['fm']:.3f}</dd>" in (tmp_path / "out/report.html").read_text()
+    if goal == "max":
+        the_adapter_opens_with_peft_and_the_saved_sub_fm_predicts_a_number(tmp_path, config, result)
 
 
-def test_the_adapter_opens_with_peft_and_the_saved_sub_fm_predicts_a_number(tmp_path, settings):
-    config = load_config(None, settings)
-    result = run(config).result
+def the_adapter_opens_with_peft_and_the_saved_sub_fm_predicts_a_number(tmp_path, config, result):
     fm, data = load_fm_and_data(config, SilentProgress())
     assert fm.config.id2label == {0: "grade"}
     for model, key in ((fm, "fm"), (load_sub_fm(tmp_path / "out/sub_fm", modality="text"), "sub_fm")):

@@ -19,6 +19,7 @@ from fedpft.methods.base import ProxyChange
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
 from fedpft.simulation.pool.client_actor import ClientActor
+from tests.fakes import FakeTracker
 from tests.tiny import tiny_package
 
 SCAFFOLD = ClientConfig(kind="scaffold")
@@ -93,17 +94,6 @@ class Changes:
         return ProxyChange(weights=ONE_CHANGE if round_index == 1 else OTHER_CHANGE, metrics={})
 
 
-class Records:
-    def __init__(self):
-        self.rounds = []
-
-    def log_round(self, record):
-        self.rounds.append(record)
-
-    def log_clients(self, round_index, rows):
-        pass
-
-
 class Failures(SilentObserver):
     def __init__(self):
         self.seen = []
@@ -127,13 +117,13 @@ def run(pool, **federated):
         pool=pool,
         evaluate=lambda adapter: {},
         evaluation_interval=100,
-        tracker=Records(),
+        tracker=FakeTracker(),
         observer=Failures(),
     )
     final = driver.run(ServerState(rounds_done=0, adapter=ADAPTER))
     return (
         final.adapter.tobytes() + final.arrays["clients/variate"].tobytes(),
-        driver.tracker.rounds,
+        driver.tracker.records,
         driver.observer.seen,
     )
 

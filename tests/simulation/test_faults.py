@@ -87,7 +87,7 @@ def test_without_faults_the_run_is_the_sequential_one(pool, expected):
         assert record["memory/object_store_bytes"] >= 0
 
 
-FAULTS = ["kill", *(pytest.param(fault, marks=pytest.mark.cluster) for fault in ("fail", "hang"))]
+MORE_FAULTS = [pytest.param(fault, marks=pytest.mark.cluster) for fault in ("fail", "hang")]
 
 
 def survive(pool, faults, expected, fault):
@@ -103,7 +103,7 @@ def survive(pool, faults, expected, fault):
     return records
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["kill", *MORE_FAULTS])
 def test_a_fault_that_passes_changes_no_bit(pool, faults, expected, fault):
     """The third round needs both earlier changes of the proxy, which the fresh actor has only been told of."""
     records = survive(pool, faults, expected, fault)
@@ -153,7 +153,7 @@ def batches(monkeypatch):
     monkeypatch.setattr(waiting, "SHARES_PER_ACTOR", 0.1)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [pytest.param("kill", marks=pytest.mark.cluster), *MORE_FAULTS])
 def test_a_fault_in_a_batch_is_no_attempt_of_anybody_and_changes_no_bit(pool, faults, expected, batches, fault):
     records = survive(pool, faults, expected, fault)
     assert not any("retries" in record for record in records), "nobody knows whose fault it was"
@@ -195,6 +195,7 @@ def test_an_actor_that_died_between_rounds_is_replaced(pool, expected):
     assert numbers(pool) == [before[1], max(before) + 1]
 
 
+@pytest.mark.cluster
 def test_an_actor_above_its_memory_limit_is_replaced_between_clients_and_changes_no_bit(pool, faults, expected):
     before = numbers(pool)
     held = pool.memory()["actor_rss_bytes_max"]

@@ -22,6 +22,7 @@ from fedpft.run.pipeline import run
 from tests.tiny import tiny_text_run
 
 engine = pytest.importorskip("fedpft.simulation.sweep", reason="Ray is not installed", exc_type=ImportError)
+places = pytest.importorskip("fedpft.simulation.places")
 sweeps = pytest.importorskip("fedpft.sweeps.sweep")
 
 
@@ -267,12 +268,12 @@ def test_optuna_runs_every_point_that_it_asks_for_with_every_seed(local_ray, tmp
 def test_a_trial_asks_for_its_driver_and_all_its_actors_at_once(pool, settings, expected):
     sweep = SweepConfig(base="", **settings)
     config = load_config(None, [f"pool={pool}"])
-    assert engine.bundles(sweep, config, [engine.Node(cpus=4, gpus=1), engine.Node(cpus=4, gpus=1)]) == expected
+    assert places.bundles(sweep, config, [places.Node(cpus=4, gpus=1), places.Node(cpus=4, gpus=1)]) == expected
 
 
 def test_a_trials_driver_claims_the_gpus_of_its_server():
     config = load_config(None, ["pool.kind=sequential", "server.num_gpus=1"])
-    assert engine.bundles(SweepConfig(base=""), config, [engine.Node(cpus=4, gpus=1)]) == [{"CPU": 1.0, "GPU": 1.0}]
+    assert places.bundles(SweepConfig(base=""), config, [places.Node(cpus=4, gpus=1)]) == [{"CPU": 1.0, "GPU": 1.0}]
 
 
 def test_a_trial_that_the_cluster_can_never_hold_is_refused(local_ray, tmp_path):

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from fedpft.config import ConfigError
 from fedpft.metrics.table import Goal, metric_row
-from fedpft.report.clients import EXPECTED, VIEWS, View
+from fedpft.report.clients import EXPECTED, View
 from fedpft.report.compare.clients import client_spread
 from fedpft.report.compare.costs import AXES, group_costs, pareto_front
 from fedpft.report.compare.effects import Effect, setting_effects
@@ -163,38 +163,6 @@ class Comparison:
 
     def _group(self, label: str) -> Group:
         return next(group for group in self.groups if group.label == label)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of `compare.json`."""
-        groups = [
-            {
-                "label": group.label,
-                **asdict(self.estimates[group.label]),
-                "binomial_error": self.error_of_one_run(group.label),
-                "difference": asdict(found) if (found := self.differences.get(group.label)) else None,
-                "verdict": self.verdict(group.label) if group.label in self.differences else None,
-                "costs": self.costs[group.label],
-                **{view.key: self.client_spreads(view).get(group.label) for view in VIEWS},
-                "runs": [
-                    {"folder": str(run.folder), "seed": run.seed, self.metric: run.value} for run in group.finished
-                ],
-            }
-            for group in self.groups
-            if group.finished
-        ]
-        labels = [group.label for group in self.groups]
-        return {
-            "metric": self.metric,
-            "metric_goal": self.goal,
-            "baseline": self.baseline,
-            "groups": groups,
-            "pareto": {axis: self.front(axis) for axis in self.axes},
-            "settings": {key: dict(zip(labels, values, strict=True)) for key, values in self.setting_rows()},
-            "same_within": self.same_within,
-            "noise": asdict(noise) if (noise := self.noise) else None,
-            "effects": [asdict(effect) for effect in self.effects or ()],
-            "left_out": [{"folder": str(left.folder), "reason": left.reason} for left in self.left_out],
-        }
 
 
 def compare(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedpft.report.compare.comparison import Comparison
 from fedpft.report.compare.page import compare_page
+from fedpft.report.compare.record import comparison_json
 from fedpft.storage.output import Kind, claim_output_dir, write_json, write_text
 
 JSON_FILE, PAGE_FILE = "compare.json", "compare.html"
@@ -26,6 +27,6 @@ def write_comparison(
     html = compare_page(comparison)
     folder = claim_output_dir(folder, COMPARISON, say)
     paths = {"page": folder / PAGE_FILE, "json": folder / JSON_FILE}
-    write_json(paths["json"], comparison.as_json())
+    write_json(paths["json"], comparison_json(comparison))
     write_text(paths["page"], html)
     return paths

@@ -66,15 +66,14 @@ def expected():
     return play(SequentialPool())
 
 
+RAY_TOGETHER = "ray with 1 actor, 16 together"
 POOLS = {
     "sequential": (0, 1),
     "2 together": (0, 2),
-    "5 together": (0, 5),
     "16 together": (0, 16),
     "as many together as pay": (0, "auto"),
-    "ray with 1 actor": (1, 1),
     "ray with 2 actors": (2, 1),
-    "ray with 1 actor, 16 together": (1, 16),
+    RAY_TOGETHER: (1, 16),
 }
 """Name -> number of actors (0: in this process), and of clients that train together."""
 
@@ -180,6 +179,9 @@ def test_every_actor_takes_its_turn(pool):
     assert sorted(update.client_id for update in updates) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "pool", [pytest.param(name, marks=[pytest.mark.cluster] * (name == RAY_TOGETHER)) for name in POOLS], indirect=True
+)
 def test_a_client_that_always_fails_is_returned_as_a_failure_and_harms_no_other(pool, expected):
     """The last test of a pool: it changes which actors there are."""
     pool.broadcast(package_for(pool))

@@ -82,9 +82,7 @@ def test_auto_takes_everything_at_once_where_nobody_else_is():
     claimed.release()
 
 
-@pytest.mark.parametrize(
-    ("actors", "need"), [("auto", r"1 x 1 CPU + 0.6 GB"), (2, "2 x 1 CPU"), ("per_client", "2 x 1 CPU")]
-)
+@pytest.mark.parametrize(("actors", "need"), [("auto", r"1 x 1 CPU + 0.6 GB"), ("per_client", "2 x 1 CPU")])
 def test_without_room_a_run_waits_says_for_what_and_gets_it_when_it_is_free(claim, actors, need):
     first = claim(2, cpus_per_actor=0.75)
     threading.Timer(1.0, first.release).start()

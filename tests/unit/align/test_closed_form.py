@@ -9,7 +9,16 @@ from fedpft.construct.compress import NeuronMap, compress
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
-from tests.tiny import FAMILIES, OPT_350M, TEXT_FAMILIES, WITHOUT_CLASSIFIER, tiny_batch, tiny_fm
+from tests.tiny import (
+    FAMILIES,
+    ONE_FAMILY_PER_ROW,
+    OPT_350M,
+    TEXT_FAMILIES,
+    TEXT_ROWS,
+    WITHOUT_CLASSIFIER,
+    tiny_batch,
+    tiny_fm,
+)
 
 SERVER = ServerConfig(accelerator="cpu")
 SETTINGS = {"kind": "closed_form", "num_examples": 64, "batch_size": 8}
@@ -80,7 +89,7 @@ def test_dropped_copies_of_kept_neurons_are_made_up_for(model_type, overrides):
     assert report.last_loss < 1e-3 * report.first_loss
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_only_down_projections_and_closing_norms_of_compressed_layers_change(model_type):
     fm, sub_fm = models(model_type)
     fm_before, before = weights(fm), weights(sub_fm)
@@ -95,7 +104,7 @@ def test_only_down_projections_and_closing_norms_of_compressed_layers_change(mod
     assert modes == [module.training for module in sub_fm.modules()]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_only_the_biases_move_when_asked(model_type):
     fm, sub_fm = models(model_type)
     before = [ffn.down_weight.clone() for ffn in find_ffns(sub_fm)]
@@ -105,7 +114,7 @@ def test_only_the_biases_move_when_asked(model_type):
         assert report.last_loss < report.first_loss
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_only_the_chosen_neurons_columns_and_the_bias_move(model_type):
     fm, sub_fm = models(model_type)
     fm, sub_fm = attach_lora(fm, LoraConfig(rank=2), seed=0), attach_lora(sub_fm, LoraConfig(rank=2), seed=1)
@@ -152,7 +161,7 @@ def test_the_last_layer_solves_its_ridge_problem_on_the_sub_fms_own_inputs():
     assert float(gradient[:, 12].abs().max() / size) < 1e-2
 
 
-@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
+@pytest.mark.parametrize("model_type", TEXT_ROWS)
 def test_padding_does_not_count(model_type):
     solutions = []
     for padding in (0, 5):

@@ -7,7 +7,7 @@ from fedpft.config import LayerAlignConfig, LoraConfig, NeuronAlignConfig, Serve
 from fedpft.construct.compress import compress
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
-from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+from tests.tiny import ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode", "ignore:Converting a tensor")
 SERVER = ServerConfig(accelerator="cpu")
@@ -58,7 +58,7 @@ def names_of(model, parameters):
     return {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_align_neurons_changes_the_chosen_neurons_and_nothing_else(model_type):
     fm, sub_fm = models(model_type)
     fm_before, before = weights(fm), weights(sub_fm)
@@ -77,7 +77,7 @@ def test_align_neurons_changes_the_chosen_neurons_and_nothing_else(model_type):
                 assert (now[mask] != then[mask]).reshape(int(mask.sum()), -1).any(dim=1).all()
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_align_layers_lowers_the_loss_and_changes_only_compressed_ffns(model_type):
     fm, sub_fm = models(model_type, adapter=False)
     fm_before, before = weights(fm), weights(sub_fm)

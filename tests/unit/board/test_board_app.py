@@ -8,8 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from fedpft.board.app import _events, make_app
+from fedpft.board.folder import key_of
 from fedpft.board.index import Index
-from fedpft.board.run import key_of
 from fedpft.board.serve import serve
 from fedpft.board.views.choice import Choice
 from fedpft.config import ConfigError

@@ -14,6 +14,7 @@ from fedpft.board.state import Sign, is_alive
 from fedpft.board.views.runs import run_row
 from fedpft.config import dump_config, load_config
 from fedpft.report.compare.comparison import compare, compare_runs
+from fedpft.report.compare.record import comparison_json
 from fedpft.storage.lock import SILENT_SECONDS, held
 from tests.run_folders import run_folder, sweep_folder
 
@@ -228,7 +229,7 @@ def test_finished_runs_compare_as_fedpft_compare_has_them(tmp_path):
     sweep_folder(tmp_path)
     (found,), left_out = comparable_sets(index_of(tmp_path).runs)
     assert left_out == []
-    mine, theirs = compare_runs(found.runs).as_json(), compare([tmp_path]).as_json()
+    mine, theirs = comparison_json(compare_runs(found.runs)), comparison_json(compare([tmp_path]))
     assert mine == theirs
 
 

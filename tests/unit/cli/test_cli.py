@@ -108,6 +108,7 @@ def test_a_missing_fm_is_one_line(fails, config, tmp_path):
     assert line.startswith("error: fm.path: found '/nowhere', allowed: a hub id, a folder or package://")
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_too_many_actors_are_one_line_with_both_numbers(fails, config, tmp_path, command):

@@ -1,6 +1,7 @@
 """`--format json`: all numbers on stdout, for other programs; and what a new user begins with."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_the_schema_knows_every_key_with_its_meaning() -> None:
     assert [key for key in keys(schema) if key != "parts"] == config_keys()
     pool = schema["$defs"]["PoolConfig"]["properties"]
     assert pool["kind"]["enum"] == ["ray", "sequential"]
-    assert "Ray's claim for each actor" in pool["gpus_per_actor"]["description"]
+    assert "each actor claims from Ray" in pool["gpus_per_actor"]["description"]
     assert resolved(Config()) == load_config(), "pydantic reads the dataclasses and leaves them as they are"
 
 
@@ -108,3 +109,15 @@ def test_a_file_of_another_version_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_shell_completion_is_offered() -> None:
     assert "--install-completion" in fedpft("--help").stdout
+
+
+def test_every_key_says_in_whole_sentences_what_it_means() -> None:
+    said = {
+        f"{section}.{key}": " ".join(entry["description"].split())
+        for section, found in config_schema()["$defs"].items()
+        for key, entry in found["properties"].items()
+        if "description" in entry
+    }
+    assert len(said) > 150
+    begins = re.compile(r"(?!(Of|For|On|Over|By|Beside|Beyond) )[A-Z]\w*[ ,']")
+    assert [key for key, text in said.items() if not begins.match(text) or not text.endswith(".")] == []

@@ -14,7 +14,7 @@ from fedpft.construct.saliency import (
     weight_norm,
 )
 from fedpft.models.ffn import find_ffns
-from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+from tests.tiny import ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
 
 GAINS = {
     "dinov2": lambda ffn: ffn.layer.layer_scale2.lambda1,
@@ -28,7 +28,7 @@ def scores(scorer, fm):
     return scorer(fm, find_ffns(fm))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_weight_norm_is_the_norm_of_a_neurons_weights_without_biases(model_type):
     fm = tiny_fm(model_type)
     ffn = find_ffns(fm)[1]
@@ -48,7 +48,7 @@ def test_of_equal_scores_the_lower_index_wins():
     assert most_salient(torch.ones(1000), 400).tolist() == list(range(400))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_activation_scores_equal_a_brute_force_computation_without_padding(model_type):
     fm, batch = tiny_fm(model_type), tiny_batch(model_type)
     found = scores(activation_scorer([batch]), fm)

@@ -11,23 +11,12 @@ from fedpft.construct.compress import compress
 from fedpft.construct.store import ENTRY_FILE, TENSORS_FILE, key_of
 from fedpft.models.digest import model_digest
 from tests.sub_fm_builder import INGREDIENTS, KEY, PLENTY, Builder, content
-from tests.tiny import FAMILIES, tiny_fm
-
-
-@pytest.fixture
-def fm():
-    return tiny_fm("bert")
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return SubFMCache(tmp_path / "cache", PLENTY)
-
+from tests.tiny import ONE_FAMILY_PER_ROW, tiny_fm
 
 # --- an entry is what was built ---
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_the_second_run_reads_what_the_first_built_bit_for_bit(cache, model_type):
     fm = tiny_fm(model_type)
     builder = Builder(fm)

@@ -13,17 +13,6 @@ from fedpft.models.digest import model_digest
 from tests.sub_fm_builder import INGREDIENTS, KEY, PLENTY, Builder, content, held_elsewhere
 from tests.tiny import tiny_fm
 
-
-@pytest.fixture
-def fm():
-    return tiny_fm("bert")
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return SubFMCache(tmp_path / "cache", PLENTY)
-
-
 # --- the bound ---
 
 

@@ -24,7 +24,7 @@ from fedpft.models.lora import attach_lora, get_adapter
 from fedpft.models.weights import pack_model, unpack_model
 from tests.tiny import FAMILIES, IMAGE_FAMILIES, LanguageCollator, tiny_fm, tiny_lm, tiny_package
 
-LIKE_ANOTHER = ("camembert", "deit", "mistral", "qwen2", "xlm-roberta")
+LIKE_ANOTHER = ("camembert", "deit", "electra", "gemma3_text", "mistral", "qwen2", "roberta", "smollm3", "xlm-roberta")
 """Families whose layers are computed as another's."""
 
 SIZES = (7, 9, 5, 12, 3, 4, 1)

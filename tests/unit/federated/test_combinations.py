@@ -19,6 +19,7 @@ from fedpft.federated.server_rule import server_rule
 from fedpft.methods.base import FixedProxy
 from fedpft.models.lora import adapter_layout, get_adapter
 from fedpft.models.weights import unpack_model
+from tests.fakes import FakeTracker
 from tests.tiny import tiny_package
 
 SHARDS = (2, 5, 3, 4, 2, 6, 3, 4)
@@ -52,17 +53,6 @@ COMBINATIONS = (
 """Few that meet often: those with memories, with fewer numbers on their way, and with other factors."""
 
 
-class Tracker:
-    def __init__(self):
-        self.records = []
-
-    def log_round(self, record):
-        self.records.append(record)
-
-    def log_clients(self, round_index, rows):
-        pass
-
-
 def driver(overrides, states, clients_per_batch):
     """Return a driver of real clients on a tiny model, and the adapter to begin with."""
     config = load_config(None, [*TINY, *overrides, f"pool.clients_per_batch={clients_per_batch}"])
@@ -86,7 +76,7 @@ def driver(overrides, states, clients_per_batch):
         evaluate=lambda adapter: {"fm": float(adapter.sum())},
         evaluation_interval=1,
         adversaries=draw_adversaries(config, len(SHARDS)),
-        tracker=Tracker(),
+        tracker=FakeTracker(),
         observer=SilentObserver(),
     )
     return made, get_adapter(model)

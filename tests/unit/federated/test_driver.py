@@ -14,6 +14,7 @@ from fedpft.federated.sampling import sample_cohort
 from fedpft.methods.base import ProxyChange
 from fedpft.models.activations import ActivationCounts
 from fedpft.seeding import numpy_rng
+from tests.fakes import FakeTracker
 
 NUM_PARAMETERS = 6
 START = np.zeros(NUM_PARAMETERS, dtype=np.float32)
@@ -66,17 +67,6 @@ class FakeMethod:
     def after_round(self, round_index, adapter, counts):
         self.after.append((round_index, adapter.copy(), counts))
         return ProxyChange(weights=CHANGE, metrics={"align/loss": 0.25})
-
-
-class FakeTracker:
-    def __init__(self):
-        self.records, self.clients = [], []
-
-    def log_round(self, record):
-        self.records.append(dict(record))
-
-    def log_clients(self, round_index, rows):
-        self.clients.append((round_index, rows))
 
 
 def driver(*, pool=None, method=None, evaluation_interval=100, seed=0, sizes=SIZES, **federated):

@@ -4,8 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from fedpft.config import Config, EvaluationConfig, LoraConfig, ServerConfig
-from fedpft.construct.compress import compress
+from fedpft.config import Config, EvaluationConfig, ServerConfig
 from fedpft.data.collate import TextCollator
 from fedpft.data.partition import Partition
 from fedpft.evaluation.evaluate import evaluate
@@ -14,8 +13,9 @@ from fedpft.federated import evaluation as module_under_test
 from fedpft.federated.evaluation import Evaluation
 from fedpft.methods.base import Proxy
 from fedpft.methods.carry_over import CarriedOver
-from fedpft.models.lora import attach_lora, get_adapter, set_adapter
+from fedpft.models.lora import get_adapter
 from fedpft.trainer import SilentProgress
+from tests.fakes import FakeMethod
 from tests.tiny import tiny_fm, tiny_texts, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -24,23 +24,8 @@ DATASET = datasets.Dataset.from_dict({"input_ids": TOKENIZER(TEXTS)["input_ids"]
 SERVER = ServerConfig(accelerator="cpu")
 
 
-class FakeMethod:
-    def __init__(self):
-        fm = tiny_fm("bert", num_labels=2, seed=3)
-        sub_fm, _ = compress(fm, retained_ratio=0.25)
-        self.fm, self.sub_fm = (attach_lora(model, LoraConfig(rank=2), seed=0) for model in (fm, sub_fm))
-
-    def plug_in(self, adapter):
-        set_adapter(self.fm, adapter)
-        return self.fm
-
-    def proxy_with(self, adapter):
-        set_adapter(self.sub_fm, adapter)
-        return self.sub_fm
-
-
 def made(num_examples=8, *, seed=0, layer_pairs=None, metrics=("accuracy",), others=(), carry_over=None, **of_data):
-    method, progress = FakeMethod(), Mock(spec=SilentProgress)
+    method, progress = FakeMethod(num_labels=2), Mock(spec=SilentProgress)
     carry_over = carry_over or (lambda adapter: CarriedOver(fm=method.plug_in(adapter), is_copy=True))
     config = Config(seed=seed, evaluation=EvaluationConfig(batch_size=5, fidelity_examples=num_examples), server=SERVER)
     sets = {"evaluation": DATASET, "other_evaluations": dict(others)}

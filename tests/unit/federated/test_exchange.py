@@ -14,6 +14,7 @@ from fedpft.federated.observer import SilentObserver
 from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import FixedProxy
 from fedpft.models.lora import tuned_mask
+from tests.fakes import FakeTracker
 
 LAYOUT = (("head.weight", (2, 2)), ("x.lora_A.default.weight", (1, 3)), ("x.lora_B.default.weight", (5, 1)))
 P = 12
@@ -51,17 +52,6 @@ class Pool:
         return {}
 
 
-class Tracker:
-    def __init__(self):
-        self.records = []
-
-    def log_round(self, record):
-        self.records.append(record)
-
-    def log_clients(self, round_index, rows):
-        pass
-
-
 def driver(kind="scaffold", spoil=lambda update: update, *, tuned="all", keeps_frozen=False, **federated):
     settings = {"num_clients": 4, "rounds": 6, "sampling": "full", "aggregation": "uniform"} | federated
     config = FederatedConfig(client=ClientConfig(kind=kind), **settings)
@@ -75,7 +65,7 @@ def driver(kind="scaffold", spoil=lambda update: update, *, tuned="all", keeps_f
         exchange=replace(make_exchange(config, SIZES, LAYOUT), keeps_frozen=keeps_frozen),
         evaluate=lambda adapter: {"fm": 0.5},
         evaluation_interval=1,
-        tracker=Tracker(),
+        tracker=FakeTracker(),
         observer=SilentObserver(),
     )
     plan = made._plan

@@ -22,6 +22,7 @@ from fedpft.methods.base import FixedProxy
 from fedpft.models.lora import tuned_mask
 from fedpft.seeding import numpy_rng
 from fedpft.storage.checkpoint import Checkpoints, RunCheckpoint, load_newest
+from tests.fakes import FakeTracker
 
 SIZES = np.array([10, 20, 30, 40, 50, 60, 70, 80, 90])
 NUM_BYZANTINE = 1
@@ -75,17 +76,6 @@ class Pool:
                 )
 
 
-class Tracker:
-    def __init__(self):
-        self.records = []
-
-    def log_round(self, record):
-        self.records.append(dict(record))
-
-    def log_clients(self, round_index, rows):
-        pass
-
-
 def driver(entry, *, arrival=0, failing=(), checkpoint=lambda state: None, clients=range(9), **federated):
     """Return a driver of these clients alone, all in every round."""
     config = FederatedConfig(num_clients=len(clients), sampling="full", clients_per_round=1, rounds=4, **federated)
@@ -101,7 +91,7 @@ def driver(entry, *, arrival=0, failing=(), checkpoint=lambda state: None, clien
         exchange=make_exchange(config, SIZES[: len(clients)], LAYOUT),
         evaluate=lambda adapter: {"fm": float(adapter.sum())},
         evaluation_interval=1,
-        tracker=Tracker(),
+        tracker=FakeTracker(),
         observer=SilentObserver(),
         checkpoint=checkpoint,
     )

@@ -6,31 +6,16 @@ import torch
 
 from fedpft.align.adapter import align_adapter
 from fedpft.align.public import PublicData
-from fedpft.config import AdapterAlignConfig, AlignConfig, Config, LoraConfig, MethodConfig, ServerConfig
-from fedpft.construct.compress import compress
+from fedpft.config import AdapterAlignConfig, AlignConfig, Config, MethodConfig, ServerConfig
 from fedpft.methods import carry_over as module_under_test
 from fedpft.methods.base import Proxy
 from fedpft.methods.carry_over import CarryOver
-from fedpft.models.lora import attach_lora, get_adapter, set_adapter
+from fedpft.models.lora import get_adapter
 from fedpft.trainer import SilentProgress
-from tests.tiny import tiny_batch, tiny_fm
+from tests.fakes import FakeMethod
+from tests.tiny import tiny_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode", "ignore:Converting a tensor")
-
-
-class FakeMethod:
-    def __init__(self):
-        fm = tiny_fm("bert", seed=3)
-        sub_fm, _ = compress(fm, retained_ratio=0.25)
-        self.fm, self.sub_fm = (attach_lora(model, LoraConfig(rank=2), seed=0) for model in (fm, sub_fm))
-
-    def plug_in(self, adapter):
-        set_adapter(self.fm, adapter)
-        return self.fm
-
-    def proxy_with(self, adapter):
-        set_adapter(self.sub_fm, adapter)
-        return self.sub_fm
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fedpft.methods.full_model import FullModel
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
 from fedpft.seeding import derive_seed, numpy_rng
 from fedpft.trainer import SilentProgress
-from tests.tiny import FAMILIES, tiny_batch, tiny_fm, tiny_package
+from tests.tiny import ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm, tiny_package
 
 LORA = LoraConfig(rank=2, lora_alpha=4)
 
@@ -29,7 +29,7 @@ def test_it_is_registered_under_its_name():
     assert METHODS["full"] is FullModel
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_the_proxy_is_the_fm_itself(model_type):
     fm = tiny_fm(model_type)
     own = list(fm.parameters())

@@ -89,7 +89,7 @@ def test_the_proxy_has_the_fms_ends_and_the_adapter_in_them_alone(model_type):
     assert not proxy.model.training
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 def test_plugging_in_gives_the_fm_the_proxys_ends(model_type):
     """The reference: the FM whose outer layers are replaced by the tuned layers of the proxy, by hand."""
     fm = deep_fm(model_type)
@@ -145,7 +145,7 @@ def test_the_meter_compares_the_layers_that_correspond_and_gradients_where_both_
         assert all(np.isfinite(value) for value in (first, last, record["total"][name]))
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 def test_a_saved_proxy_comes_back_bit_for_bit_and_travels(model_type):
     made, restored = (method(model_type, layers="distill") for _ in range(2))
     adapter = somewhere(made.build_proxy())

@@ -25,7 +25,7 @@ def test_an_adapter_of_the_sub_fm_fits_the_fm_name_by_name(model_type):
     assert get_adapter(plug_in(fm, tuned)).tobytes() == tuned.tobytes()
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_plugging_in_twice_is_plugging_in_once(model_type):
     fm = adapted(tiny_fm(model_type))
     tuned = get_adapter(fm) + 0.1
@@ -71,7 +71,7 @@ def layer_drop_pair(model_type, num_layers, **chosen):
     return attach_lora(fm, config, 0, layer_map.tuned_in_fm), attach_lora(proxy, config, 0, layer_map.tuned), layer_map
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize(
     ("num_layers", "adapter_layers", "kept_layers"),
     [(4, 1, 3), (13, 2, 4), (14, 6, 13)],

@@ -4,7 +4,7 @@ import torch
 
 from fedpft.models.activations import InactivityCounter, NeuronWatch, layer_outputs
 from fedpft.models.ffn import find_ffns
-from tests.tiny import ACTIVATIONS, FAMILIES, TEXT_FAMILIES, tiny_batch, tiny_fm
+from tests.tiny import ACTIVATIONS, FAMILIES, ONE_FAMILY_PER_ROW, TEXT_ROWS, tiny_batch, tiny_fm
 
 
 def count(model, batches):
@@ -15,7 +15,7 @@ def count(model, batches):
     return counter.counts()
 
 
-@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
+@pytest.mark.parametrize("model_type", TEXT_ROWS)
 def test_padding_is_not_counted(model_type):
     fm, batch = tiny_fm(model_type), tiny_batch(model_type)
     lengths = batch["attention_mask"].sum(dim=1)
@@ -28,7 +28,7 @@ def test_padding_is_not_counted(model_type):
         assert 0 < ours.sum() < ours.size * int(lengths.sum())
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_counts_are_integers_that_sum_over_batches(model_type):
     fm, batch = tiny_fm(model_type), tiny_batch(model_type)
     once, twice = count(fm, [batch]), count(fm, [batch, batch])

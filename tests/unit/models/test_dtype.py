@@ -41,7 +41,6 @@ from fedpft.models.lora import (
 from fedpft.models.weights import as_array, as_tensor, pack_model, replace_weights, unpack_model
 from tests.tiny import (
     FAMILIES,
-    ONE_FAMILY_PER_ROW,
     TEXT_ROWS,
     TINY_CONFIGS,
     modality_of,
@@ -151,7 +150,7 @@ def test_arrays_of_bfloat16_keep_every_bit():
     assert torch.equal(as_tensor(array, BF16).view(torch.uint16), tensor.view(torch.uint16))
 
 
-@pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("family", ["bert", "dinov2", "gemma2", "gpt2", "llama"])
 @pytest.mark.parametrize("kind", ["closed_form", "distill"])
 def test_a_sub_fm_in_bfloat16_is_aligned_nearly_as_one_in_float32(opened, family, kind):
     config = LayerAlignConfig(num_examples=24, batch_size=4, num_steps=12, lr=5e-3, refit="down")

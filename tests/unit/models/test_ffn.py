@@ -4,8 +4,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import LoraConfig
-from fedpft.models.ffn import FFN_LOCATIONS, find_backbone, find_ffns, num_transformer_parameters
-from fedpft.models.lora import LORA_TARGETS, attach_lora
+from fedpft.models.families import FFN_LOCATIONS
+from fedpft.models.ffn import find_backbone, find_ffns, num_transformer_parameters
+from fedpft.models.lora import attach_lora
+from fedpft.models.lora_targets import LORA_TARGETS
 from tests.tiny import (
     FAMILIES,
     FUSED_FAMILIES,

@@ -3,14 +3,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from fedpft.config import ConfigError, FMConfig, LoraConfig
 from fedpft.construct.compress import compress
-from fedpft.models.ffn import FFN_LOCATIONS
+from fedpft.models.families import FFN_LOCATIONS
 from fedpft.models.loading import load_fm_config, record_ffn_sizes
 from fedpft.models.lora import attach_lora
 from tests.tiny import tiny_fm
 
 ALLOWED = (
     f" of model type 'albert', allowed: {', '.join(sorted(FFN_LOCATIONS))} "
-    "(a new one is a row in FFN_LOCATIONS of fedpft/models/ffn.py and one in LORA_TARGETS of lora.py beside it)"
+    "(a new one is a row in FFN_LOCATIONS of fedpft/models/families.py "
+    "and one in LORA_TARGETS of lora_targets.py beside it)"
 )
 
 

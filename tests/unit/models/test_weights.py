@@ -9,7 +9,7 @@ from torch import nn
 from fedpft.config import LoraConfig
 from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, set_adapter
 from fedpft.models.weights import pack_model, replace_weights, unpack_model
-from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+from tests.tiny import ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
 
 
 def adapted(model_type):
@@ -34,7 +34,7 @@ def logits(model, model_type):
     return model(**tiny_batch(model_type)).logits
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
 def test_round_trip_gives_identical_outputs_and_the_same_adapter(model_type):
     model = adapted(model_type)
     rebuilt = unpack_model(cloudpickle.loads(cloudpickle.dumps(pack_model(model))))
@@ -45,7 +45,7 @@ def test_round_trip_gives_identical_outputs_and_the_same_adapter(model_type):
     }
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 def test_frozen_parameters_share_the_packed_memory_and_trainable_ones_do_not(model_type):
     packed = pack_model(adapted(model_type))
     rebuilt = unpack_model(packed)
@@ -56,7 +56,7 @@ def test_frozen_parameters_share_the_packed_memory_and_trainable_ones_do_not(mod
         assert shares == (name not in trainable), name
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
 def test_packing_does_not_change_the_model_and_copies_its_weights(model_type):
     model = adapted(model_type)
     before, state = logits(model, model_type), {n: t.clone() for n, t in model.state_dict().items()}

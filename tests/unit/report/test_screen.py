@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from fedpft.federated.messages import ClientFailure, ClientUpdate
+from fedpft.report.plan import partition_picture, print_plan
 from fedpft.report.scores import why_stopped
-from fedpft.report.screen import Screen, partition_picture, print_plan, print_result
+from fedpft.report.screen import Screen, print_result
 from fedpft.report.wording import round_line
 
 SIZES = {"num_params_fm": 22_713_600, "num_params_sub_fm": 14_123_456, "num_params_adapter": 151_234}
@@ -21,7 +22,7 @@ PLAN = SIZES | {
     "label_names": ["asyncio", "email", "xml"],
     "actors": 2,
     "pool": "ray",
-    "warnings": ["method.scorer has no effect [yet]"],
+    "notes": ["method.scorer has no effect [yet]"],
 }
 RESULT = SIZES | {"name": "demo", "seed": 42, "method": "fedpft", "metric": "accuracy", "rounds": 8, "versions": {}}
 ACCURACIES = {"untuned_fm": 0.103, "sub_fm": 0.741, "fm": 0.823}
@@ -143,7 +144,7 @@ def test_plan_shows_config_partition_costs_and_warnings(terminal: bool):
         "604.9 kB",
         "704.9 kB",
         "pool ray",
-        "warning: method.scorer has no effect [yet]",
+        "note: method.scorer has no effect [yet]",
     ):
         assert shown in text
 

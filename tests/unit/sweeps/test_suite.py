@@ -154,8 +154,8 @@ def test_a_table_that_does_not_exist_is_refused(suite, tmp_path):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_cell_of_the_shipped_suites_is_a_config_and_has_its_published_value(file):
-    suite = load_suite(file)
-    assert len(suite_trials(suite)) >= len(suite.rows) * len(suite.seeds)
+    suite = load_suite(file, ["seeds=[1]"])
+    assert len(suite_trials(suite)) >= len(suite.rows)
     missing = [value is None for row in published_values(suite) for value in row]
     assert all(missing) if file.stem in OURS else not any(missing)
 

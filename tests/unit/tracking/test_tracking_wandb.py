@@ -14,7 +14,8 @@ from fedpft.config import Config, ConfigError, TrackingConfig, load_config
 from fedpft.report.fidelity import heat_map
 from fedpft.tracking.names import kept_in_summary, logged_metrics
 from fedpft.tracking.services import make_trackers
-from fedpft.tracking.wandb import NOT_FOLLOWED, check_tracking
+from fedpft.tracking.wandb import check_tracking
+from fedpft.tracking.wandb_variables import NOT_FOLLOWED
 from tests.wandb_file import OfflineRun
 
 ROUNDS = [

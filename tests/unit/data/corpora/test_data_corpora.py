@@ -28,17 +28,6 @@ CHUNK = 10
 WHOLE = datasets.Dataset.from_dict({"text": ["w1 w2", "w3"]})
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def large(monkeypatch):
-    """Let every corpus in files count as too large to be read whole."""
-    monkeypatch.setattr(public, "MAX_WHOLE_BYTES", 0)
-
-
 def write_shards(folder, texts, num_shards=3, suffix="parquet", column="text"):
     folder.mkdir(exist_ok=True)
     for shard in range(num_shards):

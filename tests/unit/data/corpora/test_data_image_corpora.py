@@ -21,17 +21,6 @@ from fedpft.seeding import numpy_rng
 REAL_DATA = Path(__file__).parents[5] / "shared" / "data"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def large(monkeypatch):
-    """Let every corpus in files count as too large to be read whole."""
-    monkeypatch.setattr(public, "MAX_WHOLE_BYTES", 0)
-
-
 def refusal(config):
     with pytest.raises(ConfigError) as error:
         load_corpus(config, 0)

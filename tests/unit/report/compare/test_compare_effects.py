@@ -9,6 +9,7 @@ from fedpft.report.compare import effects as module_under_test
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.effects import MIN_POINTS, effect_figure, effects_of, seed_share, setting_effects
 from fedpft.report.compare.page import compare_page
+from fedpft.report.compare.record import comparison_json
 from tests.run_folders import run_folder
 
 pytest.importorskip("optuna")
@@ -72,7 +73,7 @@ def sweep(folder, seeds=(1, 2)):
 def test_page_and_json_of_a_sweep_of_words_and_numbers_have_the_effects(tmp_path):
     comparison = sweep(tmp_path)
     assert "Effect of each setting" in compare_page(comparison)
-    first, second = comparison.as_json()["effects"]
+    first, second = comparison_json(comparison)["effects"]
     assert (first["key"], second["key"]) == ("method.scorer", "lora.rank")
     assert first["share"] > first["chance"]
     figure = effect_figure(comparison.effects)

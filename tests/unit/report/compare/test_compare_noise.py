@@ -5,6 +5,7 @@ import pytest
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.noise import detectable, noise_floor, noise_line
 from fedpft.report.compare.page import compare_page
+from fedpft.report.compare.record import comparison_json
 from tests.run_folders import run_folder, sweep_folder
 
 
@@ -45,11 +46,11 @@ def test_page_terminal_and_json_tell_the_noise_of_finished_seeds(tmp_path):
     found = compare([sweep_folder(tmp_path)])
     assert found.noise is not None
     assert f"<p>{noise_line(found.noise, 'accuracy')}.</p>" in compare_page(found)
-    noise = found.as_json()["noise"]
+    noise = comparison_json(found)["noise"]
     assert noise["degrees"] == 2 + 2 + 1
     assert noise["shows"].keys() >= {2, 3, 5, 10}
 
 
 def test_json_of_single_seeds_has_no_noise(tmp_path):
     run_folder(tmp_path / "a", seed=1)
-    assert compare([tmp_path]).as_json()["noise"] is None
+    assert comparison_json(compare([tmp_path]))["noise"] is None

@@ -18,6 +18,7 @@ from fedpft.report.compare.figures import (
     spread_figure,
 )
 from fedpft.report.compare.page import compare_page
+from fedpft.report.compare.record import comparison_json
 from tests.run_folders import run_folder, sweep_folder
 
 HALF, QUARTER, FEDOT = "fedpft, retained_ratio=0.5", "fedpft, retained_ratio=0.25", "fedot"
@@ -134,7 +135,7 @@ def test_clients_of_every_seed_are_points_and_the_table_has_means_over_seeds(com
     assert list(by_group(figure)[HALF].x) == pytest.approx([0.50, 1.0, 0.52, 1.0, 0.51, 1.0])
     assert comparison.client_spreads()[HALF] == pytest.approx({"mean": 0.81, "p10": 0.61, "min": 0.51})
     assert "<td>81.0 %</td><td>61.0 %</td><td>51.0 %</td>" in html
-    (written,) = (group for group in comparison.as_json()["groups"] if group["label"] == HALF)
+    (written,) = (group for group in comparison_json(comparison)["groups"] if group["label"] == HALF)
     assert written["client_expected_accuracy"] == comparison.client_spreads()[HALF]
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from fedpft.config import ConfigError
 from fedpft.report.compare.comparison import compare
+from fedpft.report.compare.record import comparison_json
 from tests.run_folders import run_folder, sweep_folder
 
 HALF, QUARTER, FEDOT = "fedpft, retained_ratio=0.5", "fedpft, retained_ratio=0.25", "fedot"
@@ -88,7 +89,7 @@ def test_the_baseline_is_a_label_or_a_runs_folder(tmp_path):
 
 def test_the_json_has_the_same_numbers_and_only_the_settings_that_differ(tmp_path):
     found = compare([sweep_folder(tmp_path)])
-    content = json.loads(json.dumps(found.as_json()))
+    content = json.loads(json.dumps(comparison_json(found)))
     first = content["groups"][0]
     assert (first["label"], first["n"], first["mean"]) == (HALF, 3, pytest.approx(0.81))
     assert first["difference"] is None
@@ -113,7 +114,7 @@ def test_a_verdict_tells_the_same_from_the_unknown(tmp_path):
     )
     assert "but not shown to be the same within 0.1 points" in narrow.verdict(label)
     assert "same" not in plain.verdict(label)
-    assert wide.as_json()["same_within"] == pytest.approx(0.01)
+    assert comparison_json(wide)["same_within"] == pytest.approx(0.01)
     for bad in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=r"--same-within: found .*, allowed: a number > 0"):
             compare([tmp_path], same_within=bad)
