@@ -22,7 +22,8 @@ from fedpft.methods.base import FixedProxy, Proxy
 from fedpft.methods.construction import construct_once
 from fedpft.methods.plugin import adapter_order, plug_in
 from fedpft.models.ffn import find_ffns
-from fedpft.models.lora import AdaptedModel, attach_lora, lora_targets, set_adapter
+from fedpft.models.lora import AdaptedModel, attach_lora, set_adapter
+from fedpft.models.lora_targets import lora_targets
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress, server_fabric
 
