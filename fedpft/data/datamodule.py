@@ -20,6 +20,7 @@ from fedpft.data.corpora.chunks import chunk_corpus
 from fedpft.data.corpora.corpus import Corpus
 from fedpft.data.image_sizes import require_one_size
 from fedpft.data.partition import Partition, make_partition
+from fedpft.data.shared import SharedRows, SharedTask
 from fedpft.data.sources.columns import (
     IMAGE,
     LABEL,
@@ -64,6 +65,8 @@ class FederatedData:
     """Rows of `train` on which nobody trains: each client's own for its evaluation; None: there are none."""
     tokenizer: PreTrainedTokenizerBase | None = None
     """The FM's; None: a model of images."""
+    shared: SharedRows | None = None
+    """How a node reads `train` itself; None: it is sent."""
 
 
 def build_data(
@@ -71,8 +74,9 @@ def build_data(
     corpus: Corpus,
     processor: PreTrainedTokenizerBase | BaseImageProcessor,
     config: Config,
+    source: SharedTask | None = None,
 ) -> FederatedData:
-    """Prepare everything that depends on the FM's tokenizer or image processor.
+    """Prepare everything that depends on the FM's tokenizer or image processor; `source`: of a task that nodes read.
 
     Raises:
         ConfigError: task, corpus and FM are not of one modality, there is only one label, the corpus has less than one
@@ -122,7 +126,13 @@ def build_data(
             public = subset(corpus, numpy_rng(config.server_seed, "public").permutation(len(corpus))[:limit])
         collate = ImageCollator(processor)
     train, evaluation, *others = splits
+    shared = None
+    if source is not None:
+        shared = SharedRows(
+            task=source, columns=tuple(train.column_names), digest=source.open(say_warnings=False)[1]["train.arrow"]
+        )
     return FederatedData(
+        shared=shared,
         train=train,
         evaluation=evaluation,
         public=public,

@@ -211,6 +211,19 @@ def _input_columns(config: TaskConfig, row: TaskRow, train: datasets.Dataset) ->
     return next((c for c in candidates if present.issuperset(c)), row.text_columns), None
 
 
+def kind_and_modality(config: TaskConfig) -> tuple[TaskKind, Modality]:
+    """Return what a task is of, by its settings and the table alone.
+
+    Raises:
+        ConfigError: no such name.
+
+    """
+    adopt("task", config.name, TASKS)
+    row = row_of(config)
+    has_images = config.image_column or row.image_column
+    return config.kind or row.kind, "image" if has_images and not config.text_columns else "text"
+
+
 def _first_present(dataset: datasets.Dataset, own: str, common: str) -> str:
     return common if own not in dataset.column_names and common in dataset.column_names else own
 

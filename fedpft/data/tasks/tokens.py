@@ -19,7 +19,7 @@ def tokenise(
     split: str = "training",
     keep: Sequence[str] = (),
 ) -> datasets.Dataset:
-    """Return `input_ids` (, `token_type_ids`) of at most `max_length` tokens, unpadded; `label` and what to `keep` as is.
+    """Return `input_ids` (, `token_type_ids`) of at most `max_length` tokens, unpadded; `label` and `keep` stay.
 
     A text of which the tokenizer leaves nothing gets one token, and a warning counts such texts: no model takes less.
     """
