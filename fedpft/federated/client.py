@@ -33,6 +33,7 @@ from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.federated.memory import GpuPeak, is_out_of_memory
 from fedpft.federated.messages import Arrays, ClientUpdate, RoundPlan
 from fedpft.federated.package import ClientPackage
+from fedpft.federated.read_ahead import ReadAhead
 from fedpft.federated.throughput import Throughput
 from fedpft.federated.turns import Group, Turn
 from fedpft.models.activations import ActivationCounts, InactivityCounter
@@ -56,6 +57,7 @@ class LocalClient:
         hush_lightning()
         self._package, self._settings, self._name = package, package.settings, name
         self._train_rows = opened(package.train)
+        self.ahead = ReadAhead(self._train_rows, package.partition)
         module = LocalTuningModule(unpack_model(package.proxy)).train()
         if package.settings.recomputes:
             recompute_layers(module.proxy)

@@ -175,9 +175,7 @@ def test_a_node_that_sees_other_files_is_named(tmp_path):
     file = tmp_path / "task" / "train.csv"
     file.write_text(file.read_text().replace("w1", "w2"))
     elsewhere = replace(shared, task=replace(shared.task, cache=tmp_path / "a third"))
-    with pytest.raises(
-        ConfigError, match=rf"task\.data: found 'node \S+ with another file than the driver: {file}'"
-    ):
+    with pytest.raises(ConfigError, match=rf"task\.data: found 'node \S+ with another file than the driver: {file}'"):
         elsewhere.open()
     with pytest.raises(ConfigError, match=r"task\.data: found 'node \S+ that makes other rows of"):
         replace(shared, digest="0").open()
@@ -193,10 +191,7 @@ def test_rows_of_adversaries_come_behind_those_of_the_file(tmp_path):
     settings = [*tiny_text_run(tmp_path), "federated.adversary={kind: label_flip, fraction: 0.25}"]
     config = load_config(None, settings)
     adversaries = Adversaries(config=config.federated.adversary, seed=0, clients=frozenset({1}))
-    made = [
-        poisoned(config, loaded(settings, way), adversaries)
-        for way in ("broadcast", "shared")
-    ]
+    made = [poisoned(config, loaded(settings, way), adversaries) for way in ("broadcast", "shared")]
     (sent, partition), (shared, same) = made
     assert opened(shared)[:] == opened(sent)[:]
     assert np.array_equal(partition.order, same.order)
