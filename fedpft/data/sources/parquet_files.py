@@ -3,13 +3,17 @@
 import io
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedpft.data.sources.errors import BadFileError, one_line, require_different
+
+
+FILE_BUFFER_BYTES = 1 << 20
+"""Of a file that is read in parts: never a whole row group at once."""
 
 
 def parquet_tables(stream: BinaryIO, rows_at_once: int | None = None) -> Iterator[pa.Table]:
@@ -19,7 +23,8 @@ def parquet_tables(stream: BinaryIO, rows_at_once: int | None = None) -> Iterato
         BadFileError: no parquet, or two columns of one name.
 
     """
-    source = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+    how: dict[str, Any] = {} if rows_at_once is None else {"buffer_size": FILE_BUFFER_BYTES, "pre_buffer": False}
+    source = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()), **how)
     require_different(source.schema_arrow.names, "the file")
     if rows_at_once is None or not source.metadata.num_rows:
         yield _understood(source.read())
