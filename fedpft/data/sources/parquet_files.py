@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from fedpft.data.sources.errors import BadFileError, one_line, require_different
 
-
 FILE_BUFFER_BYTES = 1 << 20
 """Of a file that is read in parts: never a whole row group at once."""
 
