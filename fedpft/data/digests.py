@@ -1,11 +1,14 @@
-"""Digests of files, remembered by size and time of change, as a version control's index does."""
+"""Digests of files, remembered by size and time of change, as a version control's index does, and of processors."""
 
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 DIGEST_BYTES = 16
 
@@ -39,3 +42,13 @@ def file_digests(paths: Iterable[Path], memory: Path) -> dict[str, str]:
             temporary.write_text(json.dumps(now), encoding="utf-8")
             temporary.replace(note)
     return {path: str(state[-1]) for path, state in now.items()}
+
+
+def processor_digest(processor: PreTrainedTokenizerBase | BaseImageProcessor) -> str:
+    """Return a digest of the files of a tokenizer or an image processor."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    with tempfile.TemporaryDirectory(prefix="fedpft-") as folder:
+        processor.save_pretrained(folder)
+        for file in sorted(Path(folder).rglob("*.*")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

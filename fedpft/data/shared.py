@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from fedpft.config import TaskConfig
 from fedpft.config.plugins import adopt
 from fedpft.data.digest import dataset_digest
-from fedpft.data.digests import DIGEST_BYTES, file_digest, file_digests
+from fedpft.data.digests import DIGEST_BYTES, file_digest, file_digests, processor_digest
 from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT, RESPONSE, TEXT, TEXT_PAIR
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.files import is_local
@@ -75,7 +74,7 @@ class SharedTask:
             "versions": {name: version(name) for name in _PACKAGES},
             "task": settings,
             "rows": [self.seed, self.max_length, self.owner],
-            "processor": _processor_digest(self.processor),
+            "processor": processor_digest(self.processor),
             "contents": sorted((self._within(name), digest) for name, digest in self.contents.items()),
         }
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=DIGEST_BYTES).hexdigest()
@@ -259,13 +258,3 @@ def _file_of(dataset: datasets.Dataset) -> Path:
         encoded, how = dataset.with_format("arrow"), {"batched": True, "batch_size": ROWS_OF_BATCH, **kept()}
         dataset = encoded.map(embed_table_storage, features=dataset.features, **how)
     return Path(dataset.cache_files[0]["filename"])
-
-
-def _processor_digest(processor: PreTrainedTokenizerBase | BaseImageProcessor) -> str:
-    """Return a digest of the files of a tokenizer or an image processor."""
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    with tempfile.TemporaryDirectory(prefix="fedpft-") as folder:
-        processor.save_pretrained(folder)
-        for file in sorted(Path(folder).rglob("*.*")):
-            digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
