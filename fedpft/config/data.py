@@ -57,6 +57,10 @@ class TaskConfig:
     """A task of the table in `fedpft/data/tasks/table.py`, or `custom`, which `path` and the columns describe."""
     kind: TaskKind | None = None
     """The kind of task. null takes the table's, and `classification` for a custom task."""
+    data: Literal["broadcast", "shared"] = "broadcast"
+    """How rows get to the clients. `broadcast` sends them to every node, which holds them in memory. `shared` lets each
+    node read them from files that all nodes see (or from the hub), prepare them once on disk in `cache.dir`, and map
+    them. No result depends on it. Prepared rows stay there after the run, in the folder `data`."""
     path: str | None = None
     """Where the data are: a hub id, a folder with `train.*` and `validation.*` files (parquet, csv, tsv, json), an
     image folder, or what `save_to_disk` of `datasets` wrote; see `fedpft.data.sources`."""

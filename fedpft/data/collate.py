@@ -3,6 +3,7 @@
 Legend: `B` batch, `T` tokens of the longest row.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from fedpft.config import ConfigError
-from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT_LENGTH
+from fedpft.data.sources.columns import IMAGE, LABEL, PIXELS, PROMPT_LENGTH
 from fedpft.metrics.tokens import IGNORED
 
 KEPT_IMAGE_BYTES = 256 * 2**20
@@ -98,7 +99,8 @@ class ImageCollator:
     """Image rows -> `pixel_values`: (B, channels, height, width) float32; `labels`: (B,) int64.
 
     An image may be one as it was decoded, or the tensor that :meth:`prepared` made of it once. What was made stays in
-    this process, up to `KEPT_IMAGE_BYTES`; what does not fit is decoded and resized again in every pass.
+    this process, up to `KEPT_IMAGE_BYTES`; what does not fit is decoded and resized again in every pass. Rows may also
+    come with `pixels`, made before the run.
     """
 
     def __init__(self, processor: BaseImageProcessor) -> None:
@@ -117,6 +119,8 @@ class ImageCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Decode, convert to RGB (grey and palette images occur everywhere) and apply the FM's processor."""
+        if PIXELS in rows[0]:
+            rows = [row | {IMAGE: torch.from_numpy(np.load(io.BytesIO(row[PIXELS])))} for row in rows]
         decoded = [row[IMAGE] for row in rows if not isinstance(row[IMAGE], torch.Tensor)]
         if len(decoded) == len(rows):
             batch = {"pixel_values": self._pixels(decoded)}
@@ -130,6 +134,8 @@ class ImageCollator:
 
     def prepared(self, dataset: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return :func:`rows`, with the image's tensor in place of each image that there is room for."""
+        if PIXELS in dataset.column_names:
+            return rows(dataset, indices)
         keys = [(dataset._fingerprint, int(index)) for index in indices]
         missing = [key for key in keys if key not in self._kept]
         read = dict(zip(missing, rows(dataset, [index for _, index in missing]), strict=True))

@@ -7,7 +7,7 @@ Images stay encoded, text stays unpadded; the collator does the rest batch by ba
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
@@ -15,14 +15,16 @@ import pyarrow as pa
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from fedpft.config import Config, FederatedConfig, TaskKind
-from fedpft.data.collate import CausalCollator, Collator, ImageCollator, TextCollator, rows
-from fedpft.data.corpora.chunks import chunk_corpus, special_tokens
+from fedpft.data.collate import MODEL_INPUTS, CausalCollator, Collator, ImageCollator, TextCollator, rows
+from fedpft.data.corpora.chunks import chunk_corpus
 from fedpft.data.corpora.corpus import Corpus
 from fedpft.data.image_sizes import require_one_size
 from fedpft.data.partition import Partition, make_partition
+from fedpft.data.shared import SharedRows, SharedTask
 from fedpft.data.sources.columns import (
     IMAGE,
     LABEL,
+    PIXELS,
     PROMPT_LENGTH,
     TEXT,
     TEXT_PAIR,
@@ -33,9 +35,8 @@ from fedpft.data.sources.columns import (
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.labels import plain_integers
 from fedpft.data.sources.subsets import subset
-from fedpft.data.tasks.instructions import tokenise_instructions
 from fedpft.data.tasks.loading import Modality, TaskData
-from fedpft.data.tasks.tokens import tokenise
+from fedpft.data.tasks.ready import ready_for_model
 from fedpft.seeding import numpy_rng
 
 __all__ = ["Collator", "FederatedData", "ImageCollator", "TextCollator", "build_data", "partition_task", "rows"]
@@ -64,6 +65,8 @@ class FederatedData:
     """Rows of `train` on which nobody trains: each client's own for its evaluation; None: there are none."""
     tokenizer: PreTrainedTokenizerBase | None = None
     """The FM's; None: a model of images."""
+    shared: SharedRows | None = None
+    """How a node reads `train` itself; None: it is sent."""
 
 
 def build_data(
@@ -71,8 +74,9 @@ def build_data(
     corpus: Corpus,
     processor: PreTrainedTokenizerBase | BaseImageProcessor,
     config: Config,
+    source: SharedTask | None = None,
 ) -> FederatedData:
-    """Prepare everything that depends on the FM's tokenizer or image processor.
+    """Prepare everything that depends on the FM's tokenizer or image processor; `source`: of a task that nodes read.
 
     Raises:
         ConfigError: task, corpus and FM are not of one modality, there is only one label, the corpus has less than one
@@ -80,11 +84,11 @@ def build_data(
 
     """
     _require_same_modality(task, corpus, processor)
+    pairs = config.public.format == "task" and TEXT_PAIR in (*task.train.column_names, *task.renamed.values())
     if task.kind == "classification" and len(task.label_names) < 2:
         fail("task.label_column", f"{len(task.label_names)} label in the training data", "at least 2")
-    if task.kind == "causal_lm":
-        assert isinstance(processor, PreTrainedTokenizerBase), "of one modality"
-        task = _tokenised(task, processor, config)  # some examples have no room for a response: nobody owns them
+    if task.kind == "causal_lm":  # some examples have no room for a response: nobody owns them
+        task = ready_for_model(task, processor, config.fm.max_length, chat=config.task.chat_template)
     partition = partition_task(task, config.federated, config.client_seed)
     held_out, ratio = None, config.federated.client_eval_ratio
     if ratio:
@@ -92,6 +96,8 @@ def build_data(
             fail("federated.client_eval_ratio", ratio, f"0 because task.kind is {task.kind}: only classes are counted")
         partition, held_out = partition.hold_out(ratio, numpy_rng(config.client_seed, "held_out"))
     collate: Collator
+    if task.modality == "text":
+        task = ready_for_model(task, processor, config.fm.max_length)
     splits = [task.train, task.evaluation, *task.other_evaluations.values()]
     if isinstance(processor, PreTrainedTokenizerBase):
         if task.kind == "causal_lm":
@@ -101,13 +107,8 @@ def build_data(
             splits = [split.select_columns(names) for split, names in zip(splits, columns, strict=True)]
             collate = CausalCollator(processor.pad_token_id)
         else:
-            where = ["training", "evaluation", *task.other_evaluations]
-            splits = [
-                tokenise(split, processor, config.fm.max_length, name)
-                for split, name in zip(splits, where, strict=True)
-            ]
+            splits = [split.select_columns([n for n in split.column_names if n in MODEL_INPUTS]) for split in splits]
             collate = TextCollator(processor)
-        pairs = config.public.format == "task" and TEXT_PAIR in task.train.column_names
         public = chunk_corpus(
             corpus,
             processor,
@@ -117,15 +118,21 @@ def build_data(
             pairs=pairs,
         )
     else:
-        splits = [split.select_columns([IMAGE, LABEL]) for split in splits]
+        splits = [split.select_columns([PIXELS if PIXELS in split.column_names else IMAGE, LABEL]) for split in splits]
         assert isinstance(corpus, datasets.Dataset), "images are drawn when they are loaded"
-        require_one_size([*splits, corpus], processor)
+        require_one_size([split for split in (*splits, corpus) if IMAGE in split.column_names], processor)
         limit, public = config.public.max_examples, corpus
         if limit is not None and limit < len(corpus):
             public = subset(corpus, numpy_rng(config.server_seed, "public").permutation(len(corpus))[:limit])
         collate = ImageCollator(processor)
     train, evaluation, *others = splits
+    shared = None
+    if source is not None:
+        shared = SharedRows(
+            task=source, columns=tuple(train.column_names), digest=source.open(say_warnings=False)[1]["train.arrow"]
+        )
     return FederatedData(
+        shared=shared,
         train=train,
         evaluation=evaluation,
         public=public,
@@ -138,22 +145,6 @@ def build_data(
         metrics=task.metrics,
         other_evaluations=dict(zip(task.other_evaluations, others, strict=True)),
         tokenizer=processor if isinstance(processor, PreTrainedTokenizerBase) else None,
-    )
-
-
-def _tokenised(task: TaskData, tokenizer: PreTrainedTokenizerBase, config: Config) -> TaskData:
-    """Return instruction data in tokens, other columns as they are."""
-    prefix, _ = special_tokens(tokenizer)
-
-    def encode(split: str, dataset: datasets.Dataset) -> datasets.Dataset:
-        chat, length = config.task.chat_template, config.fm.max_length
-        return tokenise_instructions(dataset, tokenizer, length, prefix=prefix, chat=chat, split=split)
-
-    return replace(
-        task,
-        train=encode("training", task.train),
-        evaluation=encode("evaluation", task.evaluation),
-        other_evaluations={name: encode(name, dataset) for name, dataset in task.other_evaluations.items()},
     )
 
 

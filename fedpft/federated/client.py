@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fedpft.data.collate import prepared_rows
+from fedpft.data.shared import opened
 from fedpft.federated.client_steps.base import ClientStep, End, Start
 from fedpft.federated.client_steps.table import client_step
 from fedpft.federated.grouping import by_shape
@@ -32,6 +33,7 @@ from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.federated.memory import GpuPeak, is_out_of_memory
 from fedpft.federated.messages import Arrays, ClientUpdate, RoundPlan
 from fedpft.federated.package import ClientPackage
+from fedpft.federated.read_ahead import ReadAhead
 from fedpft.federated.throughput import Throughput
 from fedpft.federated.turns import Group, Turn
 from fedpft.models.activations import ActivationCounts, InactivityCounter
@@ -54,6 +56,8 @@ class LocalClient:
     def __init__(self, package: ClientPackage, name: str = "driver") -> None:
         hush_lightning()
         self._package, self._settings, self._name = package, package.settings, name
+        self._train_rows = opened(package.train)
+        self.ahead = ReadAhead(self._train_rows, package.partition)
         module = LocalTuningModule(unpack_model(package.proxy)).train()
         if package.settings.recomputes:
             recompute_layers(module.proxy)
@@ -275,7 +279,7 @@ class LocalClient:
 
     def _batches_of(self, round_index: int, client_id: int) -> Iterator[Batch]:
         package = self._package
-        examples = prepared_rows(package.train, package.partition.shard(client_id), package.collate)
+        examples = prepared_rows(self._train_rows, package.partition.shard(client_id), package.collate)
         return (
             replace(batch, tensors=self._fabric.to_device(dict(batch.tensors)))
             for batch in batches(examples, package.collate, package.settings, round_index, client_id)

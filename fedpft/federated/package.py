@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from fedpft.data.partition import Partition
+from fedpft.data.shared import SharedRows
 from fedpft.federated.messages import LocalSettings
 from fedpft.federated.step_costs import StepCosts
 from fedpft.models.weights import PackedModel
@@ -20,7 +21,8 @@ class ClientPackage:
     proxy: PackedModel
     watched_layers: tuple[int, ...]
     """FFNs whose activations are counted when a plan asks for it: the compressed ones."""
-    train: Dataset
+    train: Dataset | SharedRows
+    """The rows of all clients; or how a place reads them."""
     partition: Partition
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
     settings: LocalSettings

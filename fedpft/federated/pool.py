@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -92,7 +93,9 @@ class SequentialPool:
 
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
         """Train in the given order; a group that fails together is no attempt of anybody, and tried one by one."""
-        for group in groups(client_ids, self._package.settings, self.num_actors):
+        together = groups(client_ids, self._package.settings, self.num_actors)
+        for number, group in enumerate(together):
+            self._client.ahead.begin(chain.from_iterable(together[number + 1 : number + 2]))
             if len(group) > 1:
                 try:
                     yield from self._sent(plan, self._client.fit_together(plan, group))

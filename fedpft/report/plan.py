@@ -22,7 +22,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     Keys of `plan` shown: config_yaml, label_histogram (clients x labels; None: kept back), label_names, num_params_fm,
     num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
     bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server, client_states_bytes, local_step,
-    actors, pool, privacy, secure_aggregation, notes; by method.
+    actors, pool, data, privacy, secure_aggregation, notes; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
     if plan["label_histogram"] is not None:
@@ -38,6 +38,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     for row in (*privacy_rows(plan), *secure_rows(plan)):
         facts.add_row(*row)
     console.print(facts)
+    console.print(f"data: {plan['data']}", highlight=False, soft_wrap=True)
     if "privacy" in plan:
         console.print(f"{epsilon_by_round(plan)}\n", highlight=False, soft_wrap=True)
     for line in plan["notes"]:

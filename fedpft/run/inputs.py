@@ -10,20 +10,21 @@ from pathlib import Path
 
 import PIL
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fedpft.config import Config, TaskKind
 from fedpft.config.checks import require
 from fedpft.construct.store import cache_dir
-from fedpft.data.corpora.corpus import sample_texts
+from fedpft.data.corpora.corpus import Corpus, sample_texts
 from fedpft.data.corpora.public import load_corpus
 from fedpft.data.datamodule import FederatedData, build_data
 from fedpft.data.digest import dataset_digest
+from fedpft.data.shared import SharedTask, absolute, contents_of
 from fedpft.data.sources.columns import TEXT
 from fedpft.data.sources.images import Look, are_embedded, look_at_headers, look_at_pixels
 from fedpft.data.sources.memory import GivenData
 from fedpft.data.tasks.instructions import without_prompts
-from fedpft.data.tasks.loading import load_task
+from fedpft.data.tasks.loading import kind_and_modality, load_task
 from fedpft.federated.adversary.poison import check_adversary
 from fedpft.models import loading
 from fedpft.models.limits import check_texts_fit, fit_inputs
@@ -59,24 +60,46 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
 
     """
     progress.stage("load data")
-    look = image_check(config, progress)
-    task = load_task(config.task, config.client_seed, look, given)
-    fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
-    corpus = load_corpus(config.public, config.server_seed, look, given)
-    if is_from_scratch(config.fm) and task.kind == "causal_lm" and TEXT in corpus.column_names:
-        texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
-        processor = train_tokenizer(texts, fm.vocab_size)
-    else:
-        processor = load_processor(config.fm, task.modality)
-    if isinstance(processor, PreTrainedTokenizerBase):
-        check_texts_fit(config, fm, processor)
-        fit_inputs(fm, processor)
+    look, source = image_check(config, progress), None
+    if config.task.data == "broadcast":
+        task = load_task(config.task, config.client_seed, look, given)
+        fm = loading.load_fm_config(config.fm, len(task.label_names), task.kind)
+        corpus = load_corpus(config.public, config.server_seed, look, given)
+        processor = _processor(config, fm, task.kind, task.modality, corpus)
+    else:  # rows are made for a processor, so that comes first
+        settings, cache = absolute(config.task), cache_dir(config.cache.dir).resolve()
+        contents = contents_of(settings, cache)
+        kind, modality = kind_and_modality(settings)
+        fm = loading.load_fm_config(config.fm, 2, kind)
+        corpus = load_corpus(config.public, config.server_seed, look, given)
+        processor = _processor(config, fm, kind, modality, corpus)
+        progress.stage("prepare training data on disk")
+        source = SharedTask(
+            config=settings, seed=config.client_seed, processor=processor, max_length=config.fm.max_length,
+            owner=config.federated.partition.column, cache=cache, contents=contents,
+        )  # fmt: skip
+        task, _ = source.open()
     rehearse(config, task)
-    data = build_data(task, corpus, processor, config)
+    data = build_data(task, corpus, processor, config, source)
     check_adversary(config.federated.adversary, data)
     metrics = [*data.metrics, *(f"{name}/{metric}" for name in data.other_evaluations for metric in data.metrics)]
     require(config.stop.metric in (None, *metrics), "stop.metric", config.stop.metric, ", ".join(["null", *metrics]))
     return data
+
+
+def _processor(
+    config: Config, fm: PretrainedConfig, kind: TaskKind, modality: loading.Modality, corpus: Corpus
+) -> PreTrainedTokenizerBase | BaseImageProcessor:
+    """Return the FM's tokenizer or image processor, of which the FM takes what it makes."""
+    if is_from_scratch(config.fm) and kind == "causal_lm" and TEXT in corpus.column_names:
+        texts = sample_texts(corpus, TOKENIZER_TOKENS, numpy_rng(config.server_seed, "tokenizer"))
+        processor = train_tokenizer(texts, fm.vocab_size)
+    else:
+        processor = load_processor(config.fm, modality)
+    if isinstance(processor, PreTrainedTokenizerBase):
+        check_texts_fit(config, fm, processor)
+        fit_inputs(fm, processor)
+    return processor
 
 
 def image_check(config: Config, progress: Progress) -> Look:

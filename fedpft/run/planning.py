@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import psutil
 from torch import nn
 
 from fedpft.config import Config, doubtful_settings, dump_config, reported_name
 from fedpft.config.adversary import OMNISCIENT
 from fedpft.config.gpus import server_claim
+from fedpft.data.datamodule import FederatedData
 from fedpft.data.histogram import label_groups, label_histograms
 from fedpft.federated.client_ranks import client_ranks
 from fedpft.federated.exchange import traffic
@@ -25,6 +27,9 @@ from fedpft.privacy.client_level import ClientLevel
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.tuning import public_data
 from fedpft.trainer import SilentProgress
+
+LARGE_PART = 0.1
+"""Of this machine's memory: rows that take more are better shared, since driver and object store both hold them."""
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -61,6 +66,7 @@ def plan(config: Config) -> dict[str, Any]:
         **compare_steps(batch, tuned_fm, step, num_memory, recomputes=recomputes),
         "actors": pool_actors,
         "pool": config.pool.kind,
+        "data": _way_of_data(config, data),
         **({"privacy": guarantee.forecast(num_parameters)} if guarantee else {}),
         **({"secure_aggregation": secure.forecast(drawn, num_parameters + 1)} if secure else {}),
         "notes": [
@@ -88,6 +94,17 @@ def _kept_of_clients(config: Config, proxy: nn.Module) -> dict[str, int]:
         return {}
     federated, since = config.federated, 2 * max(1, config.checkpoint.interval)
     return {"client_states_bytes": get_adapter(proxy).nbytes * (federated.num_clients + since * federated.cohort_size)}
+
+
+def _way_of_data(config: Config, data: FederatedData) -> str:
+    """Return how the rows get to the clients, and why."""
+    size, memory = data.train.data.nbytes, psutil.virtual_memory().total
+    rows = f"{size / 1e6:.1f} MB of training rows, this machine's memory is {memory / 1e9:.1f} GB"
+    if config.task.data == "shared":
+        return f"shared, as task.data says: every node maps them from its disk, none holds them ({rows})"
+    if size > LARGE_PART * memory:
+        return f"broadcast, as task.data says: every node holds them all; task.data=shared would hold none ({rows})"
+    return f"broadcast, as task.data says: every node holds them all, which is little ({rows})"
 
 
 def planned_actors(config: Config) -> int:

@@ -32,6 +32,15 @@ def test_two_actors_and_sequential_give_bit_identical_adapters(settings, sequent
     assert files_of(settings, tmp_path, "pool.kind=ray", "pool.actors=2") == sequential
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_data_that_are_sent_or_read_by_each_node_give_a_bit_identical_adapter(settings, sequential, tmp_path):
+    shared = [*settings, "task.data=shared", f"cache.dir={tmp_path / 'cache'}"]
+    assert files_of(shared, tmp_path / "sequential") == sequential
+    for actors in (1, 2):
+        ray = files_of(shared, tmp_path / str(actors), "pool.kind=ray", f"pool.actors={actors}")
+        assert ray == sequential, f"{actors} actor(s)"
+
+
 def test_another_seed_gives_another_adapter(settings, sequential, tmp_path):
     assert files_of(settings, tmp_path, "seed=43")[0] != sequential[0]
 

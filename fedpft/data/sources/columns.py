@@ -12,6 +12,8 @@ from fedpft.data.sources.errors import fail
 from fedpft.data.sources.subsets import without
 
 TEXT, TEXT_PAIR, IMAGE, LABEL = "text", "text_pair", "image", "label"
+PIXELS = "pixels"
+"""An image as the FM's processor makes it, in NumPy's own format for files."""
 PROMPT, RESPONSE, PROMPT_LENGTH = "prompt", "response", "prompt_length"
 """Of instruction data, see `fedpft.data.tasks.instructions`."""
 

@@ -2,8 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import datasets
 import pyarrow as pa
@@ -11,24 +11,36 @@ import pyarrow.parquet as pq
 
 from fedpft.data.sources.errors import BadFileError, one_line, require_different
 
+FILE_BUFFER_BYTES = 1 << 20
+"""Of a file that is read in parts: never a whole row group at once."""
 
-def parquet_table(stream: BinaryIO) -> pa.Table:
-    """Return a file's rows.
+
+def parquet_tables(stream: BinaryIO, rows_at_once: int | None = None) -> Iterator[pa.Table]:
+    """Yield a file's rows, all at once or so many at a time.
 
     Raises:
         BadFileError: no parquet, or two columns of one name.
 
     """
-    source = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+    how: dict[str, Any] = {} if rows_at_once is None else {"buffer_size": FILE_BUFFER_BYTES, "pre_buffer": False}
+    source = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()), **how)
     require_different(source.schema_arrow.names, "the file")
-    table = source.read()
+    if rows_at_once is None or not source.metadata.num_rows:
+        yield _understood(source.read())
+        return
+    for batch in source.iter_batches(rows_at_once):
+        yield _understood(pa.Table.from_batches([batch]).replace_schema_metadata(source.schema_arrow.metadata))
+
+
+def _understood(table: pa.Table) -> pa.Table:
+    """Return a table without the columns of types that `datasets` cannot hold, each named in a warning."""
     fields, columns = [], []
     for field, column in zip(table.schema, map(_plain, table.columns), strict=True):
         if _has_feature(column.type):
             fields.append(field.with_type(column.type))
             columns.append(column)
         else:
-            warnings.warn(f"left out column {field.name} of type {column.type}", stacklevel=2)
+            warnings.warn(f"left out column {field.name} of type {column.type}", stacklevel=3)
     return pa.Table.from_arrays(columns, schema=pa.schema(fields, table.schema.metadata))
 
 

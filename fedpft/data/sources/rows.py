@@ -1,8 +1,9 @@
 """Rows of the files that `fedpft.data.sources.files` finds, read whole: in memory, images as bytes.
 
 In memory because a task's rows travel to Ray actors, perhaps on machines without these files, and nowhere else: a
-cache on disk would keep private rows after the run, and give those of yesterday where a file was replaced. A public
-corpus too large for that is drawn from its files, block by block: `fedpft.data.corpora.blocks`.
+cache on disk would keep private rows after the run, and give those of yesterday where a file was replaced. Who wants
+that nevertheless, for rows that no memory holds, reads them inside `fedpft.data.sources.on_disk.rows_on_disk`. A public
+corpus too large for memory is drawn from its files, block by block: `fedpft.data.corpora.blocks`.
 """
 
 import io
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
+from uuid import uuid4
 
 import datasets
 import fsspec
@@ -22,7 +24,8 @@ from fedpft.data.sources.errors import BadFileError, fail, hub_error, one_line
 from fedpft.data.sources.files import BUILDERS, IMAGE_FOLDER, SAVED, Files, find_local
 from fedpft.data.sources.image_folders import FILE_NAME, class_name, find_images, warn_of_left_out
 from fedpft.data.sources.json_files import join_tables, json_tables
-from fedpft.data.sources.parquet_files import join_shards, parquet_table
+from fedpft.data.sources.on_disk import ROWS_OF_BATCH, held, is_on_disk
+from fedpft.data.sources.parquet_files import join_shards, parquet_tables
 from fedpft.data.sources.subsets import subset
 
 _ROWS_AT_ONCE = 10_000
@@ -84,7 +87,7 @@ def file_tables(path: str, builder: str, key: str, rows_at_once: int = _ROWS_AT_
     try:
         with fsspec.open(path, "rb", compression="infer") as stream:
             if builder == "parquet":
-                yield parquet_table(stream)
+                yield from parquet_tables(stream, rows_at_once if is_on_disk() else None)
             else:
                 yield from READERS[builder](stream, rows_at_once)
     except Exception as error:  # a reader's, a file system's, a decompressor's or Arrow's own
@@ -109,19 +112,18 @@ def load_hub(
     hint: str = "",
     *,
     revision: str | None = None,
-    keep_in_memory: bool = True,
+    keep_in_memory: bool | None = None,
 ) -> datasets.Dataset:
     """Download one split of a hub data set; not kept in memory, its rows are read from disk when they are needed.
 
-    Without a revision it is the newest one.
+    Without a revision it is the newest one; without a word about memory, rows are held as all others are.
 
     Raises:
         ConfigError: hub unreachable, or no such data set, configuration or split; `hint` says what else it may need.
 
     """
-    load = partial(
-        datasets.load_dataset, path, config_name, split=split, revision=revision, keep_in_memory=keep_in_memory
-    )
+    in_memory = not is_on_disk() if keep_in_memory is None else keep_in_memory
+    load = partial(datasets.load_dataset, path, config_name, split=split, revision=revision, keep_in_memory=in_memory)
     try:
         dataset = load()
         if dataset.info.builder_name != "csv" or datasets.ClassLabel in map(type, dataset.features.values()):
@@ -134,7 +136,7 @@ def load_hub(
     fail(key, f"{path}, csv on the hub with rows of more fields than the header", _ALLOWED["csv"])
 
 
-def read_whole(files: Files, key: str, *, in_memory: bool = True) -> datasets.Dataset:
+def read_whole(files: Files, key: str, *, in_memory: bool | None = None) -> datasets.Dataset:
     """Read local files into memory; only of what `save_to_disk` wrote, the rows may stay on disk until they are needed.
 
     Raises:
@@ -145,8 +147,8 @@ def read_whole(files: Files, key: str, *, in_memory: bool = True) -> datasets.Da
     if files.builder == IMAGE_FOLDER:
         return _read_image_folder(files, key)
     if files.builder == SAVED:
-        return _load_saved(files.folder, key, in_memory)
-    tables = {path: [*file_tables(path, files.builder, key)] for path in files.paths}
+        return _load_saved(files.folder, key, not is_on_disk() if in_memory is None else in_memory)
+    tables = {path: held(file_tables(path, files.builder, key)) for path in files.paths}
     try:
         return _dataset(tables, files.builder)
     except Exception as error:  # Arrow's and datasets' own
@@ -162,12 +164,19 @@ def read_images(chosen: Sequence[str], folder: Files) -> datasets.Dataset:
     root = Path(folder.folder)
     names = [class_name(Path(path), root) for path in folder.paths]
     classes = sorted({name for name in names if name is not None})
-    columns: dict[str, list[Any]] = {IMAGE: [_encoded(Path(path), root) for path in chosen]}
     features = datasets.Features({IMAGE: datasets.Image()})
     if None not in names:
-        columns[LABEL] = [class_name(Path(path), root) for path in chosen]
         features[LABEL] = datasets.ClassLabel(names=classes)
-    return _named(datasets.Dataset.from_dict(columns, features=features), IMAGE_FOLDER)
+
+    def table(paths: Sequence[str]) -> pa.Table:
+        columns: dict[str, list[Any]] = {IMAGE: [_encoded(Path(path), root) for path in paths]}
+        if LABEL in features:
+            columns[LABEL] = [class_name(Path(path), root) for path in paths]
+        return datasets.Dataset.from_dict(columns, features=features).data.table
+
+    at_once = ROWS_OF_BATCH if is_on_disk() else max(1, len(chosen))
+    tables = held(table(chosen[first : first + at_once]) for first in range(0, max(1, len(chosen)), at_once))
+    return _dataset_of(pa.concat_tables(tables), datasets.DatasetInfo(features=features), IMAGE_FOLDER)
 
 
 def _read_image_folder(files: Files, key: str) -> datasets.Dataset:
@@ -223,7 +232,12 @@ def _dataset(tables: dict[str, list[pa.Table]], builder: str) -> datasets.Datase
     if table.num_rows == 0:
         raise BadFileError("no rows")
     info = datasets.DatasetInfo(features=features or datasets.Features.from_arrow_schema(table.schema))
-    return _named(datasets.Dataset(table.replace_schema_metadata(None), info=info), builder)
+    return _dataset_of(table, info, builder)
+
+
+def _dataset_of(table: pa.Table, info: datasets.DatasetInfo, builder: str) -> datasets.Dataset:
+    name = uuid4().hex if is_on_disk() else None  # else it is made of all the rows
+    return _named(datasets.Dataset(table.replace_schema_metadata(None), info=info, fingerprint=name), builder)
 
 
 def _named(dataset: datasets.Dataset, builder: str | None) -> datasets.Dataset:

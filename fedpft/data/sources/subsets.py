@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 
 from fedpft.data.sources.errors import fail
+from fedpft.data.sources.on_disk import kept
 from fedpft.seeding import numpy_rng
 
 _SHOWN = 3
@@ -14,7 +15,7 @@ _SHOWN = 3
 
 def subset(dataset: datasets.Dataset, indices: object) -> datasets.Dataset:
     """Return the chosen rows as a data set of its own: pickling it does not carry the rows left out."""
-    return dataset.select(indices, keep_in_memory=True).flatten_indices(keep_in_memory=True)
+    return dataset.select(indices, keep_in_memory=True).flatten_indices(**kept())
 
 
 def without(dataset: datasets.Dataset, flaws: Mapping[int, str], split: str, key: str) -> datasets.Dataset:

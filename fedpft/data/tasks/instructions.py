@@ -14,9 +14,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fedpft.config import TaskConfig, TaskKind
+from fedpft.data.collate import text_lengths
 from fedpft.data.sources.columns import LABEL, PROMPT, PROMPT_LENGTH, RESPONSE, require_text, with_values
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.labels import label_codes
+from fedpft.data.sources.on_disk import kept
 from fedpft.data.sources.subsets import subset
 from fedpft.data.tasks.prompts import KEY, PromptTemplate, bare_template
 from fedpft.data.tasks.table import TaskRow
@@ -25,6 +27,7 @@ KEYS = ("prompt_column", "response_column", "prompt_template", "chat_template")
 """Of `TaskConfig`, for `causal_lm` alone."""
 
 TOKENISE_BATCH = 1000
+_TEXTS = datasets.Features({PROMPT: datasets.Value("string"), RESPONSE: datasets.Value("string")})
 
 
 def check_keys(config: TaskConfig, kind: TaskKind) -> None:
@@ -78,17 +81,24 @@ def as_instructions(
 
     """
     require_text(dataset, response_column, "task.response_column")
-    responses = dataset[response_column][:]
-    prompts = [""] * len(dataset)
-    if template is not None:
-        for column in template.columns:
-            require_text(dataset, column, KEY)
-        values = {column: dataset[column][:] for column in template.columns}
-        prompts = [template.fill(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
-    return _replace(_replace(dataset, PROMPT, prompts), RESPONSE, responses)
+    columns = template.columns if template is not None else ()
+    for column in columns:
+        require_text(dataset, column, KEY)
+
+    def fill(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+        rows = zip(*(batch[column] for column in columns), strict=True)
+        prompts = [""] * len(batch[response_column])
+        if template is not None:
+            prompts = [template.fill(dict(zip(columns, row, strict=True))) for row in rows]
+        return {PROMPT: prompts, RESPONSE: batch[response_column]}
+
+    read = dataset.select_columns(list(dict.fromkeys([*columns, response_column])))
+    made = read.map(fill, batched=True, features=_TEXTS, remove_columns=read.column_names, **kept())
+    others = [name for name in dataset.column_names if name not in (PROMPT, RESPONSE)]
+    return datasets.concatenate_datasets([dataset.select_columns(others), made], axis=1) if others else made
 
 
-def _replace(dataset: datasets.Dataset, column: str, values: list[Any] | np.ndarray) -> datasets.Dataset:
+def _replace(dataset: datasets.Dataset, column: str, values: np.ndarray) -> datasets.Dataset:
     return dataset.remove_columns([name for name in dataset.column_names if name == column]).add_column(column, values)
 
 
@@ -170,24 +180,23 @@ def tokenise_instructions(
             PROMPT_LENGTH: [len(begin) + len(prompt) for prompt in prompts],
         }
 
-    encoded = dataset.map(
-        encode, batched=True, batch_size=TOKENISE_BATCH, keep_in_memory=True, remove_columns=[PROMPT, RESPONSE]
-    )
+    encoded = dataset.map(encode, batched=True, batch_size=TOKENISE_BATCH, remove_columns=[PROMPT, RESPONSE], **kept())
     return _with_targets(encoded, max_length, split)
 
 
 def _with_targets(encoded: datasets.Dataset, max_length: int, split: str) -> datasets.Dataset:
     """Drop the examples that teach nothing: no token of the response fits behind the prompt."""
-    lengths = zip(map(len, encoded["input_ids"]), encoded[PROMPT_LENGTH], strict=True)
-    kept = [row for row, (length, prompt) in enumerate(lengths) if length > max(prompt, 1)]  # a first token has no past
-    dropped = len(encoded) - len(kept)
+    lengths, prompts = text_lengths(encoded), encoded.with_format("numpy")[PROMPT_LENGTH][:]
+    assert lengths is not None, "there are tokens"
+    chosen = np.flatnonzero(lengths > np.maximum(prompts, 1))  # a first token has no past
+    dropped = len(encoded) - len(chosen)
     if dropped == 0:
         return encoded
     found = f"{dropped} of {len(encoded)} {split} examples without a token of their response in {max_length} tokens"
-    if not kept:
+    if not len(chosen):
         fail("fm.max_length", found, "at least one example with room for its response")
     warnings.warn(f"fm.max_length: dropped {found}", stacklevel=2)
-    return subset(encoded, kept)
+    return subset(encoded, chosen)
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """Any task as (train, evaluation) with the same column names."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,21 +19,20 @@ from fedpft.data.sources.columns import (
     require_text,
     with_values,
 )
-from fedpft.data.sources.errors import fail, find_row, one_line
-from fedpft.data.sources.files import IMAGE_FOLDER, has_split, is_local
+from fedpft.data.sources.errors import fail
+from fedpft.data.sources.files import IMAGE_FOLDER, is_local
 from fedpft.data.sources.images import Look, as_images, look_at_headers
 from fedpft.data.sources.labels import label_codes, label_numbers
 from fedpft.data.sources.memory import GivenData, is_in_memory, not_given
 from fedpft.data.sources.rows import load_hub, load_local
 from fedpft.data.sources.subsets import hold_out, subset
 from fedpft.data.tasks.instructions import check_keys, read_instructions
+from fedpft.data.tasks.origins import CLASSES_FILE, class_names, eval_ratio, hub_splits, local_splits, row_of
 from fedpft.data.tasks.table import TASKS, TaskRow
 from fedpft.metrics.table import DEFAULT_METRICS, METRICS
 from fedpft.seeding import numpy_rng
 
 Modality = Literal["text", "image"]
-
-DEFAULT_EVAL_RATIO = 0.1
 
 # What text columns are called in local folders when the row's own names are not there.
 COMMON_TEXT_COLUMNS = (("text",), ("sentence",), ("text", "text_pair"), ("sentence1", "sentence2"))
@@ -60,6 +58,8 @@ class TaskData:
     """Further evaluation sets by name; their metrics are called `name/metric`."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """The data's own column -> what it is called here, of those that have another name here."""
+    is_ready: bool = False
+    """Whether the rows are what the model takes: `input_ids` (, `prompt_length`) or `pixels` in place of the inputs."""
 
 
 def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers, given: GivenData | None = None) -> TaskData:
@@ -79,7 +79,7 @@ def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers, given
     adopt("task", config.name, TASKS)
     for name in config.metrics:
         adopt("metric", name, METRICS)
-    row = TaskRow() if config.name == "custom" else find_row(config.name, TASKS, "task.name")
+    row = row_of(config)
     kind = config.kind or row.kind
     check_keys(config, kind)
     splits, names = _read(config, row, given)
@@ -92,7 +92,7 @@ def load_task(config: TaskConfig, seed: int, look: Look = look_at_headers, given
         ready, label_names = read_instructions(splits, names, config, row)
     else:
         ready, label_names, modality, renamed = _read_labelled(splits, names, config, row, kind, look)
-    if ratio := _eval_ratio(config, row):  # after the labels: a rare one may be held out with all its rows
+    if ratio := eval_ratio(config, row):  # after the labels: a rare one may be held out with all its rows
         ready["train"], ready["evaluation"] = hold_out(ready["train"], ratio, "task.eval_ratio")
     sets = {}
     for name, dataset in ready.items():
@@ -173,7 +173,7 @@ def _read(
         train, evaluation, names = row.loader()
         return {"train": train, "evaluation": evaluation}, names
     path, key = config.path or row.path, "task.path"
-    held_out = _eval_ratio(config, row) > 0
+    held_out = eval_ratio(config, row) > 0
     if is_in_memory(path):
         if given is None or not given.splits:
             not_given(path, key)
@@ -182,31 +182,14 @@ def _read(
             splits["evaluation"] = config.eval_split or "validation"
         splits |= {name: split for name, split in row.other_eval_splits.items() if split in given.splits}
         return {name: given.split(split) for name, split in splits.items()}, None
-    if is_local(path):  # folders follow one convention, whatever the hub calls its splits
-        splits = {"train": config.train_split or "train"}
-        if not held_out:
-            if Path(path).expanduser().is_file():
-                fail(key, path, "a folder with train.* and validation.*, or task.eval_ratio: one file would be both")
-            splits["evaluation"] = config.eval_split or "validation"
-        splits |= {name: split for name, split in row.other_eval_splits.items() if has_split(path, split)}
-        classes = Path(path).expanduser() / "classes.txt"
-        local = {name: _load_split(path, split) for name, split in splits.items()}
-        return local, _class_names(classes) if classes.is_file() else None
-    splits = {"train": config.train_split or row.train_split}
-    if not held_out:
-        splits["evaluation"] = config.eval_split or row.eval_split or "validation"
-    if path != row.path:
-        return {name: load_hub(path, None, split, key) for name, split in splits.items()}, None
-    splits |= row.other_eval_splits
+    if is_local(path):
+        classes = Path(path).expanduser() / CLASSES_FILE
+        local = {name: _load_split(path, split) for name, split in local_splits(config, row, path).items()}
+        return local, class_names(classes) if classes.is_file() else None
     return {
-        name: load_hub(path, row.config_name, split, key, revision=row.revision) for name, split in splits.items()
+        name: load_hub(path, data_set, split, key, revision=revision)
+        for name, (data_set, split, revision) in hub_splits(config, row, path).items()
     }, None
-
-
-def _eval_ratio(config: TaskConfig, row: TaskRow) -> float:
-    """Return the fraction of the training data to evaluate on; 0 where there is an evaluation split."""
-    split = config.eval_split or row.eval_split
-    return config.eval_ratio or (0.0 if split else DEFAULT_EVAL_RATIO)
 
 
 def _load_split(path: str, split: str) -> datasets.Dataset:
@@ -215,21 +198,6 @@ def _load_split(path: str, split: str) -> datasets.Dataset:
         found = f"images in {Path(path).expanduser() / split} itself"
         fail("task.path", found, f"{split}/CLASS/*.png, or a {split}/metadata.csv with labels")
     return dataset
-
-
-def _class_names(file: Path) -> tuple[str, ...]:
-    try:
-        lines = file.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        fail("task.path", f"{file} ({one_line(error)})", "a class name a line, in UTF-8")
-    names = [line.strip() for line in lines]
-    while names and not names[-1]:
-        names.pop()
-    if not all(names) or not names:
-        fail("task.path", f"{file} with {'an empty line' if names else 'no line'}", "a class name a line")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        fail("task.path", f"{twice[0]!r} more than once in {file}", "one line for each class")
-    return tuple(names)
 
 
 def _input_columns(config: TaskConfig, row: TaskRow, train: datasets.Dataset) -> tuple[tuple[str, ...], str | None]:
@@ -241,6 +209,19 @@ def _input_columns(config: TaskConfig, row: TaskRow, train: datasets.Dataset) ->
     present = set(train.column_names)
     candidates = [row.text_columns, *(c for c in COMMON_TEXT_COLUMNS if len(c) == len(row.text_columns))]
     return next((c for c in candidates if present.issuperset(c)), row.text_columns), None
+
+
+def kind_and_modality(config: TaskConfig) -> tuple[TaskKind, Modality]:
+    """Return what a task is of, by its settings and the table alone.
+
+    Raises:
+        ConfigError: no such name.
+
+    """
+    adopt("task", config.name, TASKS)
+    row = row_of(config)
+    has_images = config.image_column or row.image_column
+    return config.kind or row.kind, "image" if has_images and not config.text_columns else "text"
 
 
 def _first_present(dataset: datasets.Dataset, own: str, common: str) -> str:

@@ -1,19 +1,25 @@
 """Texts, or pairs of them, in the tokens that a classifier or a regressor reads."""
 
 import warnings
+from collections.abc import Sequence
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
 from fedpft.data.sources.columns import LABEL, TEXT, TEXT_PAIR
+from fedpft.data.sources.on_disk import kept
 
 TOKENISE_BATCH = 1000
 
 
 def tokenise(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, split: str = "training"
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    split: str = "training",
+    keep: Sequence[str] = (),
 ) -> datasets.Dataset:
-    """Return `input_ids` (, `token_type_ids`) of at most `max_length` tokens, unpadded, and `label`.
+    """Return `input_ids` (, `token_type_ids`) of at most `max_length` tokens, unpadded; `label` and `keep` stay.
 
     A text of which the tokenizer leaves nothing gets one token, and a warning counts such texts: no model takes less.
     """
@@ -43,8 +49,8 @@ def tokenise(
         encode,
         batched=True,
         batch_size=TOKENISE_BATCH,
-        keep_in_memory=True,
-        remove_columns=[name for name in dataset.column_names if name != LABEL],
+        remove_columns=[name for name in dataset.column_names if name not in (LABEL, *keep)],
+        **kept(),
     )
     if num_empty:
         token = tokenizer.convert_ids_to_tokens(lone)

@@ -5,7 +5,7 @@ everybody, so that an honest client's rows, and with them its bits, stay what th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -17,7 +17,8 @@ from fedpft.config import AdversaryConfig, Config
 from fedpft.config.adversary import ON_DATA
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.partition import Partition
-from fedpft.data.sources.columns import IMAGE, LABEL
+from fedpft.data.shared import SharedRows
+from fedpft.data.sources.columns import IMAGE, LABEL, PIXELS
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.subsets import subset
 from fedpft.federated.adversary.clients import Adversaries
@@ -74,6 +75,8 @@ def check_adversary(config: AdversaryConfig, data: FederatedData) -> None:
         return
     if data.kind != "classification":
         fail("federated.adversary.kind", config.kind, f"an attack on updates, because task.kind is {data.kind}")
+    if config.kind == "backdoor" and PIXELS in data.train.column_names:
+        fail("task.data", "shared", "broadcast, because a backdoor changes images before they are pixels")
     last = len(data.label_names) - 1
     if config.kind == "backdoor" and config.target_label > last:
         fail("federated.adversary.target_label", config.target_label, f"0 to {last}, the task's labels")
@@ -81,11 +84,11 @@ def check_adversary(config: AdversaryConfig, data: FederatedData) -> None:
 
 def poisoned(
     config: Config, data: FederatedData, adversaries: Adversaries | None
-) -> tuple[datasets.Dataset, Partition]:
+) -> tuple[datasets.Dataset | SharedRows, Partition]:
     """Return what clients train on, and who owns which rows of it; `data` itself is not changed."""
     settings = config.federated.adversary
     if adversaries is None or settings.kind not in ON_DATA:
-        return data.train, data.partition
+        return data.shared or data.train, data.partition
     order, spoilt = data.partition.order.copy(), list[int]()
     for client in sorted(adversaries.clients):
         spoilt += _spoilt_places(config, data.partition, client)
@@ -97,7 +100,10 @@ def poisoned(
         trigger, target = make_trigger(settings, data), settings.target_label
         bad = _mapped(bad, lambda row: {**trigger.on(row), LABEL: target})
     order[spoilt] = len(data.train) + np.arange(len(spoilt))
-    return datasets.concatenate_datasets([data.train, bad]), Partition(order, data.partition.offsets)
+    partition = Partition(order, data.partition.offsets)
+    if data.shared is not None:
+        return replace(data.shared, more=bad), partition
+    return datasets.concatenate_datasets([data.train, bad]), partition
 
 
 def with_trigger(config: AdversaryConfig, data: FederatedData) -> datasets.Dataset:

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -51,14 +52,19 @@ class ClientActor:
         return platform.node()
 
     def fit(
-        self, plan: RoundPlan, groups: Sequence[Sequence[int]], states: Mapping[int, Arrays]
+        self,
+        plan: RoundPlan,
+        groups: Sequence[Sequence[int]],
+        states: Mapping[int, Arrays],
+        upcoming: Sequence[int] = (),
     ) -> tuple[list[ClientUpdate | ClientFailure], ProcessMemory]:
         """Train groups of clients one after the other; return all updates, and what this process holds after the last.
 
-        The clients of a group train together. `states` is the plan's, of these clients alone. Where the plan has masks,
-        nothing without them leaves this process.
+        The clients of a group train together. `states` is the plan's, of these clients alone. `upcoming` are clients
+        that somebody will train after these. Where the plan has masks, nothing without them leaves this process.
         """
         plan = replace(plan, states=states)
+        self._client.ahead.begin([*chain.from_iterable(groups[1:]), *upcoming])
         updates = [update for group in groups for update in self._client.fit_together(plan, group)]
         return sent(updates, plan, self._client, self._seed), process_memory()
 

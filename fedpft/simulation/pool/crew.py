@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, RayTaskError
 
-from fedpft.config import PoolConfig
+from fedpft.config import ConfigError, PoolConfig
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.package import ClientPackage
 from fedpft.interrupt import RunStoppedError
@@ -235,6 +235,8 @@ class Crew:
 
     def _replace_unequipped(self, actor: Actor, error: Exception) -> None:
         self.discard(actor)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, ConfigError):
+            raise error.cause  # another try, or another actor there, would find the same
         self._failed_starts += 1
         if isinstance(error, ObjectLostError):
             self._store()

@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from fedpft.data.collate import text_lengths
 from fedpft.data.partition import Partition
+from fedpft.data.shared import opened
 from fedpft.federated import memory as held
 from fedpft.federated.client import LocalClient
 from fedpft.federated.grouping import most_together
@@ -132,9 +133,10 @@ def hungriest(package: ClientPackage) -> ClientPackage:
 
     Where clients train together, as many of him as that; not for an `auto` that looks at the RAM itself.
     """
-    settings, lengths = package.settings, text_lengths(package.train)
+    train = opened(package.train)
+    settings, lengths = package.settings, text_lengths(train)
     if lengths is None:
-        lengths = np.zeros(len(package.train))
+        lengths = np.zeros(len(train))
     longest = np.argsort(lengths, kind="stable")[::-1][: _NUM_STEPS * settings.batch_size]
     looks_itself = settings.clients_per_batch == "auto" and settings.keeps_bits
     num_clients = 1 if looks_itself else most_together(settings)

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayError
 
 from fedpft.config import PoolConfig
+from fedpft.data.shared import SharedRows
 from fedpft.federated.grouping import even_parts, groups
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.messages import ClientFailure, ClientUpdate, MaskingAnswer, MaskingStep, RoundPlan
@@ -93,6 +94,7 @@ class RayClientPool:
     def broadcast(self, package: ClientPackage) -> None:
         """Give every actor proxy and data; wait until they have them."""
         self._partition, self._settings = package.partition, package.settings
+        self._reads_rows = isinstance(package.train, SharedRows)
         self._crew.equip(package)
 
     def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -179,7 +181,8 @@ class RayClientPool:
                     if jobs:
                         together = [job.client_ids for job in jobs]
                         theirs = {client: own[client] for ids in together for client in ids if client in own}
-                        task = getattr(actor.handle, method).remote(reference, together, theirs)
+                        ahead = [waiting.first(self.num_actors)] if self._reads_rows and method == "fit" else []
+                        task = getattr(actor.handle, method).remote(reference, together, theirs, *ahead)
                         actor.start(task, limit=self._limit(jobs), jobs=jobs)
 
     def _limit(self, jobs: Sequence[Job]) -> float | None:

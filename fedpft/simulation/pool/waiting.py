@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from fedpft.federated.messages import ClientUpdate
 
@@ -97,6 +98,10 @@ class Waiting:
         self._jobs.extendleft(reversed(others))
         self._examples -= examples
         return batch
+
+    def first(self, num_jobs: int) -> list[int]:
+        """Return the clients of the jobs that are next, without taking them."""
+        return [client_id for job in islice(self._jobs, num_jobs) for client_id in job.client_ids]
 
     def put_back(self, jobs: Sequence[Job]) -> None:
         """Let jobs be the next ones again."""

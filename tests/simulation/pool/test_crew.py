@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedpft.config import PoolConfig
+from fedpft.config import ConfigError, PoolConfig
 from tests.tiny import tiny_package
 
 crew = pytest.importorskip("fedpft.simulation.pool.crew", reason="Ray is not installed", exc_type=ImportError)
@@ -90,6 +90,14 @@ def test_when_no_actor_can_start_the_reason_is_given_after_a_bounded_number_of_s
     ):
         made.equip(PACKAGE)
     assert len(fake.killed) == next(fake.starts) <= 6
+
+
+def test_a_node_with_other_files_ends_the_run_at_once_with_its_own_line(make):
+    line = "task.data: found 'node b with another file than the driver: /x', allowed: storage that all nodes see"
+    made, fake = make("a", crew.RayTaskError("receive", "traceback", ConfigError(line)))
+    with pytest.raises(ConfigError, match=r"^task\.data: found 'node b with another file"):
+        made.equip(PACKAGE)
+    assert next(fake.starts) == 2, "nobody is started in its place"
 
 
 def test_an_actor_that_does_not_start_in_time_is_given_up(make):

@@ -23,7 +23,7 @@ WORD = TEXTS[0].split()[0]
 def data(**changes):
     order = np.random.default_rng(0).permutation(30)
     known = {"train": TRAIN, "evaluation": TRAIN, "partition": Partition.of_sizes(order, SIZES), "tokenizer": TOKENIZER}
-    return Mock(**(known | {"kind": "classification", "label_names": ("no", "yes")} | changes))
+    return Mock(**(known | {"shared": None, "kind": "classification", "label_names": ("no", "yes")} | changes))
 
 
 def spoilt(kind, *overrides, **changes):

@@ -22,6 +22,7 @@ PLAN = SIZES | {
     "label_names": ["asyncio", "email", "xml"],
     "actors": 2,
     "pool": "ray",
+    "data": "shared, as task.data says",
     "notes": ["method.scorer has no effect [yet]"],
 }
 RESULT = SIZES | {"name": "demo", "seed": 42, "method": "fedpft", "metric": "accuracy", "rounds": 8, "versions": {}}
@@ -134,6 +135,7 @@ def test_plan_shows_config_partition_costs_and_warnings(terminal: bool):
     assert ("\x1b" in text) == terminal
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
     assert text.startswith(PLAN["config_yaml"])
+    assert "data: shared, as task.data says" in text
     for shown in (
         "22.71 M",
         "14.12 M",
