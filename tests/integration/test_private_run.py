@@ -15,7 +15,7 @@ from fedpft.federated.client import LocalClient
 from fedpft.federated.reticence import SIMULATION_ONLY
 from fedpft.report.audit import audit_rows
 from fedpft.report.card import model_card
-from fedpft.report.screen import print_plan
+from fedpft.report.plan import print_plan
 from fedpft.run.pipeline import run
 from fedpft.run.planning import plan
 from fedpft.run.resume import go_on

@@ -8,6 +8,9 @@ import fedpft
 TEXT = {"read_text": 0, "write_text": 1}
 """Method -> place of its argument `encoding`."""
 
+NO_TEXT = ("os.open", "Image.open", "self._opener.open", "secure.open")
+"""Calls of that name that open no text file."""
+
 
 def opens_by_locale(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
@@ -15,7 +18,7 @@ def opens_by_locale(call: ast.Call) -> bool:
         return False
     if name in TEXT and isinstance(call.func, ast.Attribute):
         return len(call.args) <= TEXT[name]
-    if name != "open" or ast.unparse(call.func) in ("os.open", "Image.open"):
+    if name != "open" or ast.unparse(call.func) in NO_TEXT:
         return False
     words = [one.value for one in (*call.args, *(k.value for k in call.keywords)) if isinstance(one, ast.Constant)]
     return not any(isinstance(word, str) and "b" in word for word in words)
