@@ -8,7 +8,7 @@ import fedpft
 TEXT = {"read_text": 0, "write_text": 1}
 """Method -> place of its argument `encoding`."""
 
-NO_TEXT = ("os.open", "Image.open", "self._opener.open", "secure.open")
+NO_TEXT = ("os.open", "Image.open", "self._opener.open", "secure.open", "source.open", "self.task.open", "train.open")
 """Calls of that name that open no text file."""
 
 
