@@ -54,6 +54,7 @@ LEAVES_THE_SUB_FM = {
     "task.kind": "regression",
     "task.metrics": ["macro_f1"],
     "task.on_bad_example": "drop",
+    "task.data": "shared",
     "federated.allow_dropped": True,
     "pool.clients_per_batch": 2,
     "method.name": "fedpft",
