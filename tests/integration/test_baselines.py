@@ -25,6 +25,7 @@ from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 FEDOT = ["method.name=fedot", "method.adapter_layers=1", "method.kept_layers=3"]
 FEDOT += ["method.plug_in=distill", "align.adapter.num_steps=3", "align.adapter.batch_size=4"]
 FEDPROXY = ["method.name=fedproxy", "method.kept_layers=3", "federated.aggregator.kind=h_ties"]
+FEDPROXY += ["method.plug_in=distill", "align.adapter.num_steps=3", "align.adapter.batch_size=4"]
 METHODS = {"full": ["method.name=full"], "fedot": FEDOT, "fedproxy": FEDPROXY}
 DEPTH = 4
 MEASURED = ("seconds", "utilisation", "utilisation_mean", "utilisation_min", "memory", "cached")

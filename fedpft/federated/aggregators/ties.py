@@ -18,6 +18,9 @@ SPREAD = 0.2
 DOMINANCE = 1.1
 """By which the mass of one sign must exceed the other's."""
 
+ROUNDING = 1e-9
+"""Updates whose h differ by less are equally like the others, as any two are."""
+
 
 def h_ties(updates: np.ndarray, keep: float) -> np.ndarray:
     """Return the aggregate, (P,) float64, of updates, (n, P) float32."""
@@ -26,7 +29,7 @@ def h_ties(updates: np.ndarray, keep: float) -> np.ndarray:
     weights = np.exp(np.abs(alike).sum(axis=1) - np.abs(alike).sum(axis=1).max())
     weights /= weights.sum()
     width = np.ptp(apart)
-    shares = keep - SPREAD * ((apart - apart.min()) / width if width > 0 else np.zeros(len(apart)))
+    shares = keep - SPREAD * ((apart - apart.min()) / width if width > ROUNDING else np.zeros(len(apart)))
     sums, masses = (np.zeros((2, updates.shape[1])) for _ in range(2))
     for update, weight, share in zip(updates, weights, shares, strict=True):
         kept = trimmed(update, share)

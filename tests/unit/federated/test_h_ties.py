@@ -12,6 +12,15 @@ def test_equal_updates_give_themselves_and_one_gives_its_largest_numbers():
     assert np.array_equal(h_ties(update, 0.5), [3, 0, 0, 2])
 
 
+def test_two_updates_are_equally_like_each_other_and_keep_equally_much():
+    for seed in range(8):
+        pair = np.random.default_rng(seed).normal(size=(2, 10)).astype(np.float32)
+        assert np.array_equal(h_ties(pair, 1.0) != 0, h_ties(pair[::-1], 1.0) != 0)
+        same_signs = np.abs(pair)
+        weight = np.array([0.5, 0.5])
+        assert h_ties(same_signs, 1.0) == pytest.approx(weight @ same_signs), "neither is trimmed"
+
+
 def test_a_sign_without_clear_dominance_gives_0_and_a_dominant_one_the_mean_of_those_that_have_it():
     updates = np.array([[4, 1, 1, 1, 0.1], [4, -1, 0.9, 1, 0.2], [-1, 0.02, -4, 0.05, -0.1]], dtype=np.float32)
     alike = cosines(updates)
