@@ -5,9 +5,7 @@ other layers have none. The paper aggregates by H-TIES: `federated.aggregator.ki
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,11 +16,8 @@ from fedpft.construct.block_influence import block_influence, most_influential, 
 from fedpft.construct.cache import BuiltSubFM
 from fedpft.construct.compress import NeuronMap
 from fedpft.construct.layer_drop import LayerMap, drop_layers
-from fedpft.methods.base import FixedProxy, Proxy
-from fedpft.methods.construction import construct_once
-from fedpft.methods.plugin import adapter_order, plug_in
+from fedpft.methods.fewer_layers import FewerLayers
 from fedpft.models.ffn import find_ffns
-from fedpft.models.lora import AdaptedModel, attach_lora, set_adapter
 from fedpft.models.lora_targets import lora_targets
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress, server_fabric
@@ -31,7 +26,7 @@ NUM_EXAMPLES, BATCH_SIZE = 256, 16
 """Public examples on which influence is measured."""
 
 
-class InfluentialLayers(FixedProxy):
+class InfluentialLayers(FewerLayers):
     """The proxy is the FM without its layers of least influence.
 
     Args:
@@ -47,43 +42,16 @@ class InfluentialLayers(FixedProxy):
     """
 
     def __init__(self, fm: PreTrainedModel, public: PublicData, config: Config, progress: Progress) -> None:
-        self._plain_fm, self._public, self._config, self._progress = fm, public, config, progress
+        super().__init__(fm, public, config, progress)
         try:
             self._num_kept = num_kept(len(find_ffns(fm)), config.method.kept_layers)
         except ValueError as error:
             raise ConfigError(f"method.{error}") from None
         lora_targets(fm, config.lora)
 
-    def build_proxy(self, saved: Mapping[str, Tensor] | None = None) -> Proxy:
-        """Remove layers, those that were removed before if there are such; attach the same adapter to proxy and FM."""
-        if saved is not None:
-            self._progress.stage("restore sub-FM")
-            proxy, _ = self._restore(self._plain_fm, saved)
-            return self._with_adapters(proxy, {})
-        made, summary = construct_once(
-            self._plain_fm, self._public, self._config, self._progress, self._build, self._restore
-        )
-        return self._with_adapters(made.sub_fm, summary | {"kept_layers": list(self._layer_map.kept)})
-
     def saved_proxy(self) -> dict[str, Tensor]:
         """Return which layers the proxy has."""
         return {"kept_layers": torch.tensor(self._layer_map.kept)}
-
-    def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
-        """Return the FM with the proxy's adapter in the layers that it belongs to."""
-        return plug_in(self._fm, adapter, self._order)
-
-    def proxy_with(self, adapter: np.ndarray) -> AdaptedModel:
-        """Return the proxy with the adapter in it."""
-        set_adapter(self._proxy, adapter)
-        return self._proxy
-
-    def _with_adapters(self, proxy: PreTrainedModel, summary: Mapping[str, Any]) -> Proxy:
-        lora, seed, pairs = self._config.lora, derive_seed(self._config.seed, "adapter"), self._layer_map.pairs
-        self._fm = attach_lora(self._plain_fm, lora, seed, self._layer_map.tuned_in_fm)
-        self._proxy = attach_lora(proxy, lora, seed, self._layer_map.tuned)
-        self._order = adapter_order(self._fm, self._proxy, pairs)
-        return Proxy(model=self._proxy, watched_layers=(), construction=summary, layer_pairs=pairs)
 
     def _build(self) -> BuiltSubFM:
         """Measure which layers matter; all that this reads stands in `sub_fm_ingredients`."""
@@ -93,7 +61,10 @@ class InfluentialLayers(FixedProxy):
         batches = (fabric.to_device(dict(batch)) for batch in self._public.batches(NUM_EXAMPLES, BATCH_SIZE, seed))
         influences = block_influence(self._plain_fm, batches)
         kept = most_influential(influences, self._num_kept)
-        return BuiltSubFM(tensors={"kept_layers": torch.tensor(kept)}, report={"block_influence": influences})
+        return BuiltSubFM(
+            tensors={"kept_layers": torch.tensor(kept)},
+            report={"block_influence": influences, "kept_layers": list(kept)},
+        )
 
     def _restore(self, fm: PreTrainedModel, tensors: Mapping[str, Tensor]) -> tuple[PreTrainedModel, NeuronMap]:
         self._layer_map = LayerMap(kept=tuple(tensors["kept_layers"].tolist()), adapter_layers=None)

@@ -5,9 +5,7 @@ they are or distilled. The adapter goes back into the FM at the layers that it c
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,17 +15,15 @@ from fedpft.config import Config, ConfigError
 from fedpft.construct.cache import BuiltSubFM
 from fedpft.construct.compress import NeuronMap
 from fedpft.construct.layer_drop import choose_layers, drop_layers, emulator_tensors, restore_emulator
-from fedpft.methods.base import FixedProxy, Proxy
-from fedpft.methods.construction import built, construct_once
-from fedpft.methods.plugin import adapter_order, plug_in
+from fedpft.methods.construction import built
+from fedpft.methods.fewer_layers import FewerLayers
 from fedpft.models.ffn import find_ffns
-from fedpft.models.lora import AdaptedModel, attach_lora, set_adapter
 from fedpft.models.lora_targets import lora_targets
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress
 
 
-class OffsiteTuning(FixedProxy):
+class OffsiteTuning(FewerLayers):
     """The proxy is the FM without some of its middle layers.
 
     Args:
@@ -43,7 +39,7 @@ class OffsiteTuning(FixedProxy):
     """
 
     def __init__(self, fm: PreTrainedModel, public: PublicData, config: Config, progress: Progress) -> None:
-        self._plain_fm, self._public, self._config, self._progress = fm, public, config, progress
+        super().__init__(fm, public, config, progress)
         settings, num_layers = config.method, len(find_ffns(fm))
         try:
             self._layer_map = choose_layers(
@@ -55,35 +51,9 @@ class OffsiteTuning(FixedProxy):
         dropped = num_layers > len(self._layer_map.kept)
         self._distils = config.align.layers.kind == "distill" and dropped and bool(self._layer_map.emulator)
 
-    def build_proxy(self, saved: Mapping[str, Tensor] | None = None) -> Proxy:
-        """Drop layers and distil the emulator, or restore it; attach the same fresh adapter to proxy and FM."""
-        if saved is not None:
-            self._progress.stage("restore sub-FM")
-            return self._with_adapters(restore_emulator(self._plain_fm, self._layer_map, saved), {})
-        made, summary = construct_once(
-            self._plain_fm, self._public, self._config, self._progress, self._build, self._restore
-        )
-        return self._with_adapters(made.sub_fm, summary)
-
     def saved_proxy(self) -> dict[str, Tensor]:
         """Return the emulator's weights."""
         return emulator_tensors(self._proxy, self._layer_map)
-
-    def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
-        """Return the FM with the proxy's adapter in the layers that it belongs to."""
-        return plug_in(self._fm, adapter, self._order)
-
-    def proxy_with(self, adapter: np.ndarray) -> AdaptedModel:
-        """Return the proxy with the adapter in it."""
-        set_adapter(self._proxy, adapter)
-        return self._proxy
-
-    def _with_adapters(self, proxy: PreTrainedModel, summary: Mapping[str, Any]) -> Proxy:
-        layer_map, lora, seed = self._layer_map, self._config.lora, derive_seed(self._config.seed, "adapter")
-        self._fm = attach_lora(self._plain_fm, lora, seed, layer_map.tuned_in_fm)
-        self._proxy = attach_lora(proxy, lora, seed, layer_map.tuned)
-        self._order = adapter_order(self._fm, self._proxy, layer_map.pairs)
-        return Proxy(model=self._proxy, watched_layers=(), construction=summary, layer_pairs=layer_map.pairs)
 
     def _build(self) -> BuiltSubFM:
         """Drop layers and distil the emulator; all that this reads stands in `sub_fm_ingredients`."""

@@ -21,16 +21,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from experiments.benchmarks.methods.cells import BASE, SEEDS, WORK
-from experiments.benchmarks.methods.run import KEPT, search_data
+from experiments.benchmarks.methods.run import search_data, tuned_once
 from experiments.benchmarks.methods.table import interval
 from fedpft.config import Config, load_config
-from fedpft.federated.observer import SilentObserver
-from fedpft.federated.pool import SequentialPool
-from fedpft.run.inputs import load_fm_and_data
-from fedpft.run.tuning import tune
 from fedpft.storage.output import package_versions, write_json
-from fedpft.tracking.trackers import TrackerGroup
-from fedpft.trainer import SilentProgress
 
 RESULTS = Path("experiments/results/algorithms")
 SEARCH_SEED = 7
@@ -140,19 +134,12 @@ def main() -> None:
                 if not run.is_measured:
                     start = time.perf_counter()
                     data_dir = search_data(options.data_dir) if run.seed == SEARCH_SEED else options.data_dir
-                    measured = measure(run.config(data_dir))
+                    measured = tuned_once(run.config(data_dir))
                     write_json(run.file, {**vars(run), **measured, "versions": package_versions()})
                     seconds = time.perf_counter() - start
                     print(f"{run.file.stem}: {100 * measured['fm']:.1f} %, {seconds:.0f} s", flush=True)
         except Timeout:
             continue
-
-
-def measure(config: Config) -> dict[str, Any]:
-    """Run once and return what is worth keeping of its result."""
-    fm, data = load_fm_and_data(config, SilentProgress())
-    result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result
-    return {name: result[name] for name in KEPT if name in result}
 
 
 def table() -> Iterator[str]:

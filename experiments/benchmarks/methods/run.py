@@ -33,6 +33,7 @@ from experiments.benchmarks.methods.cells import (
     search_cells,
 )
 from experiments.benchmarks.methods.pretrain_vit import ensure_vit
+from fedpft.config import Config
 from fedpft.data.sources.rows import load_local
 from fedpft.federated.observer import SilentObserver
 from fedpft.federated.pool import SequentialPool
@@ -101,10 +102,14 @@ def measure(cell: Cell, data_dir: Path) -> dict[str, Any]:
     """Run one cell and return what is worth keeping of its result."""
     if cell.task in IMAGE_TASKS:
         ensure_vit(data_dir)
-    config = cell.config(data_dir, WORK)
+    return tuned_once(cell.config(data_dir, WORK))
+
+
+def tuned_once(config: Config, *further: str) -> dict[str, Any]:
+    """Run once, in this process, and return what is worth keeping of its result; `further`: keys beside `KEPT`."""
     fm, data = load_fm_and_data(config, SilentProgress())
     result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result
-    return {name: result[name] for name in KEPT if name in result}
+    return {name: result[name] for name in (*KEPT, *further) if name in result}
 
 
 def search_accuracies() -> Accuracies:

@@ -23,16 +23,10 @@ from filelock import FileLock, Timeout
 
 from experiments.benchmarks.methods.cells import BASE, WORK
 from experiments.benchmarks.methods.cells import RESULTS as METHODS_RESULTS
-from experiments.benchmarks.methods.run import KEPT
+from experiments.benchmarks.methods.run import tuned_once
 from experiments.benchmarks.methods.table import interval
 from fedpft.config import Config, load_config
-from fedpft.federated.observer import SilentObserver
-from fedpft.federated.pool import SequentialPool
-from fedpft.run.inputs import load_fm_and_data
-from fedpft.run.tuning import tune
 from fedpft.storage.output import package_versions, write_json
-from fedpft.tracking.trackers import TrackerGroup
-from fedpft.trainer import SilentProgress
 
 RESULTS = Path("experiments/results/plug_in")
 RATES = {("sst2", 67): 8e-3, ("qnli", 67): 4e-3, ("sst2", 50): 8e-3, ("qnli", 50): 4e-3}
@@ -127,18 +121,11 @@ def main() -> None:
             with FileLock(WORK / f"plug_in_{run.name}.lock", timeout=0):
                 if not file.exists() and fnmatch(run.name, options.match):
                     start = time.perf_counter()
-                    measured = measure(run.config(options.data_dir))
+                    measured = tuned_once(run.config(options.data_dir), "fm_copied", "plug_in")
                     write_json(file, {**vars(run), **measured, "versions": package_versions()})
                     print(f"{run.name}: {100 * measured['fm']:.1f} %, {time.perf_counter() - start:.0f} s", flush=True)
         except Timeout:
             continue
-
-
-def measure(config: Config) -> dict[str, Any]:
-    """Run once and return what is worth keeping of its result."""
-    fm, data = load_fm_and_data(config, SilentProgress())
-    result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result
-    return {name: result[name] for name in (*KEPT, "fm_copied", "plug_in") if name in result}
 
 
 def table() -> Iterator[str]:
