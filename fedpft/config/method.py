@@ -83,7 +83,8 @@ class LoraConfig:
     """Probability that an input of LoRA is dropped in training."""
     target_modules: tuple[str, ...] = ()
     """Suffixes of the names of modules that get LoRA. An empty list takes query, key, value and attention output of the
-    FM's family."""
+    FM's family; `all-linear` takes these and the FFNs. On FFNs, the neurons that clients have carry LoRA; in the FM the
+    others stay as they were."""
 
     def __post_init__(self) -> None:
         require_positive("lora", self, "rank", "lora_alpha")

@@ -8,6 +8,8 @@ with one adapter in both models, in eval mode and without mixed precision. Shape
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -20,6 +22,7 @@ from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel, adapter_parameters, split_adapter
+from fedpft.models.shared_neurons import NeuronsKept, kept_entries
 from fedpft.trainer import StepReport, server_fabric
 
 LayerPairs = Sequence[tuple[int, int]]
@@ -59,6 +62,7 @@ def measure_fidelity(
     server: ServerConfig,
     batch_size: int | None = None,
     layers: LayerPairs | None = None,
+    neurons: NeuronsKept = MappingProxyType({}),
     on_step: StepReport | None = None,
 ) -> Fidelity:
     """Compare the proxy with the FM on one batch; neither model changes, and no random number is drawn.
@@ -70,6 +74,7 @@ def measure_fidelity(
         server: device; its precision is for other work, this is never mixed.
         batch_size: examples per forward and backward pass, which bounds the memory and changes no result; None: all.
         layers: pairs to compare, shallowest first; None: every layer of two models of the same depth.
+        neurons: of the FM's FFNs that the proxy has a part of. LoRA is compared at what both have.
         on_step: hears about every pass, in examples.
 
     Raises:
@@ -85,6 +90,7 @@ def measure_fidelity(
     size = batch_size or num_examples
     with restored_flags(fm, proxy):
         sides = [_Side(fm, [pair[0] for pair in pairs], fabric), _Side(proxy, [pair[1] for pair in pairs], fabric)]
+        sides[0].keep_common(sides[1], [neurons.get(fm_layer) for fm_layer, _ in pairs])
         _check_same_adapter(*sides)
         errors, energies = torch.zeros(2, len(pairs), dtype=torch.float64, device=fabric.device)
         for start in range(0, num_examples, size):
@@ -109,9 +115,23 @@ class _Side:
         self._model = fabric.to_device(model).eval().requires_grad_(False)
         ffns = find_ffns(model)
         self._layers = [ffns[layer].layer for layer in layers]
-        self.lora = [_lora_tensors(layer) for layer in self._layers]
-        self._tensors = [tensor.requires_grad_(True) for tensors in self.lora for tensor in tensors]
+        self._lora = [_lora_tensors(layer) for layer in self._layers]
+        self._tensors = [tensor.requires_grad_(True) for tensors in self._lora for tensor in tensors]
         self._sums = [torch.zeros_like(tensor) for tensor in self._tensors]
+        self._parts: dict[int, tuple[int, Tensor]] = {}
+
+    @property
+    def lora(self) -> list[list[Tensor]]:
+        """Each layer's LoRA tensors, or what both models have of them."""
+        return self._by_layer(self._tensors)
+
+    def keep_common(self, proxy: "_Side", neurons: Sequence[Tensor | None]) -> None:
+        """Leave out of all that is returned what the proxy lacks; `neurons` of each layer are those that it has."""
+        of_tensors = [kept for kept, tensors in zip(neurons, self._lora, strict=True) for _ in tensors]
+        for index, (own, its, kept) in enumerate(zip(self._tensors, proxy._tensors, of_tensors, strict=False)):
+            if own.shape != its.shape and kept is not None:
+                axis, entries = kept_entries(own.shape, its.shape, kept)
+                self._parts[index] = axis, entries.to(own.device)
 
     def visit(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Add the examples' gradients and return each layer's hidden states at real tokens, (tokens, H)."""
@@ -127,8 +147,15 @@ class _Side:
 
     def gradients(self) -> list[Tensor]:
         """Return each layer's summed gradient as one float64 vector on the CPU (the mean's up to a common factor)."""
-        whole, sizes = _flat(self._sums), [sum(tensor.numel() for tensor in tensors) for tensors in self.lora]
-        return list(whole.split(sizes))
+        sums = self._by_layer(self._sums)
+        whole = _flat([tensor for tensors in sums for tensor in tensors])
+        return list(whole.split([sum(tensor.numel() for tensor in tensors) for tensors in sums]))
+
+    def _by_layer(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        parts = (
+            tensor.index_select(*self._parts[i]) if i in self._parts else tensor for i, tensor in enumerate(tensors)
+        )
+        return [list(islice(parts, len(layer))) for layer in self._lora]
 
 
 def _lora_tensors(layer: nn.Module) -> list[nn.Parameter]:
@@ -168,10 +195,11 @@ def _checked_pairs(layers: LayerPairs | None, fm_depth: int, proxy_depth: int) -
 
 
 def _check_same_adapter(fm: _Side, proxy: _Side) -> None:
-    shapes = [[[tensor.shape for tensor in tensors] for tensors in side.lora] for side in (fm, proxy)]
-    values = [[tensor for tensors in side.lora for tensor in tensors] for side in (fm, proxy)]
+    both = [side.lora for side in (fm, proxy)]
+    shapes = [[[tensor.shape for tensor in tensors] for tensors in lora] for lora in both]
+    values = [[tensor for tensors in lora for tensor in tensors] for lora in both]
     if shapes[0] == shapes[1] and torch.equal(_flat(values[0]), _flat(values[1])):
         return
-    for layer, (expected, found) in enumerate(zip(fm.lora, proxy.lora, strict=True)):
+    for layer, (expected, found) in enumerate(zip(*both, strict=True)):
         if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
             raise ValueError(f"proxy: the LoRA tensors of pair {layer} differ from the FM's; allowed: the same adapter")

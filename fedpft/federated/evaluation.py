@@ -155,6 +155,7 @@ class Evaluation:
             server=self._server,
             batch_size=self._settings.batch_size,
             layers=self._proxy.layer_pairs,
+            neurons=self._proxy.neurons,
             on_step=self._progress.progress,
         )
         seconds = time.perf_counter() - start

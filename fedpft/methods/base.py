@@ -11,6 +11,7 @@ from fedpft.evaluation.fidelity import LayerPairs
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import AdaptedModel
+from fedpft.models.shared_neurons import NeuronsKept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class Proxy:
     """How it was made, for `result.json`."""
     layer_pairs: LayerPairs | None = None
     """Layers of FM and proxy that the fidelity meter compares; None: all, of two models of the same depth."""
+    neurons: NeuronsKept = field(default_factory=dict)
+    """Of the FM's FFNs; layers that are not named are whole."""
     is_fm: bool = False
     """Whether it is the FM itself, with nothing to compare and no second accuracy."""
 

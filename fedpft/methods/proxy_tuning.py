@@ -22,12 +22,12 @@ from fedpft.construct.compress import NeuronMap, compress, resolve_layers, resto
 from fedpft.construct.saliency import Scorer, named_scorer
 from fedpft.methods.base import Proxy, ProxyChange
 from fedpft.methods.construction import built, construct_once, require_finite, warn_if_useless
-from fedpft.methods.plugin import check_same_layout, plug_in
+from fedpft.methods.plugin import adapter_order, plug_in
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.ffn import find_ffns
 from fedpft.models.layerwise import check_layer_by_layer
 from fedpft.models.lora import AdaptedModel, attach_lora, set_adapter
-from fedpft.models.lora_targets import lora_targets
+from fedpft.models.lora_targets import has_lora_on_down, lora_targets
 from fedpft.models.weights import as_array
 from fedpft.seeding import derive_seed
 from fedpft.trainer import Progress, server_fabric
@@ -62,6 +62,7 @@ class ProxyTuning:
         except ValueError as error:
             raise ConfigError(f"method.{error}") from None
         lora_targets(fm, config.lora)  # a typo should not wait for the end of the alignment
+        _check_refit_of_neurons(fm, config)
         for level in ("layers", "neurons"):
             if "closed_form" in getattr(config.align, level).kind:
                 check_layer_by_layer(fm, f"align.{level}.kind")
@@ -117,7 +118,7 @@ class ProxyTuning:
 
     def plug_in(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the FM with the adapter in it."""
-        return plug_in(self._fm, adapter)
+        return plug_in(self._fm, adapter, self._order)
 
     def proxy_with(self, adapter: np.ndarray) -> AdaptedModel:
         """Return the sub-FM with the adapter in it."""
@@ -129,8 +130,9 @@ class ProxyTuning:
         adapter_seed = derive_seed(self._config.seed, "adapter")
         self._fm = attach_lora(self._plain_fm, self._config.lora, adapter_seed)
         self._sub_fm = attach_lora(sub_fm, self._config.lora, adapter_seed)
-        check_same_layout(self._fm, self._sub_fm)
-        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers, construction=summary)
+        kept = neuron_map.retained
+        self._order = adapter_order(self._fm, self._sub_fm, neurons=kept)
+        return Proxy(model=self._sub_fm, watched_layers=self._compressed_layers, construction=summary, neurons=kept)
 
     def _build_sub_fm(self) -> BuiltSubFM:
         """Compress the FM and align the layers; all that this reads stands in `sub_fm_ingredients`."""
@@ -177,3 +179,17 @@ class ProxyTuning:
         ffns = find_ffns(self._sub_fm)
         changed = {id(p) for layer in self._compressed_layers for p in ffns[layer].parameters()}
         return {name: parameter for name, parameter in self._sub_fm.named_parameters() if id(parameter) in changed}
+
+
+def _check_refit_of_neurons(fm: PreTrainedModel, config: Config) -> None:
+    """Refuse to refit `down` where a norm adds it and its LoRA to the residual stream together: not linear in `down`.
+
+    Raises:
+        ConfigError: neuron-level alignment in closed form, LoRA on `down`, and a family with such a norm.
+
+    """
+    has_norm = any(ffn.output_norm is not None for ffn in find_ffns(fm))
+    if config.align.neurons.kind == "closed_form" and has_norm and has_lora_on_down(fm, config.lora):
+        family = fm.config.model_type
+        found = f"closed_form with LoRA on the FFNs of {family}, which has a norm behind them"
+        raise ConfigError(f"align.neurons.kind: found {found}, allowed: distill, none")

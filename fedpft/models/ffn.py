@@ -19,7 +19,7 @@ from fedpft.models.families import FFNLocation, known_family
 
 @dataclass(frozen=True)
 class FFN:
-    """One layer's FFN, as live references into a model."""
+    """One layer's FFN, as live references into a model; of projections with LoRA, the frozen ones inside."""
 
     index: int
     """Layer number, from 0."""
@@ -86,7 +86,6 @@ class FFN:
             for part, module in parts.items()
             if module is not None
             for name, parameter in module.named_parameters()
-            if "lora_" not in name
         }
 
     def parameters(self) -> list[nn.Parameter]:
@@ -175,14 +174,15 @@ def find_ffns(model: nn.Module) -> list[FFN]:
     location, backbone = ffn_location(model), find_backbone(model)
 
     def part(layer: nn.Module, path: str | None) -> Any:
-        return None if path is None else attrgetter(path)(layer)
+        found = None if path is None else attrgetter(path)(layer)
+        return getattr(found, "base_layer", found)  # what PEFT wraps
 
     return [
         FFN(
             index=index,
             layer=layer,
-            up=attrgetter(location.up)(layer),
-            down=attrgetter(location.down)(layer),
+            up=part(layer, location.up),
+            down=part(layer, location.down),
             gate=part(layer, location.gate),
             output_norm=part(layer, location.output_norm),
             output_scale=part(layer, location.output_scale),

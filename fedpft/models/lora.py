@@ -3,8 +3,8 @@
 A language model has no task head: its adapter is LoRA alone.
 
 An adapter travels as one flat float32 vector in the order of :func:`adapter_layout`. The FM and a sub-FM have the same
-layout, because compression keeps every module's name and the shapes of everything that LoRA touches; a proxy of fewer
-layers has one of its own (`fedpft.methods.plugin.adapter_order`).
+layout unless LoRA is on FFNs, because compression keeps every module's name and all shapes but those. With LoRA on FFNs
+and of fewer layers a proxy has a layout of its own (`fedpft.methods.plugin.adapter_order`).
 """
 
 import math

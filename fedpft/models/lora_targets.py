@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import ConfigError, LoraConfig
-from fedpft.models.ffn import find_ffns
+from fedpft.models.ffn import ffn_location, find_ffns
 from fedpft.models.head import head_modules
 
 _BERT = ("query", "key", "value", "attention.output.dense")
@@ -44,6 +44,9 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
 }
 """Query, key, value and attention output projections of each family (some, as GPT-2, fuse the first three)."""
 
+ALL_LINEAR = "all-linear"
+"""The target that stands for all of a family's row and for its FFNs, as PEFT calls it."""
+
 LINEAR = (nn.Linear, Conv1D)
 """Kinds of modules that may have LoRA."""
 
@@ -52,20 +55,23 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig, layers: Sequence[in
     """Return the module name suffixes that get LoRA, each checked in these layers, or without any in the whole model.
 
     Raises:
-        ConfigError: a target that matches no module, or one that cannot have LoRA: no linear layer, an FFN (whose size
-            differs between FM and sub-FM), a part of the head (which is tuned whole), weights that two modules share
-            (merged, LoRA would change both); or an unknown model family.
+        ConfigError: a target that matches no module, or one that cannot have LoRA: no linear layer, a part of the head
+            (which is tuned whole), weights that two modules share (merged, LoRA would change both); or an unknown model
+            family.
 
     """
     model_type = model.config.model_type
-    ffns = find_ffns(model)
-    targets = config.target_modules or LORA_TARGETS[model_type]
-    allowed = f"linear layers outside FFNs and head, as {', '.join(LORA_TARGETS[model_type])}"
+    ffns, location = find_ffns(model), ffn_location(model)
+    in_ffns = [path for path in dict.fromkeys((location.gate, location.up, location.down)) if path is not None]
+    by_name = {ALL_LINEAR: (*LORA_TARGETS[model_type], *in_ffns)}
+    named_targets = config.target_modules or LORA_TARGETS[model_type]
+    targets = tuple(dict.fromkeys(name for target in named_targets for name in by_name.get(target, (target,))))
+    allowed = f"{ALL_LINEAR}, or linear layers outside the head, as {', '.join(by_name[ALL_LINEAR])}"
     refused = _without_lora(model)
     places, where = ([model], "module") if layers is None else ([ffns[i].layer for i in layers], "module in a layer")
     named = [item for place in places for item in place.named_modules()]
     for target in targets:
-        matches = [module for name, module in named if name == target or name.endswith(f".{target}")]
+        matches = [module for name, module in named if _matches(target, name)]
         if not matches:
             found = f"{target!r}, which matches no {where} of model type {model_type!r}"
             raise ConfigError(f"lora.target_modules: found {found}, allowed: {allowed}")
@@ -76,11 +82,21 @@ def lora_targets(model: PreTrainedModel, config: LoraConfig, layers: Sequence[in
     return targets
 
 
+def has_lora_on_down(model: PreTrainedModel, config: LoraConfig) -> bool:
+    """Whether an FFN's `down` has LoRA with this config; raises as :func:`lora_targets`."""
+    targets, downs = lora_targets(model, config), {id(ffn.down) for ffn in find_ffns(model)}
+    names = [name for name, module in model.named_modules() if id(module) in downs]
+    return any(_matches(target, name) for target in targets for name in names)
+
+
+def _matches(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
 def _without_lora(model: PreTrainedModel) -> dict[int, str]:
     """Return the modules, by their `id`, that cannot have LoRA although they might be linear, and what they are."""
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     shared = [m for m in model.modules() if any(owners[id(p)] > 1 for p in m.parameters(recurse=False))]
     in_head = [module for name in head_modules(model) for module in model.get_submodule(name).modules()]
-    in_ffn = [module for ffn in find_ffns(model) for module in (ffn.up, ffn.gate, ffn.down) if module is not None]
-    kinds = {"weights that another module shares": shared, "a part of the head": in_head, "an FFN": in_ffn}
+    kinds = {"weights that another module shares": shared, "a part of the head": in_head}
     return {id(module): kind for kind, modules in kinds.items() for module in modules}

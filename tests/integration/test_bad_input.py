@@ -55,7 +55,7 @@ def without_pad(folder):
 REFUSED = {
     "LoRA on what is no linear layer": (
         "lora.target_modules=[query,LayerNorm]",
-        "lora.target_modules: found 'LayerNorm', which matches a LayerNorm, allowed: linear layers outside FFNs and h",
+        "lora.target_modules: found 'LayerNorm', which matches a LayerNorm, allowed: all-linear, or linear layers ou",
     ),
     "layers that the FM does not have": ("method.uncompressed_layers=[3]", "method.uncompressed_layers: found 3, all"),
     "an adapter beside the FM": (

@@ -30,10 +30,13 @@ RESULT_KEYS = {
 }  # fmt: skip
 DISTILLED = ["method.plug_in=distill", "align.adapter.num_steps=4", "align.adapter.batch_size=4"]
 VARIANTS = {
-    "text, layer 0 whole": (
+    "text, layer 0 whole, LoRA on FFNs": (
         "text",
         tiny_text_run,
-        ["evaluation.interval=2", "method.uncompressed_layers=[0]", "federated.seed=5", *DISTILLED],
+        [
+            *("evaluation.interval=2", "method.uncompressed_layers=[0]", "federated.seed=5"),
+            *("lora.target_modules=[all-linear]", *DISTILLED),
+        ],
     ),
     "images, uniform sub-FM": (
         "image",

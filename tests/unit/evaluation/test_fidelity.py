@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, pad
 from fedpft.config import LoraConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.evaluation.fidelity import measure_fidelity
+from fedpft.methods.plugin import adapter_order, plug_in
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
 from tests.tiny import ONE_FAMILY_PER_ROW, POST_NORM_FAMILIES, tiny_batch, tiny_fm
@@ -258,3 +259,26 @@ def test_a_batch_without_labelled_examples_is_refused(size):
     batch = tiny_batch("bert") if size is None else {name: value[:0] for name, value in labelled().items()}
     with pytest.raises(ValueError, match="labels"):
         measure(*models(), batch)
+
+
+@pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
+def test_with_lora_on_ffns_an_fm_whose_other_neurons_are_silenced_is_no_distance_away(family):
+    plain, lora = tiny_fm(family), LoraConfig(rank=2, dropout=0.5, target_modules=("all-linear",))
+    sub_fm, neuron_map = compress(plain, retained_ratio=RATIO)
+    fm, proxy = (attach_lora(model, lora, seed=0) for model in (plain, sub_fm))
+    adapter = np.random.default_rng(0).normal(0, 0.3, get_adapter(proxy).shape).astype(np.float32)
+    set_adapter(proxy, adapter)
+    plug_in(fm, adapter, adapter_order(fm, proxy, neurons=neuron_map.retained))
+    compared = {"neurons": neuron_map.retained}
+    before = measure(fm, proxy, labelled(family), **compared).total
+    for layer, neurons in neuron_map.retained.items():
+        down = find_ffns(fm)[layer].down_weight
+        others = torch.ones(down.shape[1], dtype=torch.bool)
+        others[neurons] = False
+        down.data[:, others] = 0
+    total = measure(fm, proxy, labelled(family), **compared).total
+    assert total.hidden_error < min(1e-5, before.hidden_error / 20)
+    assert 1 - total.gradient_cosine < 1e-6
+    assert total.gradient_norm_ratio == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="the LoRA tensors of pair 0 differ from the FM's"):
+        measure(fm, proxy, labelled(family))

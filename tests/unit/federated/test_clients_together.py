@@ -85,6 +85,15 @@ def test_each_client_gets_the_bits_that_it_gets_alone(model_type):
     assert bits(together.fit(plan, 2)) == expected[2]
 
 
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "phi3"])
+def test_clients_with_lora_on_ffns_do_too(model_type):
+    lora = LoraConfig(rank=2, lora_alpha=4, dropout=0.1, target_modules=("all-linear",))
+    package = package_of(model_type, model=attach_lora(tiny_fm(model_type, num_labels=2), lora, seed=0))
+    place, plan = LocalClient(package), plan_for(package)
+    expected = [bits(place.fit(plan, client_id)) for client_id in range(7)]
+    assert [bits(update) for update in place.fit_together(plan, range(7))] == expected
+
+
 @pytest.mark.parametrize("kind", CLIENT_STEPS)
 def test_every_rule_of_steps_does_too(kind):
     """With rates that fall for each over its own number of steps, and steps of two batches."""

@@ -5,9 +5,9 @@ import torch
 from fedpft.config import LoraConfig
 from fedpft.construct.compress import compress
 from fedpft.construct.layer_drop import choose_layers, drop_layers
-from fedpft.methods.plugin import adapter_order, check_same_layout, plug_in
+from fedpft.methods.plugin import adapter_order, plug_in
 from fedpft.models.ffn import find_ffns
-from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, set_adapter
+from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, merge_adapter, set_adapter
 from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
 
 
@@ -20,7 +20,7 @@ def test_an_adapter_of_the_sub_fm_fits_the_fm_name_by_name(model_type):
     fm = tiny_fm(model_type)
     sub_fm, _ = compress(fm, retained_ratio=0.25, uncompressed_layers=(1,))
     fm, sub_fm = adapted(fm), adapted(sub_fm)
-    check_same_layout(fm, sub_fm)
+    adapter_order(fm, sub_fm)
     tuned = get_adapter(sub_fm) + 0.1
     assert get_adapter(plug_in(fm, tuned)).tobytes() == tuned.tobytes()
 
@@ -54,7 +54,7 @@ def test_an_adapter_of_another_length_is_refused():
 
 def test_layouts_that_differ_are_noticed():
     with pytest.raises(AssertionError, match="adapter layouts differ"):
-        check_same_layout(adapted(tiny_fm("bert"), rank=2), adapted(tiny_fm("bert"), rank=3))
+        adapter_order(adapted(tiny_fm("bert"), rank=2), adapted(tiny_fm("bert"), rank=3))
 
 
 # --- a proxy of fewer layers ---
@@ -123,3 +123,61 @@ def test_an_adapter_of_another_length_than_the_order_is_refused(change):
     fm, proxy, layer_map = layer_drop_pair("bert", 6, adapter_layers=1, kept_layers=4)
     with pytest.raises(ValueError, match="adapter: found shape"):
         plug_in(fm, change(get_adapter(proxy)), adapter_order(fm, proxy, layer_map.pairs))
+
+
+# --- LoRA on FFNs, of which the sub-FM has a part ---
+
+ALL_LINEAR = LoraConfig(rank=2, target_modules=("all-linear",))
+
+
+def ffn_lora_pair(model_type):
+    """Return an FM and its sub-FM, each with LoRA on all its linear layers, and the neurons that the sub-FM kept."""
+    fm = tiny_fm(model_type)
+    sub_fm, neuron_map = compress(fm, retained_ratio=0.5, uncompressed_layers=(1,))
+    return attach_lora(fm, ALL_LINEAR, 0).eval(), attach_lora(sub_fm, ALL_LINEAR, 0).eval(), neuron_map.retained
+
+
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@torch.no_grad()
+def test_an_fm_whose_other_neurons_are_silenced_does_with_the_adapter_what_the_sub_fm_does(model_type):
+    fm, sub_fm, kept = ffn_lora_pair(model_type)
+    assert set(kept) == {0, 2}
+    tuned = np.random.default_rng(0).normal(0, 0.3, get_adapter(sub_fm).shape).astype(np.float32)
+    set_adapter(sub_fm, tuned)
+    plug_in(fm, tuned, adapter_order(fm, sub_fm, neurons=kept))
+    batch = tiny_batch(model_type)
+    expected = sub_fm(**batch).logits
+    before = (fm(**batch).logits - expected).abs().max()
+    for layer, neurons in kept.items():
+        down = find_ffns(fm)[layer].down_weight
+        others = torch.ones(down.shape[1], dtype=torch.bool)
+        others[neurons] = False
+        down[:, others] = 0
+    after = (fm(**batch).logits - expected).abs().max()
+    assert after <= 1e-6 * expected.abs().max() + 1e-7
+    assert before > 20 * after
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "phi3"])
+@torch.no_grad()
+def test_neurons_that_no_client_had_stay_as_they_were(model_type):
+    fm, sub_fm, kept = ffn_lora_pair(model_type)
+    before = [(ffn.up_weight.clone(), ffn.down_weight.clone()) for ffn in find_ffns(fm)]
+    tuned = np.random.default_rng(0).normal(0, 0.3, get_adapter(sub_fm).shape).astype(np.float32)
+    plug_in(fm, tuned, adapter_order(fm, sub_fm, neurons=kept))
+    merged = merge_adapter(fm)
+    for ffn, (up, down) in zip(find_ffns(merged), before, strict=True):
+        tuned_neurons = kept.get(ffn.index, torch.arange(len(up)))
+        moved = ((ffn.up_weight != up).any(1), (ffn.down_weight != down).any(0))
+        for rows in moved:
+            assert rows.nonzero().flatten().tolist() == sorted(tuned_neurons.tolist())
+
+
+def test_an_adapter_without_the_neurons_that_it_is_for_is_noticed():
+    fm, sub_fm, kept = ffn_lora_pair("bert")
+    with pytest.raises(AssertionError, match="adapter layouts differ"):
+        adapter_order(fm, sub_fm)
+    with pytest.raises(ValueError, match=r"^LoRA: found shapes .* for 5 neurons"):
+        adapter_order(fm, sub_fm, neurons={layer: neurons[:5] for layer, neurons in kept.items()})
+    with pytest.raises(ValueError, match=r"^adapter: found shape"):
+        plug_in(fm, get_adapter(fm), adapter_order(fm, sub_fm, neurons=kept))

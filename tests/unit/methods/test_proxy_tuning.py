@@ -22,13 +22,13 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import pack_model, replace_weights, unpack_model
 from fedpft.trainer import SilentProgress
-from tests.tiny import DEBERTA_V2_XLARGE, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+from tests.tiny import DEBERTA_V2_XLARGE, ONE_FAMILY_PER_ROW, OUTPUT_NORM_FAMILIES, tiny_batch, tiny_fm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode", "ignore:Converting a tensor")
 RATIO = 0.25
 
 
-def method(model_type="bert", *, fm=None, layers="none", neurons="distill", interval=2, seed=0, **settings):
+def method(model_type="bert", *, fm=None, layers="none", neurons="distill", interval=2, seed=0, lora=(), **settings):
     """Return the method on 8 public examples, layer 0 uncompressed, 24 -> 12 neurons elsewhere."""
     batch = tiny_batch(model_type, batch_size=8)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(8)]
@@ -36,7 +36,7 @@ def method(model_type="bert", *, fm=None, layers="none", neurons="distill", inte
     short = {"num_steps": 3, "batch_size": 4, "lr": 1e-2}
     config = Config(
         seed=seed,
-        lora=LoraConfig(rank=2, lora_alpha=4),
+        lora=LoraConfig(rank=2, lora_alpha=4, target_modules=lora),
         method=MethodConfig(**({"retained_ratio": 0.5, "uncompressed_layers": (0,)} | settings)),
         align=AlignConfig(
             layers=LayerAlignConfig(kind=layers, **short),
@@ -180,6 +180,28 @@ def test_a_closed_form_change_is_the_chosen_columns_and_the_bias_of_down():
         name = names[id(ffns[layer].down.weight)]
         touched = (torch.from_numpy(change.weights[name]) != before[name]).any(dim=0)
         assert set(touched.nonzero().flatten().tolist()) == chosen
+
+
+@pytest.mark.parametrize("neurons", ["distill", "closed_form"])
+@pytest.mark.parametrize("model_type", ["bert", "dinov2", "gpt2", "llama", "phi3"])
+def test_neurons_with_lora_on_them_are_aligned_too(model_type, neurons):
+    made = method(model_type, neurons=neurons, lora=("all-linear",))
+    proxy = made.build_proxy()
+    adapter = get_adapter(proxy.model)
+    tuned = adapter + np.random.default_rng(0).normal(0, 0.1, adapter.shape).astype(np.float32)
+    change = made.after_round(2, tuned, counts())
+    assert change.metrics["align/measured_loss"] < change.metrics["align/measured_loss_before"]
+    assert change.weights
+    assert not [name for name in change.weights if "lora_" in name]
+    assert get_adapter(made.proxy_with(tuned)).tobytes() == tuned.tobytes()
+
+
+@pytest.mark.parametrize("model_type", OUTPUT_NORM_FAMILIES)
+def test_a_refit_of_neurons_behind_a_norm_is_refused_where_down_has_lora(model_type):
+    with pytest.raises(ConfigError, match=r"^align\.neurons\.kind: found closed_form with LoRA on the FFNs of"):
+        method(model_type, neurons="closed_form", lora=("all-linear",))
+    method(model_type, neurons="closed_form", lora=("up_proj",))
+    method(model_type, neurons="distill", lora=("all-linear",))
 
 
 @pytest.mark.parametrize(

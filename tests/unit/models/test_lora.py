@@ -3,7 +3,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
 
 from fedpft.config import ConfigError, LoraConfig
 from fedpft.construct.compress import compress
@@ -211,16 +212,27 @@ REFUSED = {
     "bert": "a BertModel",
     "": "a BertForSequenceClassification",
     "classifier": "a part of the head",
-    "intermediate.dense": "an FFN",
 }
 
 
 @pytest.mark.parametrize(("target", "kind"), REFUSED.items())
-def test_only_linear_layers_outside_ffns_and_head_have_lora(target, kind):
+def test_only_linear_layers_outside_the_head_have_lora(target, kind):
     with pytest.raises(ConfigError) as error:
         attach_lora(tiny_fm("bert"), LoraConfig(target_modules=("query", target)), seed=0)
-    allowed = "linear layers outside FFNs and head, as query, key, value, attention.output.dense"
+    names = "query, key, value, attention.output.dense, intermediate.dense, output.dense"
+    allowed = f"all-linear, or linear layers outside the head, as {names}"
     assert str(error.value) == f"lora.target_modules: found {target!r}, which matches {kind}, allowed: {allowed}"
+
+
+@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+def test_all_linear_is_every_linear_layer_of_the_layers_as_peft_says_it(model_type):
+    fm = attach_lora(tiny_fm(model_type), LoraConfig(target_modules=("all-linear",)), seed=0)
+    peft_config = PeftLoraConfig(target_modules="all-linear", modules_to_save=head_modules(tiny_fm(model_type)))
+    with warnings.catch_warnings(action="ignore"):
+        expected = get_peft_model(tiny_fm(model_type), peft_config)
+    wanted = [set(adapter_parameters(ffn.layer)) for ffn in find_ffns(expected)]
+    assert [set(adapter_parameters(ffn.layer)) for ffn in find_ffns(fm)] == wanted
+    assert all(len(names) >= 8 for names in wanted), "A and B of four modules at least"
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -237,7 +249,7 @@ def test_weights_that_two_modules_share_have_no_lora(model_type):
     for module in ("get_input_embeddings", "get_output_embeddings"):
         fm = tiny_lm(model_type, tie_word_embeddings=True)
         (target,) = (name for name, other in fm.named_modules() if other is getattr(fm, module)())
-        with pytest.raises(ConfigError, match="which matches weights that another module shares, allowed: linear"):
+        with pytest.raises(ConfigError, match="which matches weights that another module shares, allowed: all-"):
             attach_lora(fm, LoraConfig(target_modules=(target,)), seed=0)
     head = next(name for name, other in fm.named_modules() if other is fm.get_output_embeddings())
     apart = attach_lora(
