@@ -36,12 +36,13 @@ def wait_for_rounds(folder, process, number):
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize(
     ("pool", "number", "code"),
     [
         pytest.param("sequential", signal.SIGINT, 130, marks=pytest.mark.cluster),
         ("sequential", signal.SIGTERM, 143),
-        ("sequential", signal.SIGHUP, 129),
+        pytest.param("sequential", signal.SIGHUP, 129, marks=pytest.mark.cluster),
         pytest.param("ray", signal.SIGINT, 130, marks=pytest.mark.cluster),
         pytest.param("ray", signal.SIGTERM, 143, marks=pytest.mark.cluster),
     ],

@@ -187,6 +187,7 @@ def test_a_lost_plan_and_a_lost_package_are_sent_again_and_change_no_bit(pool, m
     assert puts == [RoundPlan, RoundPlan, type(PACKAGE), dict]
 
 
+@pytest.mark.cluster
 def test_an_actor_that_died_between_rounds_is_replaced(pool, expected):
     before = numbers(pool)
     pool.broadcast(PACKAGE)
