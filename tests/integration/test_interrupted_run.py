@@ -28,7 +28,7 @@ def start(folder, *overrides):
 
 
 def wait_for_rounds(folder, process, number):
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + MAX_SECONDS
     rounds = folder / "out/rounds.jsonl"
     while not rounds.exists() or len(rounds.read_text().splitlines()) < number:
         assert process.poll() is None, process.communicate()

@@ -31,7 +31,7 @@ def index(tmp_path_factory):
     (folder / "sweep.yaml").write_text(json.dumps(SETTINGS))
     index = Index([folder.parent])
     index.look()
-    assert index.read(60.0)
+    assert index.read(300.0)
     return index
 
 

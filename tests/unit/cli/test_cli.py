@@ -126,7 +126,7 @@ def test_config_errors_come_before_torch_and_transformers_load(config):
         "heavy = [m for m in ('torch', 'transformers', 'ray', 'datasets', 'lightning', 'wandb') if m in sys.modules]\n"
         "print(json.dumps([code, heavy]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
     assert json.loads(done.stdout) == [2, []]
     assert done.stderr == "error: federated.round: unknown key; did you mean federated.rounds?\n"
 
