@@ -1,8 +1,10 @@
 """What every test shares: one thread, no network, quiet libraries, and the numbers computed with the authors' code."""
 
+import gc
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from fedpft.interrupt import SIGNALS
 from fedpft.models.loading import resize_ffns
 from fedpft.trainer import hush_lightning
 
@@ -30,6 +33,7 @@ settings.register_profile("anew", derandomize=False, print_blob=True)
 settings.load_profile("fixed")
 """Property tests try the same examples every time; `make draw-test` draws others."""
 
+gc.disable()  # until all tests are collected: nothing goes away, and looking for that takes a quarter of the time
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 hush_lightning()
@@ -37,6 +41,8 @@ hush_lightning()
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 OUTSIDE = ("the authors' numbers are not at", "the authors' statistics are not", "no data at", "no real data at")
 """Reasons of skips that no installation can take away: data that are not part of the repository."""
+RAY_STARTS = 3
+"""How often Ray is started: it gives itself 30 seconds, which a busy machine may not have."""
 VIT_NAMES = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -102,6 +108,18 @@ def golden(record_property: Callable[[str, Any], None]) -> Golden:
     return Golden(record_property)
 
 
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """Heed what ends a process, also where whoever started this one (nohup, a script's `&`) lets it be ignored."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep sub-FMs in a folder of this test session, not in the user's home."""
@@ -116,17 +134,24 @@ def local_ray() -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=1,
-        object_store_memory=100 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    size = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    for attempt in range(RAY_STARTS):
+        try:
+            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **size)
+            break
+        except Exception:
+            ray.shutdown()  # what has started of it
+            if attempt == RAY_STARTS - 1:
+                raise
     yield ray
     ray.shutdown()
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported and collected out of the garbage collector's sight, which is on from here."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

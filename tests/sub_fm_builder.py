@@ -46,13 +46,13 @@ def held_elsewhere(store: Store, key: str) -> Iterator[None]:
     def hold() -> None:
         with store.lock(key):
             held.set()
-            done.wait(60)
+            done.wait(300)
 
     thread = threading.Thread(target=hold)
     thread.start()
     try:
-        assert held.wait(60)
+        assert held.wait(300)
         yield
     finally:
         done.set()
-        thread.join(60)
+        thread.join(300)

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 
 import datasets
@@ -242,13 +241,14 @@ def test_an_fm_that_fails_on_longer_texts_or_backwards_alone_is_refused_before_t
     assert not (tmp_path / "out").exists()
 
 
-def test_on_the_command_line_a_run_to_which_nobody_comes_is_one_line_and_an_exit_code(tmp_path):
+def test_on_the_command_line_a_run_to_which_nobody_comes_is_one_line_and_an_exit_code(tmp_path, monkeypatch, capsys):
     (tmp_path / "base.yaml").write_text("")
     tiny = [*tiny_text_run(tmp_path), *SHORT, "align.neurons.kind=none", "federated.dropout_ratio=0.999999"]
-    command = [sys.executable, "-m", "fedpft.cli", "run", str(tmp_path / "base.yaml"), *tiny]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stderr
-    (line,) = done.stderr.splitlines()
+    monkeypatch.setattr(sys, "argv", ["fedpft", "run", str(tmp_path / "base.yaml"), *tiny])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stopped: 1 rounds in a row did not count: ")
 
 

@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
 def start(folder):
     """Return a function that runs with a cache of its own: the result, the stages and the bytes of what was tuned."""
     settings = [*tiny_text_run(folder), f"cache.dir={folder / 'cache'}", "method.uncompressed_layers=[0]"]
+    settings += ["federated.rounds=2", "align.neurons.interval=1"]
 
     def run_(name, *overrides):
         titles = Titles()

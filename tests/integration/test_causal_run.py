@@ -91,6 +91,7 @@ def test_the_page_and_the_plan_do_without_labels(finished):
     assert planned["num_params_adapter"] == finished.result["num_params_adapter"]
 
 
+@pytest.mark.cluster
 def test_a_resumed_run_has_the_bits_of_the_straight_one(tmp_path, monkeypatch):
     settings = [*tiny_causal_run(tmp_path, "qwen2"), "federated.partition.kind=dirichlet"]
     settings += ["task.label_column=topic", "align.layers.kind=none", "evaluation.fidelity_examples=0"]

@@ -28,7 +28,7 @@ def start(folder, *overrides):
 
 
 def wait_for_rounds(folder, process, number):
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + MAX_SECONDS
     rounds = folder / "out/rounds.jsonl"
     while not rounds.exists() or len(rounds.read_text().splitlines()) < number:
         assert process.poll() is None, process.communicate()
@@ -36,12 +36,13 @@ def wait_for_rounds(folder, process, number):
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize(
     ("pool", "number", "code"),
     [
         pytest.param("sequential", signal.SIGINT, 130, marks=pytest.mark.cluster),
         ("sequential", signal.SIGTERM, 143),
-        ("sequential", signal.SIGHUP, 129),
+        pytest.param("sequential", signal.SIGHUP, 129, marks=pytest.mark.cluster),
         pytest.param("ray", signal.SIGINT, 130, marks=pytest.mark.cluster),
         pytest.param("ray", signal.SIGTERM, 143, marks=pytest.mark.cluster),
     ],

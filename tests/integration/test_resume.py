@@ -22,8 +22,6 @@ ROUNDS += ["method.plug_in=distill", "align.adapter.num_steps=3", "align.adapter
 """Neurons are aligned after rounds 2 and 4."""
 STOPS = {
     "before any round": ("AfterCheckpoint", 0),
-    "before an alignment": ("AfterCheckpoint", 1),
-    "at an alignment": ("AfterCheckpoint", 2),
     "after an alignment": ("AfterCheckpoint", 3),
     "tracked, not saved": ("BeforeCheckpoint", 3),
     "within a checkpoint": ("WithinCheckpoint", 1),
@@ -218,7 +216,7 @@ def test_a_torn_newest_checkpoint_costs_a_round_and_a_warning(copy, straight):
 
 
 def test_other_settings_are_refused_with_all_keys_and_nothing_is_touched(copy):
-    folder, config = copy("before an alignment", "federated.lr=0.02", "seed=7", "pool.actors=3")
+    folder, config = copy("after an alignment", "federated.lr=0.02", "seed=7", "pool.actors=3")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(ConfigError) as error:
         go_on(config)
@@ -228,7 +226,7 @@ def test_other_settings_are_refused_with_all_keys_and_nothing_is_touched(copy):
 
 
 def test_another_fm_behind_the_same_path_is_refused_and_nothing_is_touched(copy, settings, tmp_path):
-    folder, config = copy("before an alignment")
+    folder, config = copy("after an alignment")
     path = Path(config.fm.path)
     shutil.copytree(path, tmp_path / "kept")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -262,7 +260,7 @@ def test_a_run_whose_last_step_fails_is_finished_when_it_goes_on(settings, strai
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.cluster
 def test_where_the_clients_run_may_change(copy, straight):
-    folder, config = copy("at an alignment", "pool.kind=ray", "pool.actors=2", "name=moved", "checkpoint.interval=2")
+    folder, config = copy("after an alignment", "pool.kind=ray", "pool.actors=2", "name=moved", "checkpoint.interval=2")
     go_on(config)
     result = outcome(folder)
     result["result"] |= {"name": "tiny", "actors": 1}

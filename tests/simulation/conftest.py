@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-SETTLE_SECONDS = 10
+SETTLE_SECONDS = 60
 """Until what another file left has gone: actors that were killed give their places back a moment later."""
 
 

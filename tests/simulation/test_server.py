@@ -95,7 +95,12 @@ class TestInAProcess:
         assert [node.gpus for node in cluster.cluster_nodes()] == [1]
 
     @pytest.mark.parametrize(
-        "error", [ConfigError("key: one line"), RunStoppedError("why"), OSError(28, "full", "file")]
+        "error",
+        [
+            OSError(28, "full", "file"),
+            pytest.param(ConfigError("key: one line"), marks=pytest.mark.cluster),
+            pytest.param(RunStoppedError("why"), marks=pytest.mark.cluster),
+        ],
     )
     def test_what_a_user_must_hear_is_raised_as_it_would_be_here(self, error):
         with pytest.raises(type(error)) as raised:
@@ -120,7 +125,7 @@ class TestInAProcess:
         assert str(raised.value).endswith("; go on with: fedpft resume outputs/${name}")
         assert "\n" not in str(raised.value)
 
-    @pytest.mark.parametrize("waits_for_ray", [False, True])
+    @pytest.mark.parametrize("waits_for_ray", [pytest.param(False, marks=pytest.mark.cluster), True])
     def test_a_signal_here_interrupts_it_there_and_waits_until_it_has_cleaned_up(self, tmp_path, waits_for_ray):
         def serve(config, observer):
             import ray

@@ -102,8 +102,9 @@ def test_trials_at_once_with_actors_and_one_that_fails_at_first_give_the_bits_of
 
 
 def test_a_sweep_from_python_gives_a_row_for_each_trial_with_its_numbers_or_why_it_failed(local_ray, tmp_path):
+    short = ["pool.kind=sequential", "federated.rounds=2", "align.layers.kind=none", "align.neurons.kind=none"]
     settings = SweepConfig(
-        base=tiny_base(tmp_path, "pool.kind=sequential"), output_dir=str(tmp_path / "sweep"), seeds=(1,),
+        base=tiny_base(tmp_path, *short), output_dir=str(tmp_path / "sweep"), seeds=(1,),
         space={"federated.lr": {"grid": [0.001, 1e38]}}, driver_cpus=0.5, max_concurrent=2, max_retries=0,
     )  # fmt: skip
     table = fedpft.sweep(settings, progress=False)

@@ -11,6 +11,7 @@ from fedpft.construct.compress import compress
 from fedpft.interrupt import Interrupted, held_back, interruptible, kept_handlers, unmasked
 from tests.tiny import tiny_batch, tiny_fm
 
+pytestmark = pytest.mark.usefixtures("heeded_signals")
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 

@@ -66,19 +66,26 @@ def expected():
     return play(SequentialPool())
 
 
-RAY_TOGETHER = "ray with 1 actor, 16 together"
 POOLS = {
     "sequential": (0, 1),
     "2 together": (0, 2),
     "16 together": (0, 16),
     "as many together as pay": (0, "auto"),
+    "ray with 2 actors, 2 together": (2, 2),
     "ray with 2 actors": (2, 1),
-    RAY_TOGETHER: (1, 16),
+    "ray with 1 actor, 16 together": (1, 16),
 }
 """Name -> number of actors (0: in this process), and of clients that train together."""
 
 
-@pytest.fixture(scope="module", params=POOLS)
+IN_THE_LONG_SUITE = ("ray with 2 actors", "ray with 1 actor, 16 together")
+"""A run with two actors, one client at a time, is in `test_faults.py` and `test_bit_identity.py` too."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.cluster] * (name in IN_THE_LONG_SUITE)) for name in POOLS],
+)
 def pool(request):
     num_actors, together = POOLS[request.param]
     if num_actors == 0:
@@ -179,9 +186,6 @@ def test_every_actor_takes_its_turn(pool):
     assert sorted(update.client_id for update in updates) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "pool", [pytest.param(name, marks=[pytest.mark.cluster] * (name == RAY_TOGETHER)) for name in POOLS], indirect=True
-)
 def test_a_client_that_always_fails_is_returned_as_a_failure_and_harms_no_other(pool, expected):
     """The last test of a pool: it changes which actors there are."""
     pool.broadcast(package_for(pool))

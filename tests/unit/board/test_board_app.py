@@ -18,10 +18,9 @@ from tests.run_folders import run_folder, sweep_folder
 NASTY = """a</script><b>"q"'&{rows}"""
 
 
-@pytest.fixture
-def index(tmp_path):
-    sweep_folder(tmp_path)
-    return Index([tmp_path])
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return Index([sweep_folder(tmp_path_factory.mktemp("sweep"))])
 
 
 def client(index, token=None, host="localhost:8642"):

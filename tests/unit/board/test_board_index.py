@@ -45,7 +45,7 @@ def look(index):
     index._next_look = index._next_walk = 0.0
     index._looks = -1
     index.look()
-    assert index.read(60.0)
+    assert index.read(300.0)
 
 
 def states(index):

@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from fedpft.config import Config, ConfigError, changed_settings, config_keys, dump_config, load_config
 
 KEYS = sorted(config_keys())
+DEFAULTS = OmegaConf.structured(Config)
 NUMBERS = [
     key
     for key in KEYS
-    if isinstance(OmegaConf.select(OmegaConf.structured(Config), key), int | float)
-    and not isinstance(OmegaConf.select(OmegaConf.structured(Config), key), bool)
+    if isinstance(value := OmegaConf.select(DEFAULTS, key), int | float) and not isinstance(value, bool)
 ]
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="$"), max_size=12)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS

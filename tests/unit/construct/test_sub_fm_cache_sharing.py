@@ -88,10 +88,10 @@ def test_who_waits_says_so_once_and_then_reads(cache, fm):
     waiter = threading.Thread(target=lambda: read.append(cache.get_or_build(fm, INGREDIENTS, Builder(fm), stage)))
     with held_elsewhere(cache.store, KEY):
         waiter.start()
-        assert waits.wait(60)
+        assert waits.wait(300)
         time.sleep(0.2)
         assert stages == ["wait for the sub-FM that another run builds"]
-    waiter.join(60)
+    waiter.join(300)
     assert stages[1:] == ["sub-FM from cache"]
     assert read[0].cached
 
@@ -145,12 +145,12 @@ def test_after_a_builder_was_killed_the_next_one_builds(processes, tmp_path, fm,
     target, arguments = (ask, (600,)) if moment == "building" else (stall_when_renaming, ())
     process = processes.Process(target=target, args=(cache.store.folder, log, *arguments), daemon=True)
     process.start()
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 300
     while not log.exists() and time.monotonic() < give_up:
         time.sleep(0.02)
     assert log.exists(), "it got as far as that"
     os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join(300)
     assert content(cache) == ({f".{KEY}"} if moment == "renaming" else set()), "no half entry"
     builder = Builder(fm)
     made = cache.get_or_build(fm, INGREDIENTS, builder)
