@@ -34,7 +34,7 @@ class Start:
 class StepLogger(Protocol):
     """What is used of Lightning's `Logger`."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
         """Take the numbers of a step."""
 
     def finalize(self, status: str) -> None:

@@ -41,7 +41,7 @@ class _Rows:
     """Rows of one kind, of which each step has one."""
 
     def __init__(self, config: Config, run_id: str, kind: str) -> None:
-        self._run = {"project": config.tracking.project, "run": config.name, "run_id": run_id}
+        self._run: dict[str, Any] = {"project": config.tracking.project, "run": config.name, "run_id": run_id}
         self._prefix, self._settings = f"{run_id}/{kind}", _settings(config)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -50,7 +50,9 @@ class _Rows:
 
         SQLiteStorage.validate_project_name(self._run["project"])
         ids = [f"{self._prefix}/{step}"]
-        SQLiteStorage.bulk_log(**self._run, metrics_list=[metrics], steps=[step], log_ids=ids, config=self._settings)
+        SQLiteStorage.bulk_log(
+            **self._run, metrics_list=[dict(metrics)], steps=[step], log_ids=ids, config=self._settings
+        )
         self._settings = None
 
     def finalize(self, status: str) -> None:

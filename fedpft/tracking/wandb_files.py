@@ -49,7 +49,7 @@ def read_records(file: Path) -> Iterator[Any]:
 
     """
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made by protobuf at import
 
     data = file.read_bytes()
     try:
