@@ -155,6 +155,9 @@ def test_pages_fit_a_phone_a_dark_screen_and_a_keyboard(browser, runs, address, 
         browser.open(f"{address}/?q=half_1")
         path = browser.ask("document.querySelector('#rows a').getAttribute('href')")
     look_on_a_phone(browser, address + path)
+    values = "[...document.querySelectorAll('[aria-label=settings] td')]"
+    assert browser.ask(f"{values}.every(each => each.getBoundingClientRect().right <= 390)"), "read without scrolling"
+    assert (browser.ask(f"{values}.length") > 0) == path.startswith("/run/")
     if path == "/":
         browser.do("Input.dispatchKeyEvent", type="keyDown", key="/", text="/")
         assert browser.ask("document.activeElement.type") == "search"
