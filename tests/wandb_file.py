@@ -5,24 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wandb.proto import wandb_internal_pb2
-
-
-def read_records(path: Path) -> list[Any]:
-    """Return the records of a `.wandb` file: LevelDB's log format, 7 bytes of file header, blocks of 32 KiB."""
-    data, position, records, parts = path.read_bytes(), 7, [], b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole record, or the last part of one
-            records.append(wandb_internal_pb2.Record.FromString(parts))
-            parts = b""
-    return records
+from fedpft.tracking.wandb_files import read_records
 
 
 @dataclass(frozen=True)
@@ -34,7 +17,7 @@ class OfflineRun:
 
     @classmethod
     def in_folder(cls, folder: Path) -> "OfflineRun":
-        return cls(folder, read_records(next(folder.glob("*.wandb"))))
+        return cls(folder, list(read_records(next(folder.glob("*.wandb")))))
 
     @property
     def run(self) -> Any:

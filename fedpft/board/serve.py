@@ -57,6 +57,8 @@ def serve(
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                loop="asyncio",  # the same server, whatever else is installed
+                http="h11",
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=3,

@@ -48,6 +48,11 @@ class BoardSweep(BoardFolder):
         return str(self.settings.get("metric", "fm"))
 
     @property
+    def search(self) -> str:
+        """How its points are chosen."""
+        return str(self.settings.get("search", "grid"))
+
+    @property
     def scheduler(self) -> str:
         """Who stops trials early."""
         return str(self.settings.get("scheduler", "none"))

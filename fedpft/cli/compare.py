@@ -28,7 +28,10 @@ SameWithin = Annotated[
 ]
 Wandb = Annotated[
     list[str] | None,
-    typer.Option(metavar="ENTITY/PROJECT/RUN_ID", help="A run of another tool in W&B that logs the same metric."),
+    typer.Option(
+        metavar="ENTITY/PROJECT/RUN_ID|FOLDER",
+        help="A run of another tool in W&B that logs the same metric; or a folder with runs that W&B wrote offline.",
+    ),
 ]
 WhatDiffers = Annotated[
     bool,

@@ -8,11 +8,8 @@ from urllib.parse import urlsplit
 from fedpft.config.checks import require
 from fedpft.config.plugins import is_own
 
-SERVICES = ("wandb", "tensorboard", "mlflow", "csv")
+SERVICES = ("wandb", "tensorboard", "mlflow", "trackio", "csv")
 """Values of `tracking.to`."""
-
-NOT_YET = {"trackio": "trackio not yet: its releases need pillow < 13, fedpft is tested with 13"}
-"""What may be asked for -> why it cannot be had."""
 
 _VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 
@@ -22,8 +19,9 @@ class TrackingConfig:
     """Where a run's numbers go; `rounds.jsonl` and `result.json` are written whatever this says."""
 
     to: tuple[str, ...] = ("wandb",)
-    """Services that get the run's numbers: any of `wandb`, `tensorboard`, `mlflow`, `csv`, several at the same time;
-    `[]` means none. Each writes into a folder of its own name in `output_dir`."""
+    """Services that get the run's numbers: any of `wandb`, `tensorboard`, `mlflow`, `trackio`, `csv`, several at
+    the same time; `[]` means none. Each writes into a folder of its own name in `output_dir`, but `trackio` into
+    `$TRACKIO_DIR`, where Trackio looks for all runs."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """How W&B works. `offline` records into `output_dir/wandb` without an account; `online` sends while the run goes
     on; `disabled` does as if `to` did not name it."""
@@ -33,11 +31,11 @@ class TrackingConfig:
     """A web address that gets a JSON object by POST when the run ends, fails or is stopped, and when its memory keeps
     growing. `$NAME` names an environment variable that holds the address, so that no file of the run does."""
     project: str = "fedpft"
-    """Project in W&B and experiment in MLflow."""
+    """Project in W&B and Trackio, experiment in MLflow."""
     entity: str | None = None
     """User or team that owns W&B's project. null takes the account's own."""
     group: str | None = None
-    """The run's group in W&B. A sweep's trials have the sweep's name."""
+    """The run's group in W&B and Trackio. A sweep's trials have the sweep's name."""
     job_type: str | None = None
     """The run's job type in W&B. null takes `run`; a sweep's trials have `trial`."""
     tags: tuple[str, ...] = ()
@@ -47,8 +45,7 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         for name in self.to:
-            allowed = f"a list of any of {', '.join(SERVICES)}"
-            require(name in SERVICES, "tracking.to", name, "; ".join(filter(None, (allowed, NOT_YET.get(name)))))
+            require(name in SERVICES, "tracking.to", name, f"a list of any of {', '.join(SERVICES)}")
         for name in self.also:
             require(is_own("tracker", name), "tracking.also", name, "module:Class or a plug-in's name")
         require(self.mlflow_uri != "", "tracking.mlflow_uri", self.mlflow_uri, "null or an address")

@@ -1,11 +1,9 @@
-"""A run on Lightning's own loggers: each axis, rounds and the steps of alignments, has its logger."""
+"""A run on loggers, Lightning's own where it has one: each axis, rounds and the steps of alignments, has its logger."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from lightning.fabric.loggers.logger import Logger
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fedpft.tracking.names import ROUND, logged_metrics, loss_spread
 
@@ -33,8 +31,18 @@ class Start:
         return self.rounds_done > 0 or self.align_steps > 0
 
 
+class StepLogger(Protocol):
+    """What is used of Lightning's `Logger`."""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+        """Take the numbers of a step."""
+
+    def finalize(self, status: str) -> None:
+        """Write all that waits; `status` is `success` or `failed`."""
+
+
 class LoggerTracker:
-    """A `Tracker` on loggers of Lightning's, which are made with their first number.
+    """A `Tracker` on loggers, which are made with their first number.
 
     A client's loss is not in a round's record, but for `client_losses`: their spread is logged with the round.
 
@@ -44,9 +52,9 @@ class LoggerTracker:
 
     """
 
-    def __init__(self, make: Callable[[Axis], Logger], locations: Mapping[str, str]) -> None:
+    def __init__(self, make: Callable[[Axis], StepLogger], locations: Mapping[str, str]) -> None:
         self._make, self._locations = make, locations
-        self._loggers: dict[Axis, Logger] = {}
+        self._loggers: dict[Axis, StepLogger] = {}
 
     @property
     def locations(self) -> Mapping[str, str]:

@@ -31,6 +31,7 @@ class Service:
 SERVICES = {
     "tensorboard": Service("TensorBoard", "tensorboard:TensorBoardTracker", ("tensorboard", "tensorboardX")),
     "mlflow": Service("MLflow", "mlflow:MLflowTracker", ("mlflow",)),
+    "trackio": Service("Trackio", "trackio:TrackioTracker", ("trackio",)),
     "csv": Service("csv", "csv:csv_tracker"),
 }
 """Name in `tracking.to` -> what it is, but for `wandb`."""

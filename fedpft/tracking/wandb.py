@@ -1,24 +1,19 @@
-"""A run in Weights & Biases; with the dashboard the only importer of wandb, and only when it is used.
+"""A run in Weights & Biases; wandb is imported when it is used.
 
 All of it lies in the run's output folder::
 
     output_dir/wandb/offline-run-*/          send it later with `wandb sync FOLDER`
     output_dir/wandb/offline-run-*/files/    the run's files, copies of adapter and result among them
 
-The copies are what W&B sends, as artifacts and as files of the run: what another run has put where this one was is
-never read. W&B knows an artifact's files by their whole path, the run's files by their place in its folder. So of a
-folder that was moved `wandb sync` sends the run's files, and leaves the artifacts out; `fedpft sync` sends them.
+The copies are what W&B sends, as artifacts and as files of the run. W&B knows an artifact's files by their whole path,
+the run's files by their place in its folder. So of a folder that was moved `wandb sync` sends the run's files, and
+leaves the artifacts out; `fedpft sync` sends them.
 
 A resumed run goes on as the same W&B run. Offline it leaves one folder each time it was started, all with the run's id;
 `wandb sync` joins them in order.
-
-The run's artifacts are a chain: `fm-DIGEST`, which it used, `sub-fm-DIGEST`, which it made from that and used, and
-`NAME-adapter`. Of FM and sub-FM W&B gets the digest and some facts, never weights: they are the server's secret.
 """
 
 import os
-import re
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,21 +24,18 @@ from typing import TYPE_CHECKING, Any
 from fedpft.config import Config, ConfigError, TrackingConfig
 from fedpft.config.tracking import shown_url
 from fedpft.metrics.table import Goal
-from fedpft.tracking.lineage import digests, models, tags
+from fedpft.tracking.lineage import tags
 from fedpft.tracking.names import CLIENT_COLUMNS, STEP_METRICS, kept_in_summary, logged_metrics, loss_spread
+from fedpft.tracking.wandb_artifacts import log_artifacts
 from fedpft.tracking.wandb_variables import tell_what_is_not_followed
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
 
-ARTIFACT_TYPES = {"adapter": "model", "result": "result"}
-"""Files of a run that become W&B artifacts -> their type; no other file, the sub-FM included, is handed to W&B."""
-
 DEFAULT_JOB_TYPE = "run"
 
 NAME = "Weights & Biases"
 
-_SHOWN_DIGITS = 12  # of a digest, in an artifact's name
 _INIT_TIMEOUT_SECONDS = 30
 _FINISH_TIMEOUT_SECONDS = 300
 
@@ -149,7 +141,7 @@ class WandbTracker:
         for names, step in STEP_METRICS.items():
             self._run.define_metric(names, step_metric=step)
         self._goal, self._known = goal, set[str]()
-        self._name, self._config = re.sub(r"[^\w.-]+", "-", config.name), config
+        self._config = config
         self._table = wandb.Table(columns=["round", *CLIENT_COLUMNS], log_mode="INCREMENTAL")
 
     @property
@@ -190,7 +182,7 @@ class WandbTracker:
         """Put `result` into the summary as `result/*`, log the artifacts and wait for the upload (minutes at most)."""
         self._run.summary.update({f"result/{key}": value for key, value in result.items()})
         try:
-            self._log_artifacts(result, files)
+            log_artifacts(self._run, self._config, result, files)
         except Exception as error:  # of a disk, a cache in the home folder; all else is there
             if self._replay:
                 raise
@@ -208,21 +200,6 @@ class WandbTracker:
                 stacklevel=2,
             )
 
-    def _log_artifacts(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-        import wandb
-
-        for model in models(result, self._config):
-            self._log_model(**model)
-        lineage = {key: value for key, value in digests(result).items() if value}
-        for key, kind in ARTIFACT_TYPES.items():
-            if key not in files:
-                continue
-            artifact = wandb.Artifact(f"{self._name}-{key}", type=kind, metadata=lineage)
-            copied = self._copy(files[key])
-            add = artifact.add_dir if copied.is_dir() else artifact.add_file
-            add(str(copied), policy="immutable")  # no third copy on this disk
-            self._run.log_artifact(artifact)
-
     def fail(self) -> None:
         """Mark the run as failed; an upload that hangs does not hide why, nor does a W&B that has died."""
         import wandb
@@ -238,19 +215,6 @@ class WandbTracker:
         """End a replay of a run that has no result, as failed; wait for the upload."""
         self._run.finish(exit_code=1)
 
-    def _copy(self, source: Path) -> Path:
-        """Copy a file or folder among the run's files, from which W&B sends them; return where it is there."""
-        folder = Path(self._run.dir)
-        copied = folder / source.name
-        if source.is_dir():
-            shutil.copytree(source, copied, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, copied)
-        for file in [copied, *sorted(copied.rglob("*"))]:
-            if file.is_file():
-                self._run.save(file, base_path=folder, policy="end")
-        return copied
-
     def _log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Log values; the first of a metric is told what the summary keeps of it."""
         for name in values.keys() - self._known:
@@ -259,14 +223,3 @@ class WandbTracker:
                 self._run.define_metric(name, step_metric=axis, summary=kept)
         self._known |= values.keys()
         self._run.log(dict(values), step=step)
-
-    def _log_model(self, kind: str, digest: str, facts: Mapping[str, Any], *, is_input: bool) -> None:
-        """Log an artifact that names a model, holds none of its weights, and is used by this run.
-
-        `Run.use_artifact` refuses offline what `wandb sync` would send: it logs a new artifact by this call, and waits.
-        """
-        import wandb
-
-        artifact = wandb.Artifact(f"{kind}-{digest[:_SHOWN_DIGITS]}", type=kind, metadata={"digest": digest, **facts})
-        artifact.add_reference(f"fedpft://{kind}/{digest}", name=kind, checksum=False)
-        self._run._log_artifact(artifact, is_user_created=is_input, use_after_commit=True)

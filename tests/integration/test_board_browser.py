@@ -6,11 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.browser import CHROMIUM, Browser
+from tests.ray_dashboard import GPU, Head, actor, job, used
 from tests.run_folders import run_folder, sweep_folder
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome in PATH")
@@ -29,9 +32,10 @@ def runs(tmp_path):
     return folder
 
 
-@pytest.fixture
-def address(runs):
-    command = [sys.executable, "-m", "fedpft.cli", "board", str(runs), "--port", "0"]
+@contextmanager
+def board(*arguments: str) -> Iterator[str]:
+    """Run the command while its address is used."""
+    command = [sys.executable, "-m", "fedpft.cli", "board", *arguments, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None
     yield re.search(r"http://[^/]*", process.stdout.readline())[0]
@@ -39,10 +43,29 @@ def address(runs):
     assert process.wait(timeout=60) == 130, "Ctrl-C ends it, open pages or not"
 
 
+@pytest.fixture
+def address(runs):
+    with board(str(runs)) as address:
+        yield address
+
+
 @pytest.fixture(scope="module")
 def browser():
     with Browser() as browser:
         yield browser
+
+
+def look_on_a_phone(browser: Browser, page: str) -> None:
+    """Open a page on a narrow dark screen: it fits, and what acts has a name and is reached by keyboard."""
+    browser.open(page, width=390, height=844, dark=True)
+    browser.wait("document.querySelector('header .live').textContent.includes('live')")
+    assert browser.ask("document.documentElement.scrollWidth") <= 390
+    assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+    named = "each.getAttribute('aria-label') || each.closest('label') || each.textContent.trim()"
+    acting = "[...document.querySelectorAll('a, button, summary, .wide, select, input:not([type=hidden])')]"
+    assert browser.ask(f"{acting}.every(each => Boolean({named}))")
+    reached = "(each.focus(), document.activeElement === each)"
+    assert browser.ask(f"{acting}.filter(each => each.offsetParent).every(each => {reached})")
 
 
 def go_on(runs: Path, index: int, value: float) -> None:
@@ -131,16 +154,46 @@ def test_pages_fit_a_phone_a_dark_screen_and_a_keyboard(browser, runs, address, 
     if path == "a run":
         browser.open(f"{address}/?q=half_1")
         path = browser.ask("document.querySelector('#rows a').getAttribute('href')")
-    browser.open(address + path, width=390, height=844, dark=True)
-    browser.wait("document.querySelector('header .live').textContent.includes('live')")
-    assert browser.ask("document.documentElement.scrollWidth") <= 390
-    assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
-    named = "each.getAttribute('aria-label') || each.closest('label') || each.textContent.trim()"
-    acting = "[...document.querySelectorAll('a, button, summary, .wide, select, input:not([type=hidden])')]"
-    assert browser.ask(f"{acting}.every(each => Boolean({named}))")
-    reached = "(each.focus(), document.activeElement === each)"
-    assert browser.ask(f"{acting}.filter(each => each.offsetParent).every(each => {reached})")
+    look_on_a_phone(browser, address + path)
+    values = "[...document.querySelectorAll('[aria-label=settings] td')]"
+    assert browser.ask(f"{values}.every(each => each.getBoundingClientRect().right <= 390)"), "read without scrolling"
+    assert (browser.ask(f"{values}.length") > 0) == path.startswith("/run/")
     if path == "/":
         browser.do("Input.dispatchKeyEvent", type="keyDown", key="/", text="/")
         assert browser.ask("document.activeElement.type") == "search"
     assert browser.ask("wrong") == []
+
+
+def test_a_cluster_is_watched_with_its_jobs_what_their_actors_use_and_a_log(browser, runs):
+    with Head() as head, board(str(runs), "--address", head.url) as address:
+        head.jobs = [
+            job("growing-4439", "03000000", "RUNNING", metadata={"run_folder": str(runs / "growing")}),
+            job("waiting", None, "PENDING", driver_node_id=None),
+        ]
+        stats = used(5419, gpuMemoryUsage=4000, gpuUtilization=55)
+        head.actors = [actor("3e01", "03000000", 5419, stats, gpus=[GPU]), actor("59d8", "03000000", 5421, None)]
+        browser.open(f"{address}/")
+        browser.wait("document.querySelector('main').innerText.includes('1 running')")
+        browser.open(address + browser.ask("document.querySelector('main a[href=\"/cluster\"]').getAttribute('href')"))
+        browser.wait("document.querySelector('#jobs')?.innerText.includes('pending')")
+        actors = "document.querySelector('#actors').innerText.replaceAll('\\u00a0', ' ')"
+        browser.wait(f"['1 NVIDIA H200', '55 %', '4.2 GB', '628.4 MB'].every(each => {actors}.includes(each))")
+        assert browser.ask("document.querySelector('#jobs a[href^=\"/run/\"]').textContent").endswith("growing")
+        stats["cpuPercent"], head.jobs[1]["status"] = 99.0, "RUNNING"
+        browser.wait(f"{actors}.includes('99 %') && !document.querySelector('#jobs').innerText.includes('pending')")
+        out = browser.ask("[...document.querySelectorAll('a[target=_blank]')].map(each => each.href)")
+        assert {f"{head.url}/", f"{head.url}/#/actors/3e01", f"{head.url}/#/actors/59d8"} <= set(out)
+
+        browser.open(address + browser.ask("document.querySelector('#jobs a[href^=\"/job/\"]').getAttribute('href')"))
+        browser.wait("document.querySelector('.log')?.innerText.includes('round 1')")
+        head.log += b"round 2\n"
+        browser.wait("document.querySelector('.log').innerText.includes('round 2')")
+        assert browser.ask("document.querySelector('a[href*=\"#/jobs/\"]').href") == f"{head.url}/#/jobs/03000000"
+        assert browser.ask("wrong") == []
+
+        for page in ("cluster", "job/growing-4439"):
+            look_on_a_phone(browser, f"{address}/{page}")
+        head.answer = lambda path: None
+        browser.wait("document.querySelector('.trouble')?.innerText.includes('it answers 500')")
+        assert browser.ask("document.querySelector('.log').innerText.includes('round 2')"), "what is from before stays"
+        assert browser.ask("wrong") == []

@@ -6,8 +6,9 @@ from urllib.parse import quote
 
 from rich.filesize import decimal as format_bytes
 
-from fedpft.board.cluster import LOG_LINES, Actor, Cluster, Job, Snapshot
+from fedpft.board.cluster import LOG_LINES, Cluster
 from fedpft.board.index import Index
+from fedpft.board.jobs import Actor, Job, Snapshot
 from fedpft.board.run import BoardRun
 from fedpft.board.views.page import Page, ago, listing, listing_row, text, wrapped
 from fedpft.board.views.states import state_mark

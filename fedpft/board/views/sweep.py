@@ -39,7 +39,7 @@ def sweeps_page(index: Index) -> Page:
     for sweep in sorted(index.sweeps, key=lambda sweep: sweep.title):
         counts = Counter[str](trial.state for trial in index.trials(sweep))
         name = f'<a href="/sweep/{sweep.key}">{text(sweep.title)}</a>'
-        search = f"{sweep.settings.get('search', '')}, scheduler {sweep.scheduler}"
+        search = f"{sweep.search}, scheduler {sweep.scheduler}"
         rows.append([name, state_mark(sweep.state), _tally(counts, sweep), text(search)])
     head = ["sweep", "state", "trials", "search"]
     body = table(head, rows, "sweeps") if rows else "<p>No sweeps yet: <code>fedpft sweep</code> makes some.</p>"
@@ -50,7 +50,7 @@ def sweep_page(index: Index, sweep: BoardSweep) -> Page:
     """Return a sweep's page."""
     trials = index.trials(sweep)
     counts = Counter[str](trial.state for trial in trials)
-    about = f"{sweep.settings.get('search', '')} search by {sweep.metric}, scheduler {sweep.scheduler}"
+    about = f"{sweep.search} search by {sweep.metric}, scheduler {sweep.scheduler}"
     written = max((trial.written for trial in trials), default=0.0)
     facts = [state_mark(sweep.state), _tally(counts, sweep), text(about), f"written {ago(written)}" if written else ""]
     said = "".join(f"<span>{each}</span>" for each in facts if each)

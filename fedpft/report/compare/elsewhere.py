@@ -13,6 +13,7 @@ from fedpft.config.flat import flat_settings
 from fedpft.metrics.table import metric_row
 from fedpft.report.compare.groups import Group
 from fedpft.report.compare.runs import LeftOut, Run
+from fedpft.tracking.wandb_files import read_wandb_files
 from fedpft.tracking.wandb_runs import WandbRun, read_wandb_run
 
 _MOST_NAMES = 8
@@ -22,22 +23,31 @@ def read_elsewhere(paths: Sequence[str], like: Run) -> tuple[list[Run], list[Lef
     """Return the runs in W&B that can stand beside ours, and why the others cannot.
 
     Args:
-        paths: `ENTITY/PROJECT/RUN_ID` of each.
+        paths: `ENTITY/PROJECT/RUN_ID` of each, or a folder with files of W&B's.
         like: one of ours; its metric is the one that is looked for, in a run's summary under the same name.
 
     Raises:
-        ConfigError: W&B has no such run, or is out of reach.
+        ConfigError: W&B has no such run, or is out of reach; a folder without one.
 
     """
     metric = str(like.result["metric"])
     runs, left_out = list[Run](), list[LeftOut]()
-    for path in dict.fromkeys(paths):
-        found = read_wandb_run(path, metric)
+    for found in _found(paths, metric):
         if reason := _why_not(found, metric):
-            left_out.append(LeftOut(Path(path), reason))
+            left_out.append(LeftOut(Path(found.path), reason))
         else:
             runs.append(_as_run(found, metric, str(like.result["metric_goal"])))
     return runs, left_out
+
+
+def _found(paths: Sequence[str], metric: str) -> list[WandbRun]:
+    """Return each run once, as it was named first."""
+    found: dict[str, WandbRun] = {}
+    for path in dict.fromkeys(paths):
+        here = Path(path)
+        for run in read_wandb_files(here, metric) if here.is_dir() else [read_wandb_run(path, metric)]:
+            found.setdefault(run.path, run)
+    return list(found.values())
 
 
 def elsewhere_note(groups: Sequence[Group]) -> str:

@@ -193,11 +193,17 @@ def _table(comparison: Comparison) -> str:
         seeds = str(len(group.runs))
         if len(group.finished) < len(group.runs):
             seeds = f"{len(group.finished)} of {seeds}"
-        said = [escape(comparison.score(label)), seeds, comparison.change(label)]
+        said = [_score(comparison.score(label)), seeds, comparison.change(label)]
         rows.append([_name(comparison, label), *said, *prices])
     prices_head = [f'<abbr title="{escape(AXES[axis].title)}">{AXES[axis].short}</abbr>' for axis in fronts]
     labels = [group.label for group in comparison.groups]
     return table([*map(escape, titles), *prices_head], rows, "groups, the best first", labels)
+
+
+def _score(said: str) -> str:
+    """Return a group's score; what is said of it in brackets is as narrow as a column of numbers."""
+    value, bracket, about = said.partition(" (")
+    return escape(value) + (f' <span class="quiet aside">({escape(about)}</span>' if bracket else "")
 
 
 def _telling_first(comparison: Comparison) -> list[str]:

@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -12,6 +13,7 @@ from fedpft.board.history import MAX_POINTS, History
 from fedpft.board.index import Index
 from fedpft.board.state import Sign, is_alive
 from fedpft.board.views.runs import run_row
+from fedpft.board.views.sweep import stops_figure, sweep_page
 from fedpft.config import dump_config, load_config
 from fedpft.report.compare.comparison import compare, compare_runs
 from fedpft.report.compare.record import comparison_json
@@ -209,6 +211,30 @@ def test_a_sweep_has_its_trials_its_number_of_them_and_says_who_failed(tmp_path)
         "finished", {"failed": 1, "finished": 1},
     )  # fmt: skip
     assert next(run for run in index.runs if run.state == "failed").error == "no memory"
+
+
+def test_a_sweeps_page_has_trials_by_state_where_they_ended_parallel_coordinates_and_prices(tmp_path):
+    settings = {"space": {"method.retained_ratio": {"grid": [0.25, 0.5, 0.75]}}, "seeds": [1, 2]}
+    settings |= {"scheduler": "asha", "grace_rounds": 1, "reduction_factor": 2}
+    trials = tmp_path / "trials"
+    for ratio in (0.25, 0.5):
+        run_folder(trials / f"done_{ratio}", f"method.retained_ratio={ratio}", fm=0.5 + ratio)
+    unfinished(trials / "cut", "method.retained_ratio=0.75")
+    (tmp_path / "sweep.yaml").write_text(json.dumps(settings))
+    index = index_of(tmp_path)
+    (sweep,) = index.sweeps
+    figure = stops_figure(sweep, index.trials(sweep))
+    ends = sorted((*trace.x[-1:], *trace.y[-1:], trace.marker.symbol) for trace in figure.data if trace.x != (None,))
+    assert ends == [(1, 0.5, "square"), (2, 0.75, "circle"), (2, 1.0, "circle")]
+    assert [trace.name for trace in figure.data if trace.x == (None,)] == ["stopped", "finished"], "named by form too"
+    assert [line.x0 for line in figure.layout.shapes] == [1], "where ASHA decided"
+    page = sweep_page(index, sweep)
+    assert "2 finished" in page.parts["now"]
+    assert 'aria-label="1 stopped, 2 finished, 3 not begun"' in page.parts["now"]
+    titles = re.findall("<h2>(.*?)</h2>", "".join(page.parts.values()))
+    assert {"How far trials got", "What it costs", "Settings and outcome of every run", "Trials"} <= set(titles)
+    assert "Pareto" in page.parts["report"]
+    assert len(page.rows) == 3
 
 
 def test_long_curves_keep_equal_rounds_in_runs_of_equal_length_and_the_last():

@@ -192,7 +192,7 @@ def test_artifacts_that_cannot_be_made_cost_a_warning_and_the_run_is_whole(outpu
     def fail(*_, **__):
         raise PermissionError("~/.cache")
 
-    monkeypatch.setattr("fedpft.tracking.wandb.WandbTracker._copy", fail)
+    monkeypatch.setattr("fedpft.tracking.wandb_artifacts._copy", fail)
     with pytest.warns(UserWarning, match=r"its run has not all artifacts: PermissionError: ~/\.cache"):
         found = record_run(output)
     assert found.summary["result/fm"] == 0.8
