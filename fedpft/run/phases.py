@@ -1,0 +1,239 @@
+"""A run's phases on models without values: how much memory each holds at most, by the run's own code.
+
+Steps that repeat are made twice: from the second one on gradients, moments and activations are there together. The
+closed form's memory is a straight line in its batches, of which two points are measured.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedpft.align.adapter import align_adapter
+from fedpft.align.distill import align_emulator
+from fedpft.align.public import AlignmentContext, PublicData
+from fedpft.align.public_counts import count_on_public
+from fedpft.config import Config, LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.construct.block_influence import block_influence
+from fedpft.construct.compress import compress
+from fedpft.construct.saliency import named_scorer
+from fedpft.data.collate import rows, text_lengths
+from fedpft.data.datamodule import FederatedData
+from fedpft.data.sources.subsets import subset
+from fedpft.evaluation.evaluate import evaluate
+from fedpft.evaluation.fidelity import measure_fidelity
+from fedpft.federated.broadcast import client_package
+from fedpft.federated.client import LocalClient
+from fedpft.federated.messages import RoundPlan
+from fedpft.federated.package import hungriest
+from fedpft.interrupt import one_line
+from fedpft.methods import influential_layers
+from fedpft.methods.base import Proxy
+from fedpft.methods.proxy_tuning import LAYER_ALIGNERS, NEURON_ALIGNERS, NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE
+from fedpft.methods.sketch import Sketch
+from fedpft.models.ffn import find_ffns
+from fedpft.models.live_memory import DeviceKind, live_memory
+from fedpft.models.lora import AdaptedModel, adapter_parameters
+from fedpft.run.tuning import public_data
+
+Phase = tuple[str, Callable[[], Any]]
+"""Its name, and what does it."""
+
+_NUM_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The most bytes that live at once, by phase; and lines on phases that cannot be counted."""
+
+    num_bytes: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def __or__(self, other: "Peaks") -> "Peaks":
+        return Peaks({**self.num_bytes, **other.num_bytes}, (*self.notes, *other.notes))
+
+
+def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, device: DeviceKind) -> Peaks:
+    """Return what the server holds while the proxy is made: the FM, the proxy, and what works on them.
+
+    Args:
+        config: the run's.
+        sketch: before it gets adapters.
+        data: the run's.
+        device: the server's.
+
+    """
+    server, public = _here(config.server), public_data(data)
+    context = AlignmentContext(public=public, server=server, seed=config.server_seed)
+    peaks = _peaks(_choice(config, sketch, public, server), [sketch.fm], device)
+    models, settings, layers = [sketch.fm, sketch.proxy], config.align.layers, sketch.compressed_layers
+    for kind in settings.kind.split("+") if layers else ():
+        if kind == "distill":
+            step = replace(settings, kind=kind, num_steps=_NUM_STEPS, num_examples=1 + settings.batch_size)
+            align = LAYER_ALIGNERS[kind]
+            phase = ("align layers", lambda: align(*models, step, context, layers=layers))  # noqa: B023 - runs at once
+            peaks |= _peaks([phase], models, device)
+        elif kind == "closed_form":
+            refit = LAYER_ALIGNERS[kind]
+            peaks |= _straight(
+                "align layers in closed form", settings, public, models, device,
+                lambda part: refit(*models, part, context, layers=layers),
+            )  # fmt: skip
+    chosen = sketch.layer_map
+    if chosen is not None and config.method.name == "fedot" and settings.kind == "distill" and chosen.emulator:
+        step = replace(settings, num_steps=_NUM_STEPS)
+        around = {"layers": chosen.emulator, "target": chosen.end_of_middle}
+        phase = ("align emulator", lambda: align_emulator(*models, step, context, **around))
+        peaks |= _peaks([phase], models, device)
+    return peaks
+
+
+def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedData, device: DeviceKind) -> Peaks:
+    """Return what the server holds in the phases of a round: FM and proxy with their adapters, and what works on them.
+
+    Args:
+        config: the run's.
+        fm, proxy: with adapters.
+        data: the run's.
+        device: the server's.
+
+    """
+    server, public, settings = _here(config.server), public_data(data), config.evaluation
+    context = AlignmentContext(public=public, server=server, seed=config.server_seed)
+    models = [fm] if proxy.is_fm else [fm, proxy.model]
+    longest = _longest(data, settings.batch_size)
+    metrics = data.metrics if data.kind == "causal_lm" else ()  # of one number an example, they are nothing
+
+    def score() -> None:
+        for model in models:
+            evaluate(
+                model, subset(data.evaluation, longest), data.collate, metrics=metrics, batch_size=len(longest),
+                server=server,
+            )  # fmt: skip
+
+    phases: list[Phase] = [("evaluate", score)]
+    if settings.fidelity_examples and not proxy.is_fm:
+        meter = data.collate(rows(data.evaluation, longest[: settings.fidelity_examples]))
+        phases.append(
+            (
+                "measure fidelity",
+                lambda: measure_fidelity(fm, proxy.model, meter, server=server, layers=proxy.layer_pairs),
+            )
+        )
+    neurons, watched = config.align.neurons, proxy.watched_layers
+    aligns = neurons.kind != "none" and bool(watched) and neurons.interval < config.federated.rounds
+    if aligns and config.counts_neurons_on == "public":
+        phases.append(
+            (
+                "count activations",
+                lambda: count_on_public(proxy.model, watched, public, server=server, seed=config.seed),
+            )
+        )
+    masks = {layer: torch.ones(find_ffns(proxy.model)[layer].num_neurons, dtype=torch.bool) for layer in watched}
+    if aligns and neurons.kind == "distill":
+        step = replace(neurons, num_steps=_NUM_STEPS)
+        align = NEURON_ALIGNERS[neurons.kind]
+        phases.append(("align neurons", lambda: align(*models, step, context, neuron_masks=masks)))
+    if config.method.plug_in == "distill" and not proxy.is_fm:
+        few = replace(config.align.adapter, num_steps=_NUM_STEPS)
+        phases.append(("carry adapter over", lambda: align_adapter(fm, proxy.model, few, context)))
+    peaks = _peaks(phases, models, device)
+    if aligns and neurons.kind == "closed_form":
+        refit = NEURON_ALIGNERS[neurons.kind]
+        peaks |= _straight(
+            "align neurons", neurons, public, models, device,
+            lambda part: refit(*models, part, context, neuron_masks=masks),
+        )  # fmt: skip
+    return peaks
+
+
+def client_peak(config: Config, proxy: Proxy, data: FederatedData, device: DeviceKind) -> Peaks:
+    """Return what a place holds that trains the client with the longest examples: the proxy, and what training adds."""
+    package = client_package(config, proxy, data)
+    tried = hungriest(package)
+    tried = replace(tried, settings=replace(tried.settings, accelerator="cpu"))
+    size = sum(parameter.numel() for parameter in adapter_parameters(proxy.model).values())
+    plan = RoundPlan(
+        round_index=1, lr=0.0, adapter=np.zeros(size, dtype=np.float32), count_activations=bool(proxy.watched_layers)
+    )
+
+    def train() -> None:
+        LocalClient(tried).fit_together(plan, range(tried.partition.num_clients))
+
+    return _peaks([("train a client", train)], [], device)
+
+
+def _choice(config: Config, sketch: Sketch, public: PublicData, server: ServerConfig) -> list[Phase]:
+    """Return what chooses the neurons or layers of the proxy, and makes it."""
+    fm, settings = sketch.fm, config.method
+
+    def batches() -> Iterator[Mapping[str, Tensor]]:
+        return _moved(public.batches(NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE, config.server_seed))
+
+    def cut() -> None:
+        scorer = named_scorer(settings.scorer, config.server_seed, batches)
+        whole = settings.uncompressed_layers
+        compress(fm, retained_ratio=settings.retained_ratio, uncompressed_layers=whole, scorer=scorer)
+
+    def influence() -> None:
+        num, size = influential_layers.NUM_EXAMPLES, influential_layers.BATCH_SIZE
+        block_influence(fm, _moved(public.batches(num, size, config.server_seed)))
+
+    by_name: dict[str, list[Phase]] = {
+        "fedpft": [("construct sub-FM", cut)],
+        "fedproxy": [("measure the influence of layers", influence)],
+    }
+    return by_name.get(settings.name, [])
+
+
+def _straight(
+    name: str,
+    settings: LayerAlignConfig | NeuronAlignConfig,
+    public: PublicData,
+    models: Sequence[nn.Module],
+    device: DeviceKind,
+    refit: Callable[[Any], object],
+) -> Peaks:
+    """Return the peak of what holds as much more with each batch, from those of two and of three batches."""
+    size, total = settings.batch_size, min(settings.num_examples, len(public.dataset))  # type: ignore[arg-type]
+    parts = [replace(settings, num_examples=min(total, count * size)) for count in (2, 3)]
+    two, three = (_peaks([(name, lambda part=part: refit(part))], models, device) for part in parts)
+    if three.notes:
+        return three
+    ends = two.num_bytes[name], three.num_bytes[name]
+    return Peaks({name: ends[0] + max(0, ceil(total / size) - 2) * (ends[1] - ends[0])})
+
+
+def _peaks(phases: Sequence[Phase], models: Sequence[nn.Module], device: DeviceKind) -> Peaks:
+    found, notes = dict[str, int](), list[str]()
+    for name, work in phases:
+        try:
+            with warnings.catch_warnings(action="ignore"), live_memory(*models, device=device) as memory:
+                work()
+        except Exception as error:  # whatever a model says to tensors without values
+            notes.append(f"memory of {name!r} is not counted: {one_line(error)}")
+        else:
+            found[name] = memory.peak_bytes
+    return Peaks(found, tuple(notes))
+
+
+def _here(server: ServerConfig) -> ServerConfig:
+    """Return the settings for a process that moves nothing; float16 takes what bfloat16 takes."""
+    precision = "32-true" if server.precision == "32-true" else "bf16-mixed"
+    return replace(server, accelerator="cpu", devices=1, num_gpus=0, precision=precision)
+
+
+def _moved(batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
+    return ({name: value.to("meta") for name, value in batch.items()} for batch in batches)
+
+
+def _longest(data: FederatedData, num: int) -> np.ndarray:
+    """Return the rows of the longest evaluation examples."""
+    lengths = text_lengths(data.evaluation)
+    order = np.arange(len(data.evaluation)) if lengths is None else np.argsort(lengths, kind="stable")[::-1]
+    return order[:num]
