@@ -7,6 +7,7 @@ closed form's memory is a straight line in its batches, of which two points are 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -71,25 +72,20 @@ def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, devi
     server, public = _here(config.server), public_data(data)
     context = AlignmentContext(public=public, server=server, seed=config.server_seed)
     peaks = _peaks(_choice(config, sketch, public, server), [sketch.fm], device)
-    models, settings, layers = [sketch.fm, sketch.proxy], config.align.layers, sketch.compressed_layers
-    for kind in settings.kind.split("+") if layers else ():
-        if kind == "distill":
-            step = replace(settings, kind=kind, num_steps=_NUM_STEPS, num_examples=1 + settings.batch_size)
-            align = LAYER_ALIGNERS[kind]
-            phase = ("align layers", lambda: align(*models, step, context, layers=layers))  # noqa: B023 - runs at once
-            peaks |= _peaks([phase], models, device)
-        elif kind == "closed_form":
-            refit = LAYER_ALIGNERS[kind]
-            peaks |= _straight(
-                "align layers in closed form", settings, public, models, device,
-                lambda part: refit(*models, part, context, layers=layers),
-            )  # fmt: skip
+    models, layers = [sketch.fm, sketch.proxy], sketch.compressed_layers
+    settings = config.align.layers
+    kinds = settings.kind.split("+") if layers else []
+    if "closed_form" in kinds:
+        refit = partial(LAYER_ALIGNERS["closed_form"], *models, context=context, layers=layers)
+        peaks |= _straight("align layers in closed form", settings, public, models, device, refit)
+    few = replace(settings, kind="distill", num_steps=_NUM_STEPS)
+    if "distill" in kinds:
+        distil = partial(LAYER_ALIGNERS["distill"], *models, few, context, layers=layers)
+        peaks |= _peaks([("align layers", distil)], models, device)
     chosen = sketch.layer_map
     if chosen is not None and config.method.name == "fedot" and settings.kind == "distill" and chosen.emulator:
-        step = replace(settings, num_steps=_NUM_STEPS)
-        around = {"layers": chosen.emulator, "target": chosen.end_of_middle}
-        phase = ("align emulator", lambda: align_emulator(*models, step, context, **around))
-        peaks |= _peaks([phase], models, device)
+        distil = partial(align_emulator, *models, few, context, layers=chosen.emulator, target=chosen.end_of_middle)
+        peaks |= _peaks([("align emulator", distil)], models, device)
     return peaks
 
 
@@ -118,38 +114,25 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
 
     phases: list[Phase] = [("evaluate", score)]
     if settings.fidelity_examples and not proxy.is_fm:
-        meter = data.collate(rows(data.evaluation, longest[: settings.fidelity_examples]))
-        phases.append(
-            (
-                "measure fidelity",
-                lambda: measure_fidelity(fm, proxy.model, meter, server=server, layers=proxy.layer_pairs),
-            )
-        )
-    neurons, watched = config.align.neurons, proxy.watched_layers
-    aligns = neurons.kind != "none" and bool(watched) and neurons.interval < config.federated.rounds
-    if aligns and config.counts_neurons_on == "public":
-        phases.append(
-            (
-                "count activations",
-                lambda: count_on_public(proxy.model, watched, public, server=server, seed=config.seed),
-            )
-        )
-    masks = {layer: torch.ones(find_ffns(proxy.model)[layer].num_neurons, dtype=torch.bool) for layer in watched}
-    if aligns and neurons.kind == "distill":
-        step = replace(neurons, num_steps=_NUM_STEPS)
-        align = NEURON_ALIGNERS[neurons.kind]
-        phases.append(("align neurons", lambda: align(*models, step, context, neuron_masks=masks)))
+        batch = data.collate(rows(data.evaluation, longest[: settings.fidelity_examples]))
+        meter = partial(measure_fidelity, fm, proxy.model, batch, server=server, layers=proxy.layer_pairs)
+        phases.append(("measure fidelity", meter))
     if config.method.plug_in == "distill" and not proxy.is_fm:
         few = replace(config.align.adapter, num_steps=_NUM_STEPS)
-        phases.append(("carry adapter over", lambda: align_adapter(fm, proxy.model, few, context)))
-    peaks = _peaks(phases, models, device)
-    if aligns and neurons.kind == "closed_form":
-        refit = NEURON_ALIGNERS[neurons.kind]
-        peaks |= _straight(
-            "align neurons", neurons, public, models, device,
-            lambda part: refit(*models, part, context, neuron_masks=masks),
-        )  # fmt: skip
-    return peaks
+        phases.append(("carry adapter over", partial(align_adapter, fm, proxy.model, few, context)))
+    neurons, watched = config.align.neurons, proxy.watched_layers
+    if neurons.kind == "none" or not watched or neurons.interval >= config.federated.rounds:
+        return _peaks(phases, models, device)
+    if config.counts_neurons_on == "public":
+        count = partial(count_on_public, proxy.model, watched, public, server=server, seed=config.seed)
+        phases.append(("count activations", count))
+    ffns = find_ffns(proxy.model)
+    masks = {layer: torch.ones(ffns[layer].num_neurons, dtype=torch.bool) for layer in watched}
+    align = partial(NEURON_ALIGNERS[neurons.kind], *models, context=context, neuron_masks=masks)
+    if neurons.kind == "closed_form":
+        return _peaks(phases, models, device) | _straight("align neurons", neurons, public, models, device, align)
+    phases.append(("align neurons", partial(align, replace(neurons, num_steps=_NUM_STEPS))))
+    return _peaks(phases, models, device)
 
 
 def client_peak(config: Config, proxy: Proxy, data: FederatedData, device: DeviceKind) -> Peaks:
@@ -197,12 +180,12 @@ def _straight(
     public: PublicData,
     models: Sequence[nn.Module],
     device: DeviceKind,
-    refit: Callable[[Any], object],
+    refit: Callable[..., object],
 ) -> Peaks:
     """Return the peak of what holds as much more with each batch, from those of two and of three batches."""
     size, total = settings.batch_size, min(settings.num_examples, len(public.dataset))  # type: ignore[arg-type]
     parts = [replace(settings, num_examples=min(total, count * size)) for count in (2, 3)]
-    two, three = (_peaks([(name, lambda part=part: refit(part))], models, device) for part in parts)
+    two, three = (_peaks([(name, partial(refit, part))], models, device) for part in parts)
     if three.notes:
         return three
     ends = two.num_bytes[name], three.num_bytes[name]

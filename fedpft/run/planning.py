@@ -20,7 +20,7 @@ from fedpft.federated.server_rule import held_by_server
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
 from fedpft.methods.base import Proxy
-from fedpft.methods.sketch import sketch
+from fedpft.methods.sketch import Sketch, sketch
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter, head_mask
 from fedpft.models.origin import origin_of
@@ -36,11 +36,15 @@ LARGE_PART = 0.1
 """Of this machine's memory: rows that take more are better shared, since driver and object store both hold them."""
 
 
-def plan(config: Config) -> dict[str, Any]:
+def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
     """Return what a run would do, without training: partition, parameters, bytes, a local step's cost, actors, memory.
 
-    Data are loaded as for a run. Of the FM only names and shapes are read, so that a plan of a large model takes seconds
-    and no memory; but a method of others gets the FM with its weights, since nobody knows what it does with them.
+    Data are loaded as for a run. Of the FM only names and shapes are read, so that a plan of a large model takes
+    seconds and no memory; but a method of others gets the FM with its weights: who knows what it does with them.
+
+    Args:
+        config: the run's.
+        counts_memory: whether to go through the run's phases for what they hold, which takes seconds.
 
     Raises:
         ConfigError: a setting with which `run` could not build its proxy or place its actors.
@@ -48,7 +52,13 @@ def plan(config: Config) -> dict[str, Any]:
     """
     pool_actors = planned_actors(config)
     data = load_data(config, SilentProgress())
-    fm, proxy, construction = _own_proxy(config, data) if config.method.is_own else _sketched_proxy(config, data)
+    if config.method.is_own:
+        fm, proxy, construction = _own_proxy(config, data)
+    else:
+        sketched = _sketched(config, data)
+        device = server_device(config)
+        construction = construction_peaks(config, sketched, data, device) if counts_memory else Peaks({})
+        fm, proxy = sketched.with_adapters(config)
     batch = typical_batch(data, config.federated.batch_size)
     num_memory = config.federated.num_memory
     recomputes = config.federated.gradient_checkpointing
@@ -57,7 +67,7 @@ def plan(config: Config) -> dict[str, Any]:
     guarantee, num_parameters = ClientLevel.of_run(config), len(head_mask(layout))
     secure, drawn = SecureAggregation.of_run(config, data.partition.sizes), config.federated.drawn_clients
     sent = traffic(config.federated, layout, client_ranks(config, data.partition.num_clients))
-    held, lines = holdings(config, fm, proxy, data, construction, pool_actors)
+    held, lines = holdings(config, fm, proxy, data, construction, pool_actors) if counts_memory else ([], [])
     return {
         "config_yaml": dump_config(config.shown()),
         "method": reported_name(config.method, config.align),
@@ -84,13 +94,10 @@ def plan(config: Config) -> dict[str, Any]:
     }
 
 
-def _sketched_proxy(config: Config, data: FederatedData) -> tuple[AdaptedModel, Proxy, Peaks]:
-    """Return the FM and its proxy without weights, and what the server holds while it makes the proxy."""
+def _sketched(config: Config, data: FederatedData) -> Sketch:
     pad_token_id = data.collate.settings().get("pad_token_id")
     fm = load_untuned_fm(config, data.kind, data.modality, data.label_names, pad_token_id, empty=True)
-    sketched = sketch(fm, config)
-    construction = construction_peaks(config, sketched, data, server_device(config))
-    return *sketched.with_adapters(config), construction
+    return sketch(fm, config)
 
 
 def _own_proxy(config: Config, data: FederatedData) -> tuple[AdaptedModel, Proxy, Peaks]:
