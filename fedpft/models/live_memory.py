@@ -24,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fedpft.models.recompute import recomputing_within
+
 DeviceKind = Literal["cpu", "cuda"]
 """Whose kernels and autocast are meant."""
 
@@ -89,7 +91,8 @@ def live_memory(*models: nn.Module, device: DeviceKind = "cpu") -> Iterator[Live
     """
     memory = LiveMemory()
     memory.hold(*models)
-    with memory, _ShapesAlone(device):
+    mode = _ShapesAlone(device)
+    with recomputing_within(mode), memory, mode:
         yield memory
 
 
@@ -173,10 +176,6 @@ class _ShapesAlone(TorchFunctionMode):
         )
         return output
 
-    def backward(self, func: Any, args: Any, kwargs: Any) -> Any:
-        with self:  # layers that are computed again are so inside
-            return torch.autograd.backward(args[0], grad_tensors=kwargs.pop("gradient", None), **kwargs)
-
 
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     Tensor.to: _ShapesAlone.to,
@@ -184,7 +183,6 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     Tensor.numpy: _ShapesAlone.numpy,
     Tensor.__array__: _ShapesAlone.numpy,
     Tensor.tolist: _ShapesAlone.tolist,
-    Tensor.backward: _ShapesAlone.backward,
     functional.scaled_dot_product_attention: _ShapesAlone.attention,
 }
 

@@ -1,14 +1,13 @@
 """A run's phases on models without values: how much memory each holds at most, by the run's own code.
 
-Steps that repeat are made twice: from the second one on gradients, moments and activations are there together. The
-closed form's memory is a straight line in its batches, of which two points are measured.
+Steps that repeat are made twice: from the second one on gradients, moments and activations are there together.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from fedpft.align.adapter import align_adapter
 from fedpft.align.distill import align_emulator
 from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.align.public_counts import count_on_public
-from fedpft.config import Config, LayerAlignConfig, NeuronAlignConfig, ServerConfig
+from fedpft.config import Config, ConfigError, LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.construct.block_influence import block_influence
 from fedpft.construct.compress import compress
+from fedpft.construct.layer_drop import LayerMap, drop_layers
 from fedpft.construct.saliency import named_scorer
 from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
@@ -46,17 +46,19 @@ Phase = tuple[str, Callable[[], Any]]
 """Its name, and what does it."""
 
 _NUM_STEPS = 2
+_MANY_BATCHES = 32
+"""Of a closed form, so many that what they leave behind is more than what one of them takes."""
 
 
 @dataclass(frozen=True)
 class Peaks:
     """The most bytes that live at once, by phase; and lines on phases that cannot be counted."""
 
-    num_bytes: Mapping[str, int]
+    by_phase: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
     def __or__(self, other: "Peaks") -> "Peaks":
-        return Peaks({**self.num_bytes, **other.num_bytes}, (*self.notes, *other.notes))
+        return Peaks({**self.by_phase, **other.by_phase}, (*self.notes, *other.notes))
 
 
 def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, device: DeviceKind) -> Peaks:
@@ -76,8 +78,13 @@ def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, devi
     settings = config.align.layers
     kinds = settings.kind.split("+") if layers else []
     if "closed_form" in kinds:
-        refit = partial(LAYER_ALIGNERS["closed_form"], *models, context=context, layers=layers)
-        peaks |= _straight("align layers in closed form", settings, public, models, device, refit)
+
+
+        def refit_layers(fm: nn.Module, sub_fm: nn.Module, part: LayerAlignConfig, chosen: Sequence[int]) -> None:
+            LAYER_ALIGNERS["closed_form"](fm, sub_fm, part, context, layers=chosen)
+
+        name = "align layers in closed form"
+        peaks |= _closed_form(name, settings, public, models, layers, device, refit_layers)
     few = replace(settings, kind="distill", num_steps=_NUM_STEPS)
     if "distill" in kinds:
         distil = partial(LAYER_ALIGNERS["distill"], *models, few, context, layers=layers)
@@ -118,21 +125,25 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
         meter = partial(measure_fidelity, fm, proxy.model, batch, server=server, layers=proxy.layer_pairs)
         phases.append(("measure fidelity", meter))
     if config.method.plug_in == "distill" and not proxy.is_fm:
-        few = replace(config.align.adapter, num_steps=_NUM_STEPS)
-        phases.append(("carry adapter over", partial(align_adapter, fm, proxy.model, few, context)))
+        steps = replace(config.align.adapter, num_steps=_NUM_STEPS)
+        phases.append(("carry adapter over", partial(align_adapter, fm, proxy.model, steps, context)))
     neurons, watched = config.align.neurons, proxy.watched_layers
     if neurons.kind == "none" or not watched or neurons.interval >= config.federated.rounds:
         return _peaks(phases, models, device)
     if config.counts_neurons_on == "public":
         count = partial(count_on_public, proxy.model, watched, public, server=server, seed=config.seed)
         phases.append(("count activations", count))
-    ffns = find_ffns(proxy.model)
-    masks = {layer: torch.ones(ffns[layer].num_neurons, dtype=torch.bool) for layer in watched}
-    align = partial(NEURON_ALIGNERS[neurons.kind], *models, context=context, neuron_masks=masks)
+
+    def align(fm: nn.Module, proxy: nn.Module, part: NeuronAlignConfig, layers: Sequence[int]) -> None:
+        ffns = find_ffns(proxy)
+        masks = {layer: torch.ones(ffns[layer].num_neurons, dtype=torch.bool) for layer in layers}
+        NEURON_ALIGNERS[part.kind](fm, proxy, part, context, neuron_masks=masks)
+
     if neurons.kind == "closed_form":
-        return _peaks(phases, models, device) | _straight("align neurons", neurons, public, models, device, align)
-    phases.append(("align neurons", partial(align, replace(neurons, num_steps=_NUM_STEPS))))
-    return _peaks(phases, models, device)
+        peaks = _peaks(phases, models, device)
+        return peaks | _closed_form("align neurons", neurons, public, models, watched, device, align)
+    few = replace(neurons, num_steps=_NUM_STEPS)
+    return _peaks([*phases, ("align neurons", partial(align, *models, few, watched))], models, device)
 
 
 def client_peak(config: Config, proxy: Proxy, data: FederatedData, device: DeviceKind) -> Peaks:
@@ -156,7 +167,9 @@ def _choice(config: Config, sketch: Sketch, public: PublicData, server: ServerCo
     fm, settings = sketch.fm, config.method
 
     def batches() -> Iterator[Mapping[str, Tensor]]:
-        return _moved(public.batches(NUM_SALIENCY_EXAMPLES, SALIENCY_BATCH_SIZE, config.server_seed))
+        keeps = settings.scorer not in ("activation", "random", "weight_norm")  # something of each batch
+        num = NUM_SALIENCY_EXAMPLES if keeps else 2 * SALIENCY_BATCH_SIZE
+        return _moved(public.batches(num, SALIENCY_BATCH_SIZE, config.server_seed))
 
     def cut() -> None:
         scorer = named_scorer(settings.scorer, config.server_seed, batches)
@@ -164,8 +177,8 @@ def _choice(config: Config, sketch: Sketch, public: PublicData, server: ServerCo
         compress(fm, retained_ratio=settings.retained_ratio, uncompressed_layers=whole, scorer=scorer)
 
     def influence() -> None:
-        num, size = influential_layers.NUM_EXAMPLES, influential_layers.BATCH_SIZE
-        block_influence(fm, _moved(public.batches(num, size, config.server_seed)))
+        size = influential_layers.BATCH_SIZE
+        block_influence(fm, _moved(public.batches(2 * size, size, config.server_seed)))
 
     by_name: dict[str, list[Phase]] = {
         "fedpft": [("construct sub-FM", cut)],
@@ -174,22 +187,41 @@ def _choice(config: Config, sketch: Sketch, public: PublicData, server: ServerCo
     return by_name.get(settings.name, [])
 
 
-def _straight(
+def _closed_form(
     name: str,
     settings: LayerAlignConfig | NeuronAlignConfig,
     public: PublicData,
     models: Sequence[nn.Module],
+    layers: Sequence[int],
     device: DeviceKind,
     refit: Callable[..., object],
 ) -> Peaks:
-    """Return the peak of what holds as much more with each batch, from those of two and of three batches."""
+    """Return the peak of a refit, which keeps hidden states of all batches, and goes layer by layer.
+
+    So two layers stand for all, once the other layers' weights are added.
+    """
+    others, first, depth = models, max(0, layers[-1] - 1), len(find_ffns(models[0]))
+    cut = range(first, min(first + 2, depth))
+    with suppress(ConfigError):  # an FM whose layers depend on their numbers stays whole
+        models = [drop_layers(model, LayerMap(kept=tuple(cut), adapter_layers=None)) for model in models]  # type: ignore[arg-type]
+        layers = [layer - first for layer in layers if layer in cut]
+    rest = sum(map(model_bytes, others)) - sum(map(model_bytes, models))
     size, total = settings.batch_size, min(settings.num_examples, len(public.dataset))  # type: ignore[arg-type]
-    parts = [replace(settings, num_examples=min(total, count * size)) for count in (2, 3)]
-    two, three = (_peaks([(name, partial(refit, part))], models, device) for part in parts)
-    if three.notes:
-        return three
-    ends = two.num_bytes[name], three.num_bytes[name]
-    return Peaks({name: ends[0] + max(0, ceil(total / size) - 2) * (ends[1] - ends[0])})
+    counts = sorted({min(total, count * size) for count in (_MANY_BATCHES // 2, _MANY_BATCHES)})
+    found = [
+        _peaks([(name, partial(refit, *models, replace(settings, num_examples=count), layers))], models, device)
+        for count in counts
+    ]
+    if found[-1].notes:
+        return found[-1]
+    ends = [rest + peaks.by_phase[name] for peaks in found]
+    slope = (ends[-1] - ends[0]) / max(1, counts[-1] - counts[0])
+    return Peaks({name: ends[-1] + round((total - counts[-1]) * slope)})
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the size of a model's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _peaks(phases: Sequence[Phase], models: Sequence[nn.Module], device: DeviceKind) -> Peaks:

@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from fedpft.config import Config, PoolConfig
 from fedpft.data.datamodule import FederatedData
@@ -22,7 +21,7 @@ from fedpft.methods.base import Proxy
 from fedpft.models.ffn import find_ffns
 from fedpft.models.live_memory import DeviceKind
 from fedpft.models.lora import AdaptedModel, adapter_parameters
-from fedpft.run.phases import Peaks, client_peak, round_peaks
+from fedpft.run.phases import Peaks, client_peak, model_bytes, round_peaks
 from fedpft.trainer import accelerator
 
 OBJECT_STORE_SHARE = 0.3
@@ -77,11 +76,11 @@ def holdings(
         construction | round_peaks(config, fm, proxy, data, server),
         client_peak(config, proxy, data, clients),
     )
-    trained = client.num_bytes.get("train a client", 0)
-    sizes = {"FM": _num_bytes(fm), "proxy": _num_bytes(proxy.model), "FFNs": _changed_bytes(proxy)}
-    parts = [_driver(config, phases.num_bytes, sizes, trained, server, clients)]
+    trained = client.by_phase.get("train a client", 0)
+    sizes = {"FM": model_bytes(fm), "proxy": model_bytes(proxy.model), "FFNs": _changed_bytes(proxy)}
+    parts = [_driver(config, phases.by_phase, sizes, trained, server, clients)]
     if server == "cuda":
-        parts.append(_server_gpu(config, phases.num_bytes, sizes, trained, clients))
+        parts.append(_server_gpu(config, phases.by_phase, sizes, trained, clients))
     if config.pool.kind == "ray":
         parts += _actors(config, proxy, trained, num_actors, clients)
         rows = 0 if config.task.data == "shared" else data.train.data.nbytes
@@ -155,14 +154,14 @@ def _actors(config: Config, proxy: Proxy, trained: int, num_actors: int, clients
     libraries = round(1e9 * pool.memory_per_actor_gigabytes)
     if clients == "cpu":
         adapter = sum(parameter.nbytes for parameter in adapter_parameters(proxy.model).values())
-        own = max(0, trained - (_num_bytes(proxy.model) - adapter))  # frozen weights lie in the object store
+        own = max(0, trained - (model_bytes(proxy.model) - adapter))  # frozen weights lie in the object store
         return [Holding(holder="each actor", kind="RAM", num_bytes=libraries + own, during=during)]
     share = float(pool.gpus_per_actor) if pool.gpus_per_actor != "auto" and pool.gpu_claim < 1 else 1.0
     on_gpu = Holding(
         holder="each actor", kind="GPU", num_bytes=trained + CUDA_CONTEXT_BYTES, during=during,
         room_bytes=_gpu_room(pool.gpu_gigabytes), share=share,
     )  # fmt: skip
-    in_ram = libraries + _num_bytes(proxy.model)  # on its way to the GPU
+    in_ram = libraries + model_bytes(proxy.model)  # on its way to the GPU
     return [Holding(holder="each actor", kind="RAM", num_bytes=in_ram, during="receive proxy"), on_gpu]
 
 
@@ -223,10 +222,6 @@ def _shared_memory() -> int:
 
 def _most(by_phase: Mapping[str, int]) -> tuple[str, int]:
     return max(by_phase.items(), key=lambda item: item[1])
-
-
-def _num_bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _changed_bytes(proxy: Proxy) -> int:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
-from fedpft.config import Config, doubtful_settings, dump_config, reported_name
+from fedpft.config import Config, ConfigError, doubtful_settings, dump_config, reported_name
 from fedpft.config.adversary import OMNISCIENT
 from fedpft.config.gpus import server_claim
 from fedpft.data.datamodule import FederatedData
@@ -148,6 +149,8 @@ def _way_of_data(config: Config, data: FederatedData) -> str:
 def planned_actors(config: Config) -> int:
     """Return how many actors a run would start, without starting any.
 
+    Where GPUs are described that are not here, it is as many as a round has clients, or as the settings say.
+
     Raises:
         ConfigError: the cluster can never hold them.
 
@@ -156,4 +159,10 @@ def planned_actors(config: Config) -> int:
         return SequentialPool().num_actors
     from fedpft.simulation.cluster import actors_that_fit
 
-    return actors_that_fit(config.pool, config.federated.cohort_size, partial(server_claim, config))
+    pool, cohort = config.pool, config.federated.cohort_size
+    try:
+        return actors_that_fit(pool, cohort, partial(server_claim, config))
+    except ConfigError:
+        if pool.address is not None or pool.gpu_gigabytes is None or torch.cuda.is_available():
+            raise
+        return pool.actors if isinstance(pool.actors, int) else cohort
