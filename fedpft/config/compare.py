@@ -13,7 +13,8 @@ HARMLESS = (
     "config_version", "name", "output_dir", "pool.kind", "pool.actors", "pool.address", "pool.cpus_per_actor",
     "pool.gpus_per_actor", "pool.memory_per_actor_gigabytes",
     "pool.max_retries", "pool.client_timeout_seconds", "pool.start_timeout_seconds", "pool.max_actor_memory_gigabytes",
-    "federated.allow_dropped", "server.num_gpus", "task.data", "cache.*", "checkpoint.*", "tracking.*",
+    "pool.gpu_gigabytes", "federated.allow_dropped", "server.gpu_gigabytes", "server.num_gpus",
+    "task.data", "cache.*", "checkpoint.*", "tracking.*",
 )  # fmt: skip
 """Keys (patterns) without influence on the numbers of a run."""
 

@@ -32,6 +32,8 @@ class PoolConfig:
     memory_per_actor_gigabytes: float = 0.6
     """RAM that each actor claims where `actors` is `auto`, in 10^9 bytes; the default is what its libraries take. The
     claim grows where a try with the longest examples takes more."""
+    gpu_gigabytes: float | None = None
+    """The same as `server.gpu_gigabytes`, of each GPU on which clients train."""
     clients_per_batch: Union[int, str] = 1  # noqa: UP007
     """How many clients an actor trains together, so that the frozen weights meet all of their batches at once. `auto`
     finds on the first steps how many pay. On a CPU in float32 the result does not depend on it in any bit; elsewhere it
@@ -83,6 +85,7 @@ class PoolConfig:
         require_repeats("pool", self, "max_retries")
         require_threads("pool.threads_per_client", self.threads_per_client)
         require_positive_or_none("pool", self, "client_timeout_seconds", "max_actor_memory_gigabytes")
+        require_positive_or_none("pool", self, "gpu_gigabytes")
 
     @property
     def gpu_claim(self) -> float:

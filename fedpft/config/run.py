@@ -10,6 +10,7 @@ from fedpft.config.checks import (
     require_nameable,
     require_non_negative,
     require_positive,
+    require_positive_or_none,
     require_threads,
 )
 from fedpft.config.data import FMConfig, PublicConfig, TaskConfig
@@ -55,6 +56,9 @@ class ServerConfig:
     deterministic: bool = False
     """Whether a GPU uses only torch's deterministic algorithms, so that equal runs on equal GPUs end with equal bits.
     They are slower (usually by 10 to 30 %) and take more memory, and an operation that has none ends the run."""
+    gpu_gigabytes: float | None = None
+    """The memory of the server's GPU, in 10^9 bytes, for `fedpft plan` alone, which says what does not fit. null takes
+    that of a GPU of this machine. A number tells of a machine that is not at hand."""
     num_threads: int | None = None
     """How many torch threads the driver has; null takes one for each core. The number is part of the alignments'
     numerics: with the same number the bits are the same."""
@@ -66,6 +70,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if self.num_gpus != "auto":
             require_gpus("server.num_gpus", self.num_gpus, "auto, or ")
+        require_positive_or_none("server", self, "gpu_gigabytes")
         require(self.devices > 0, "server.devices", self.devices, "an integer > 0")
         claimed = self.gpu_claim == 0 or self.devices <= max(1, self.gpu_claim)
         require(

@@ -18,6 +18,11 @@ MIN_ROUNDS, MAX_ROUNDS = 20, 40
 MAX_BYTES_PER_ROUND = 1e6
 MAX_GROWTH_RATIO = 0.05
 
+MARGIN = 0.15
+"""Of a peak, for what a try or a count does not see: fragments, and kernels that other shapes load."""
+CUDA_CONTEXT_BYTES = 600 * 2**20
+"""What a process takes of a GPU besides torch's tensors: the driver's context and the kernels."""
+
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",

@@ -96,7 +96,7 @@ def check_weights(fm: PreTrainedModel, report: Mapping[str, Any], config: FMConf
         raise ConfigError(f"fm.path: found {found} ({len(wrong)} tensors so), allowed: {allowed}")
     _check_no_surplus(fm, report["unexpected_keys"], config, is_lm)
     for name, parameter in fm.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
             raise ConfigError(
                 f"fm.path: found NaN or infinite values in {name} of {config.path!r}, allowed: finite weights"
             )

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from fedpft.models.ffn import num_transformer_parameters
-from fedpft.models.lora import get_adapter, num_base_parameters
+from fedpft.models.lora import adapter_parameters, num_base_parameters
 
 
 def costs(fm: nn.Module, proxy: nn.Module) -> dict[str, Any]:
@@ -15,11 +15,11 @@ def costs(fm: nn.Module, proxy: nn.Module) -> dict[str, Any]:
     `compression_ratio` is theirs.
     """
     fm_layers, proxy_layers = num_transformer_parameters(fm), num_transformer_parameters(proxy)
-    adapter = get_adapter(proxy)
+    adapter = adapter_parameters(proxy).values()
     return {
         "num_params_fm": num_base_parameters(fm),
         "num_params_sub_fm": num_base_parameters(proxy),
-        "num_params_adapter": len(adapter),
+        "num_params_adapter": sum(parameter.numel() for parameter in adapter),
         "num_transformer_params_fm": fm_layers,
         "num_transformer_params_sub_fm": proxy_layers,
         "compression_ratio": fm_layers / proxy_layers,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from fedpft.models.sources import (
     SCRATCH,
     check_revision,
     from_pretrained,
+    has_weights_here,
     is_from_scratch,
     loaded_commit,
     one_line,
@@ -102,6 +104,7 @@ def load_fm(
     kind: TaskKind = "classification",
     pad_token_id: int | None = None,
     label_names: Sequence[str] = (),
+    empty: bool = False,
 ) -> PreTrainedModel:
     """Return the FM with a head for `num_labels` classes, in eval mode; a new head is initialised from `seed`.
 
@@ -118,6 +121,8 @@ def load_fm(
         kind: the task's.
         pad_token_id: the tokenizer's; a decoder pools the last token that is not padding.
         label_names: of the classes, in order; a stored head is made one for them; empty: it stays as it is.
+        empty: whether to leave it without weights, on the meta device; of its files then only names and shapes are
+            read, and none where they are not on this machine.
 
     Raises:
         ConfigError: as :func:`load_fm_config`; files that cannot be read, weights for the backbone that are missing, of
@@ -126,11 +131,13 @@ def load_fm(
     """
     auto, (stored, fm_config, notes) = auto_model(modality, kind), _configs(config, num_labels, kind)
     fm_config.architectures = []  # the class is the task's; DeiT's files name one with a teacher, which takes no labels
+    new = is_from_scratch(config)
     with isolated_torch_rng(derive_seed(seed, "fm")):
-        if is_from_scratch(config):
-            with one_line(_unbuildable(config)):
+        if new or (empty and not has_weights_here(config)):
+            with one_line(_unbuildable(config)), torch.device("meta") if empty else nullcontext():
                 fm = auto.from_config(fm_config, dtype=torch_dtype(config))
-            random = ["*"]
+            random = ["*"] if new else []
+            notes += [] if new else ["fm.path: its weights are not on this machine, and were not looked at"]
         else:
             fm, report = from_pretrained(
                 auto,
@@ -139,6 +146,7 @@ def load_fm(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 dtype=torch_dtype(config),  # whatever the config says of the files: they may be more precise than that
+                **({"device_map": "meta"} if empty else {}),
             )
             drawn = check_weights(fm, report, config)
             random = [*drawn]
@@ -154,7 +162,7 @@ def load_fm(
     origin = Origin(
         random_weights=tuple(sorted(random)),
         new_modules=("pooler",) if any(name.startswith(pooler) for name in random) else (),
-        revision=loaded_commit(config),
+        revision=None if empty else loaded_commit(config),
         notes=tuple(notes),
     )
     remember_origin(fm, origin)

@@ -5,7 +5,7 @@ itself, but not for every family (MPNet).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -40,12 +40,27 @@ def keeping_activations() -> Iterator[None]:
         _Recomputed.is_on = True
 
 
+@contextmanager
+def recomputing_within(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Let what layers compute again be computed within this context, which may be entered many times.
+
+    A backward pass does not know of the modes of torch that were on when it began.
+    """
+    _Recomputed.context = context
+    try:
+        yield
+    finally:
+        _Recomputed.context = nullcontext()
+
+
 class _Recomputed(nn.Module):
     """Comes before a layer's class."""
 
     is_on = True
+    context: AbstractContextManager[Any] = nullcontext()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (self.training and _Recomputed.is_on):
             return super().forward(*args, **kwargs)
-        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+        contexts = nullcontext(), _Recomputed.context
+        return checkpoint(super().forward, *args, use_reentrant=False, context_fn=lambda: contexts, **kwargs)

@@ -6,7 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
+from huggingface_hub import try_to_load_from_cache
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    extract_commit_hash,
+)
 
 from fedpft.config import ConfigError, FMConfig
 from fedpft.models.checks import check_no_adapter
@@ -65,6 +74,16 @@ def from_pretrained(auto: Any, fm: FMConfig, **kwargs: Any) -> Any:
             kwargs["revision"] = fm.revision
         check_no_adapter(path, fm.revision)
         return auto.from_pretrained(path, **kwargs)
+
+
+def has_weights_here(fm: FMConfig) -> bool:
+    """Whether the FM's weights lie on this machine, in a folder or among what was had from the hub before."""
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    path = Path(resolve_path(fm.path)).expanduser()
+    if path.is_dir():
+        return any((path / name).exists() for name in names)
+    found = (try_to_load_from_cache(fm.path, name, revision=fm.revision) for name in names)
+    return any(isinstance(file, str) for file in found)
 
 
 def loaded_commit(fm: FMConfig) -> str | None:

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model whose parameters are on the meta device, and their values by name (each tied group once)."""
+    """A model whose parameters are on the meta device, and their values by name (each tied group once).
+
+    Of one that had no values itself there are none, and it stays so when it is unpacked.
+    """
 
     skeleton: nn.Module
     weights: Mapping[str, np.ndarray]
@@ -30,7 +33,7 @@ class PackedModel:
 
 def pack_model(model: nn.Module) -> PackedModel:
     """Split a model into skeleton and weights; the weights are copies, the model is not changed."""
-    weights = {name: as_array(parameter) for name, parameter in model.named_parameters()}
+    weights = {name: as_array(parameter) for name, parameter in model.named_parameters() if not parameter.is_meta}
     return PackedModel(skeleton_of(model), weights)
 
 
@@ -79,10 +82,12 @@ def unpack_model(packed: PackedModel) -> nn.Module:
             _tensor(packed.weights[name], parameter.dtype, writable=parameter.requires_grad), parameter.requires_grad
         )
         for name, parameter in model.named_parameters()
+        if name in packed.weights
     }
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            module.register_parameter(name, filled[id(parameter)])
+            if id(parameter) in filled:
+                module.register_parameter(name, filled[id(parameter)])
     return model
 
 

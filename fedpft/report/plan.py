@@ -1,10 +1,11 @@
 """What `fedpft plan` prints: sizes, traffic, and a picture of who has which labels."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.filesize import decimal as format_bytes
 
 from fedpft.report.compute import cost_rows
 from fedpft.report.privacy import epsilon_by_round, privacy_rows, secure_rows
@@ -22,7 +23,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     Keys of `plan` shown: config_yaml, label_histogram (clients x labels; None: kept back), label_names, num_params_fm,
     num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
     bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server, client_states_bytes, local_step,
-    actors, pool, data, privacy, secure_aggregation, notes; by method.
+    actors, pool, memory, data, privacy, secure_aggregation, notes; by method.
     """
     console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
     if plan["label_histogram"] is not None:
@@ -35,6 +36,8 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     for row in cost_rows(plan):
         facts.add_row(*row)
     facts.add_row("actors", str(plan["actors"]), f"pool {plan['pool']}")
+    for row in memory_rows(plan.get("memory", ())):
+        facts.add_row(*row)
     for row in (*privacy_rows(plan), *secure_rows(plan)):
         facts.add_row(*row)
     console.print(facts)
@@ -43,6 +46,17 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
         console.print(f"{epsilon_by_round(plan)}\n", highlight=False, soft_wrap=True)
     for line in plan["notes"]:
         print_note(console, line)
+
+
+def memory_rows(memory: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of each row: who holds how much at most, during what, and of what room."""
+    for part in memory:
+        place = "" if part["kind"] == "shared memory" else f", {part['kind']}"
+        note = f"during {part['during']}"
+        if part["room_bytes"] is not None:
+            room = format_bytes(round(part["share"] * part["room_bytes"]))
+            note += f"; {'fits' if part['fits'] else 'does not fit'} into {room}"
+        yield f"{part['holder']}{place}", format_bytes(part["num_bytes"]), note
 
 
 def partition_picture(histogram: Sequence[Sequence[int]], label_names: Sequence[str], width: int) -> Iterable[str]:

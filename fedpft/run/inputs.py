@@ -164,13 +164,15 @@ def load_untuned_fm(
     label_names: Sequence[str],
     pad_token_id: int | None,
     saved_fm: Path | None = None,
+    *,
+    empty: bool = False,
 ) -> PreTrainedModel:
-    """Load the FM without the data, but for the names of its labels; see :func:`load_fm`."""
+    """Load the FM without the data, but for the names of its labels; see :func:`load_fm`. `empty`: without weights."""
     source = replace(config.fm, path=str(saved_fm), revision=None, config={}) if saved_fm else config.fm
     seed = config.server_seed if is_from_scratch(source) else config.seed  # else only a new head draws
     fm = loading.load_fm(
         source, modality=modality, kind=kind, num_labels=len(label_names), seed=seed, pad_token_id=pad_token_id,
-        label_names=label_names,
+        label_names=label_names, empty=empty,
     )  # fmt: skip
     if kind in PROBLEM_TYPES:
         fm.config.id2label = dict(enumerate(label_names))

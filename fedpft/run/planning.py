@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import psutil
-from torch import nn
+import torch
 
-from fedpft.config import Config, doubtful_settings, dump_config, reported_name
+from fedpft.config import Config, ConfigError, doubtful_settings, dump_config, reported_name
 from fedpft.config.adversary import OMNISCIENT
 from fedpft.config.gpus import server_claim
 from fedpft.data.datamodule import FederatedData
@@ -20,11 +20,16 @@ from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.federated.server_rule import held_by_server
 from fedpft.federated.step_costs import compare_steps, step_costs, typical_batch
 from fedpft.methods import find_method
+from fedpft.methods.base import Proxy
+from fedpft.methods.sketch import Sketch, sketch
 from fedpft.models.costs import costs
-from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
+from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter, head_mask
 from fedpft.models.origin import origin_of
+from fedpft.models.weights import skeleton_of
 from fedpft.privacy.client_level import ClientLevel
-from fedpft.run.inputs import load_fm_and_data
+from fedpft.run.inputs import load_data, load_fm, load_untuned_fm
+from fedpft.run.phases import Peaks, construction_peaks
+from fedpft.run.planned_memory import holdings, server_device
 from fedpft.run.tuning import public_data
 from fedpft.trainer import SilentProgress
 
@@ -32,28 +37,38 @@ LARGE_PART = 0.1
 """Of this machine's memory: rows that take more are better shared, since driver and object store both hold them."""
 
 
-def plan(config: Config) -> dict[str, Any]:
-    """Return what a run would do, without training: partition, parameters, bytes, a local step's cost, actors.
+def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
+    """Return what a run would do, without training: partition, parameters, bytes, a local step's cost, actors, memory.
+
+    Data are loaded as for a run. Of the FM only names and shapes are read, so that a plan of a large model takes
+    seconds and no memory; but a method of others gets the FM with its weights: who knows what it does with them.
+
+    Args:
+        config: the run's.
+        counts_memory: whether to go through the run's phases for what they hold, which takes seconds.
 
     Raises:
         ConfigError: a setting with which `run` could not build its proxy or place its actors.
 
     """
     pool_actors = planned_actors(config)
-    untrained = replace(config, align=replace(config.align, layers=replace(config.align.layers, kind="none")))
-    untrained = replace(untrained, cache=replace(config.cache, enabled=False))
-    untrained = replace(untrained, fm=replace(config.fm, pretrain=replace(config.fm.pretrain, num_epochs=0)))
-    fm, data = load_fm_and_data(untrained, SilentProgress())
-    method = find_method(config.method.name)(fm, public_data(data), untrained, SilentProgress())
-    proxy = method.build_proxy()
+    data = load_data(config, SilentProgress())
+    if config.method.is_own:
+        fm, proxy, construction = _own_proxy(config, data)
+    else:
+        sketched = _sketched(config, data)
+        device = server_device(config)
+        construction = construction_peaks(config, sketched, data, device) if counts_memory else Peaks({})
+        fm, proxy = sketched.with_adapters(config)
     batch = typical_batch(data, config.federated.batch_size)
     num_memory = config.federated.num_memory
     recomputes = config.federated.gradient_checkpointing
     step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
-    tuned_fm = method.plug_in(get_adapter(proxy.model))
-    guarantee, num_parameters = ClientLevel.of_run(config), len(get_adapter(proxy.model))
+    layout = adapter_layout(proxy.model)
+    guarantee, num_parameters = ClientLevel.of_run(config), len(head_mask(layout))
     secure, drawn = SecureAggregation.of_run(config, data.partition.sizes), config.federated.drawn_clients
-    sent = traffic(config.federated, adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients))
+    sent = traffic(config.federated, layout, client_ranks(config, data.partition.num_clients))
+    held, lines = holdings(config, fm, proxy, data, construction, pool_actors) if counts_memory else ([], [])
     return {
         "config_yaml": dump_config(config.shown()),
         "method": reported_name(config.method, config.align),
@@ -61,11 +76,12 @@ def plan(config: Config) -> dict[str, Any]:
         "label_histogram": None if config.privacy.strict else np.concatenate(list(label_histograms(data))),
         **costs(fm, proxy.model),
         **(sent if secure is None else secure.traffic(sent, drawn)),
-        **held_by_server(config.federated, adapter_layout(proxy.model)),
-        **_kept_of_clients(config, proxy.model),
-        **compare_steps(batch, tuned_fm, step, num_memory, recomputes=recomputes),
+        **held_by_server(config.federated, layout),
+        **_kept_of_clients(config, num_parameters),
+        **compare_steps(batch, fm, step, num_memory, recomputes=recomputes),
         "actors": pool_actors,
         "pool": config.pool.kind,
+        "memory": [part.record() for part in held],
         "data": _way_of_data(config, data),
         **({"privacy": guarantee.forecast(num_parameters)} if guarantee else {}),
         **({"secure_aggregation": secure.forecast(drawn, num_parameters + 1)} if secure else {}),
@@ -73,27 +89,50 @@ def plan(config: Config) -> dict[str, Any]:
             *doubtful_settings(config),
             *(guarantee.warnings(num_parameters) if guarantee else ()),
             *origin_of(fm).notes,
-            *_kept_updates(config, proxy.model),
+            *_kept_updates(config, num_parameters),
+            *lines,
         ],
     }
 
 
-def _kept_updates(config: Config, proxy: AdaptedModel) -> list[str]:
+def _sketched(config: Config, data: FederatedData) -> Sketch:
+    pad_token_id = data.collate.settings().get("pad_token_id")
+    fm = load_untuned_fm(config, data.kind, data.modality, data.label_names, pad_token_id, empty=True)
+    return sketch(fm, config)
+
+
+def _own_proxy(config: Config, data: FederatedData) -> tuple[AdaptedModel, Proxy, Peaks]:
+    """Return what a method of others makes of the FM, then without weights."""
+    untrained = replace(config, align=replace(config.align, layers=replace(config.align.layers, kind="none")))
+    untrained = replace(untrained, cache=replace(config.cache, enabled=False))
+    untrained = replace(untrained, fm=replace(config.fm, pretrain=replace(config.fm.pretrain, num_epochs=0)))
+    fm = load_fm(untrained, data, SilentProgress())
+    method = find_method(config.method.name)(fm, public_data(data), untrained, SilentProgress())
+    proxy = method.build_proxy()
+    tuned_fm = method.plug_in(get_adapter(proxy.model))
+    note = f"memory: what method.name = {config.method.name} holds while it makes its proxy is not counted"
+    empty_fm, empty = (skeleton_of(model).to("meta") for model in (tuned_fm, proxy.model))
+    if proxy.is_fm:
+        empty = empty_fm
+    return empty_fm, replace(proxy, model=empty), Peaks({}, (note,))
+
+
+def _kept_updates(config: Config, num_parameters: int) -> list[str]:
     """Return a line about the memory of adversaries who must know all updates of a round; none for others."""
     federated = config.federated
     if federated.adversary.kind not in OMNISCIENT:
         return []
-    size = 3 * 8 * federated.cohort_size * get_adapter(proxy).size  # float64, and as much again twice for distances
+    size = 3 * 8 * federated.cohort_size * num_parameters  # float64, and as much again twice for distances
     kind = federated.adversary.kind
     return [f"federated.adversary.kind = {kind} keeps all updates of a round: up to {size / 1e6:.1f} MB in the driver"]
 
 
-def _kept_of_clients(config: Config, proxy: nn.Module) -> dict[str, int]:
+def _kept_of_clients(config: Config, num_parameters: int) -> dict[str, int]:
     """Return what the clients' states take on disk at most: one of each, and those since the checkpoint before last."""
     if not config.federated.client.keeps_state:
         return {}
     federated, since = config.federated, 2 * max(1, config.checkpoint.interval)
-    return {"client_states_bytes": get_adapter(proxy).nbytes * (federated.num_clients + since * federated.cohort_size)}
+    return {"client_states_bytes": 4 * num_parameters * (federated.num_clients + since * federated.cohort_size)}
 
 
 def _way_of_data(config: Config, data: FederatedData) -> str:
@@ -110,6 +149,8 @@ def _way_of_data(config: Config, data: FederatedData) -> str:
 def planned_actors(config: Config) -> int:
     """Return how many actors a run would start, without starting any.
 
+    Where GPUs are described that are not here, it is as many as a round has clients, or as the settings say.
+
     Raises:
         ConfigError: the cluster can never hold them.
 
@@ -118,4 +159,10 @@ def planned_actors(config: Config) -> int:
         return SequentialPool().num_actors
     from fedpft.simulation.cluster import actors_that_fit
 
-    return actors_that_fit(config.pool, config.federated.cohort_size, partial(server_claim, config))
+    pool, cohort = config.pool, config.federated.cohort_size
+    try:
+        return actors_that_fit(pool, cohort, partial(server_claim, config))
+    except ConfigError:
+        if pool.address is not None or pool.gpu_gigabytes is None or torch.cuda.is_available():
+            raise
+        return pool.actors if isinstance(pool.actors, int) else cohort

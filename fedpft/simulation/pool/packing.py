@@ -6,33 +6,24 @@ gradients, moments and activations are there together. It changes no client's re
 
 import gc
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import psutil
 import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from fedpft.data.collate import text_lengths
-from fedpft.data.partition import Partition
-from fedpft.data.shared import opened
 from fedpft.federated import memory as held
 from fedpft.federated.client import LocalClient
-from fedpft.federated.grouping import most_together
+from fedpft.federated.memory import CUDA_CONTEXT_BYTES, MARGIN
 from fedpft.federated.messages import RoundPlan
-from fedpft.federated.package import ClientPackage
+from fedpft.federated.package import ClientPackage, hungriest
 from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
 
-MARGIN = 0.15
-"""Of a client's peak, for what a try does not see: fragments, and kernels that other shapes load."""
-CUDA_CONTEXT_BYTES = 600 * 2**20
-"""What a process takes of a GPU besides torch's tensors: the driver's context and the kernels."""
-_NUM_STEPS = 2
 _GIB = 2**30
 
 
@@ -126,25 +117,6 @@ def probe(package: ClientPackage, gpu_part: float = 1.0) -> MemoryUse:
     if on_gpu:
         torch.cuda.empty_cache()
     return use
-
-
-def hungriest(package: ClientPackage) -> ClientPackage:
-    """Return the package with one client, who owns the longest examples, enough for two steps.
-
-    Where clients train together, as many of him as that; not for an `auto` that looks at the RAM itself.
-    """
-    train = opened(package.train)
-    settings, lengths = package.settings, text_lengths(train)
-    if lengths is None:
-        lengths = np.zeros(len(train))
-    longest = np.argsort(lengths, kind="stable")[::-1][: _NUM_STEPS * settings.batch_size]
-    looks_itself = settings.clients_per_batch == "auto" and settings.keeps_bits
-    num_clients = 1 if looks_itself else most_together(settings)
-    return replace(
-        package,
-        partition=Partition.of_sizes(np.tile(longest, num_clients), np.full(num_clients, len(longest))),
-        settings=replace(settings, num_epochs=1),
-    )
 
 
 def gpu_share(num_actors: int, part: float = 1.0) -> float:

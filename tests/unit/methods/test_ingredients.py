@@ -153,6 +153,8 @@ LEAVES_THE_SUB_FM = {
     "pool.start_timeout_seconds": 7.0,
     "pool.max_actor_memory_gigabytes": 7.0,
     "pool.memory_per_actor_gigabytes": 0.7,
+    "pool.gpu_gigabytes": 24.0,
+    "server.gpu_gigabytes": 80.0,
     "server.num_gpus": 1,
     "federated.min_clients": 2,
     "federated.dropout_ratio": 0.1,

@@ -1,0 +1,104 @@
+"""What `plan` says that a run will hold, from shapes alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedpft.config import ConfigError, load_config
+from fedpft.models.live_memory import live_memory
+from fedpft.report.plan import memory_rows
+from fedpft.run.planned_memory import Holding
+from fedpft.run.planning import plan
+from tests.language_models import weightless_run
+from tests.tiny import TINY_CONFIGS
+
+KB = 1024
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def test_memory_lives_until_its_last_tensor_is_gone():
+    with live_memory() as memory:
+        first = meta(KB).exp()
+        view, second = first[:2], first.exp()
+        assert memory.live_bytes == 8 * KB
+        del first, second
+        assert memory.live_bytes == 4 * KB, "a view holds all of it"
+        del view
+    assert (memory.live_bytes, memory.peak_bytes) == (0, 8 * KB)
+
+
+def test_models_count_once_with_what_autograd_keeps_on_top():
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False)).to("meta")
+    model[2].weight = model[0].weight
+    with live_memory(model) as memory:
+        assert memory.live_bytes == 4 * 256
+        model(torch.ones(64, 16).to("cpu")).sum().backward()
+    inputs, hidden = 4 * 64 * 16, 4 * 64 * 16
+    assert memory.peak_bytes >= 4 * 256 + inputs + hidden + 4 * 256
+
+
+def test_what_depends_on_values_is_the_most_that_it_can_be():
+    with live_memory():
+        mask = meta(3, 5, dtype=torch.bool)
+        assert len(mask.nonzero()) == 15
+        assert meta(3, 5)[mask].shape == (15,)
+        assert not bool(mask.all()), "there is padding"
+        assert torch.equal(meta(2), meta(2))
+        assert meta(2, 2).numpy().shape == (2, 2)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
+def test_autocast_is_that_of_the_device_in_question(device, dtype):
+    layer = nn.Linear(4, 4).to("meta")
+    with live_memory(layer, device=device), torch.autocast("cpu", torch.bfloat16):
+        made = layer(meta(2, 4))
+        assert made.dtype == torch.bfloat16
+        assert torch.nn.functional.softmax(made, dim=-1).dtype == dtype
+
+
+def test_attention_is_fused_and_keeps_no_matrix_of_tokens():
+    query = meta(1, 2, 512, 8).requires_grad_()
+    with live_memory() as memory:
+        torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).sum().backward()
+    assert memory.peak_bytes < 4 * 2 * 512 * 512
+
+
+def test_a_part_of_a_gpu_is_a_part_of_its_memory():
+    whole = {"holder": "each actor", "kind": "GPU", "during": "train a client", "room_bytes": 24 * KB}
+    assert Holding(num_bytes=10 * KB, **whole).fits
+    assert not Holding(num_bytes=10 * KB, share=0.25, **whole).fits
+    assert Holding(num_bytes=10 * KB, **(whole | {"room_bytes": None})).fits is None
+
+
+def test_a_plan_says_which_of_its_parts_does_not_fit_where_without_any_weights(tmp_path):
+    shape = {"model_type": "llama", **TINY_CONFIGS["llama"], "vocab_size": 4096}
+    settings = [
+        *weightless_run(tmp_path, shape, num_chunks=20),
+        "fm.dtype=bfloat16", "fm.max_length=64", "public.chunk_length=16", "method.retained_ratio=0.5",
+        "method.scorer=activation", "align.layers={kind: closed_form, num_examples: 16, batch_size: 4}",
+        "align.neurons={kind: distill, interval: 1, batch_size: 4}", "server.precision=bf16-mixed",
+        "federated={num_clients: 4, clients_per_round: 2, rounds: 2, gradient_checkpointing: true}",
+        "pool={gpus_per_actor: 0.5, gpu_gigabytes: 24, precision: bf16-mixed}", "server.gpu_gigabytes=0.6",
+    ]  # fmt: skip
+    planned = plan(load_config(None, settings))
+    held = {(part["holder"], part["kind"]): part for part in planned["memory"]}
+    assert planned["actors"] == 2, "GPUs are described that are not here"
+    assert held["server", "GPU"]["fits"] is False
+    assert held["each actor", "GPU"]["fits"] is True
+    assert held["each actor", "GPU"]["share"] == 0.5
+    assert held["driver", "RAM"]["fits"] is None, "it is on a machine that is not here"
+    (line,) = [note for note in planned["notes"] if "does not fit" in note]
+    assert line.startswith("memory of server (GPU) does not fit: ")
+    assert not [note for note in planned["notes"] if "not counted:" in note]
+    assert any("its weights are not on this machine" in note for note in planned["notes"])
+    shown = [(title, note.split("; ")[-1]) for title, _, note in memory_rows(planned["memory"])]
+    assert ("server, GPU", "does not fit into 600.0 MB") in shown
+
+
+def test_a_memory_of_a_gpu_is_above_zero():
+    for key in ("server.gpu_gigabytes", "pool.gpu_gigabytes"):
+        with pytest.raises(ConfigError, match=rf"{key}: found 0.0, allowed: null or a finite number > 0"):
+            load_config(None, [f"{key}=0"])
