@@ -144,7 +144,7 @@ def _idle_privacy(config: Config) -> list[str]:
     unread = [
         (not privacy.is_on, "privacy.kind = none", of_dp),
         (not privacy.secure_aggregation, "privacy.secure_aggregation = false", secure),
-        (privacy.is_on and privacy.secure_aggregation, "privacy.kind = client", ["secure_bound"]),
+        (privacy.is_of_clients and privacy.secure_aggregation, "privacy.kind = client", ["secure_bound"]),
         (privacy.is_on and privacy.clipping == "fixed", "privacy.clipping = fixed", adaptive),
         (privacy.is_on and config.counts_neurons_on == "public", "align.neurons.counts = public", ["counts_share"]),
     ]

@@ -23,7 +23,7 @@ from fedpft.methods import find_method
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
 from fedpft.models.origin import origin_of
-from fedpft.privacy.client_level import ClientLevel
+from fedpft.privacy.table import guarantee_of
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.tuning import public_data
 from fedpft.trainer import SilentProgress
@@ -47,11 +47,11 @@ def plan(config: Config) -> dict[str, Any]:
     method = find_method(config.method.name)(fm, public_data(data), untrained, SilentProgress())
     proxy = method.build_proxy()
     batch = typical_batch(data, config.federated.batch_size)
-    num_memory = config.federated.num_memory
+    num_memory = config.local_memory
     recomputes = config.federated.gradient_checkpointing
     step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
     tuned_fm = method.plug_in(get_adapter(proxy.model))
-    guarantee, num_parameters = ClientLevel.of_run(config), len(get_adapter(proxy.model))
+    guarantee, num_parameters = guarantee_of(config, data.partition.sizes), len(get_adapter(proxy.model))
     secure, drawn = SecureAggregation.of_run(config, data.partition.sizes), config.federated.drawn_clients
     sent = traffic(config.federated, adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients))
     return {
