@@ -8,8 +8,8 @@ There is one training loop. Clients that train together make their steps side by
 same shape share one forward and one backward pass (see `fedpft.models.together`), and a client whose batches are used
 up takes no part any more. One client alone is the case of one.
 
-With differential privacy of examples (`fedpft.privacy.dp_sgd`) one client trains at a time, and its examples lie side by
-side as clients of one example each: so each example's gradient is known, for every model that can train several
+With differential privacy of examples (`fedpft.privacy.dp_sgd`) one client trains at a time, and its examples lie side
+by side as clients of one example each: so each example's gradient is known, for every model that can train several
 clients, without hooks for kinds of layers.
 """
 
@@ -277,7 +277,7 @@ class LocalClient:
             turn.account(part.tensors, losses.mean(), 0.0, self._package.step_costs)
         if part.ends_step:
             group.sums[0] += next(turn.noise)
-            group.sums /= noise.num_expected(turn.num_examples)
+            group.sums.div_(noise.num_expected(turn.num_examples))
             group.step(self._adapter.values, [0], group.sums, math.inf)
             group.sums.zero_()
         turn.seconds += time.perf_counter() - start
