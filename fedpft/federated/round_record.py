@@ -53,7 +53,7 @@ def round_record(
 
 
 def _clipped(reports: Sequence[ClientReport]) -> dict[str, float]:
-    """Return which part of an example's gradients was too long, in the mean of the clients; only under DP of examples."""
+    """Return which part of the examples' gradients was too long, the mean over clients; only under DP of examples."""
     parts = [report.metrics["clipped"] for report in reports if "clipped" in report.metrics]
     return {"clients/clipped": sum(parts) / len(parts)} if parts else {}
 
