@@ -163,7 +163,7 @@ class LocalClient:
             )
             if group.counter is not None:
                 stack.enter_context(group.counter)
-            while self._train_privately(plan, group) if is_private else self._train_side_by_side(group):
+            while self._train_privately(group) if is_private else self._train_side_by_side(group):
                 pass
         ends = [
             rule.end(turn.start, self._adapter.values[row], [memory[row] for memory in group.memory], turn.factors)
@@ -255,7 +255,7 @@ class LocalClient:
         gradients.zero_()
         return losses.detach().reshape(-1).double()
 
-    def _train_privately(self, plan: RoundPlan, group: Group) -> bool:
+    def _train_privately(self, group: Group) -> bool:
         """Let the only client take the next part of a batch, and with its last part a step; return whether it had one.
 
         The step's gradient is a sum of clipped ones with noise, divided by the number expected: nothing that comes of
@@ -284,13 +284,16 @@ class LocalClient:
         return True
 
     def _of_each_example(self, batch: Mapping[str, Tensor], group: Group) -> tuple[Tensor, Tensor]:
-        """Return the gradient of each example of a batch, (k, ...), a view, and each one's loss, (k,)."""
+        """Return the gradient of each example of a batch, (k, ...), a view, and each one's loss, (k,).
+
+        A loss that is not finite counts as zero: no update may be refused for what has no noise on it.
+        """
         rows = range(len(batch["labels"]))
         gradients = self._adapter.face(rows)
         self._adapter.values[1 : len(rows)] = self._adapter.values[0]
         losses = self._losses(batch, group.generators * len(rows), exact=False).reshape(-1)
         self._fabric.backward(losses.sum())
-        return gradients, losses.detach().double()
+        return gradients, losses.detach().double().nan_to_num(posinf=0.0)
 
     def _losses(self, batch: Mapping[str, Tensor], generators: Sequence[torch.Generator], *, exact: bool) -> Tensor:
         """Return the loss of a batch; with generators that of each part of it, which has one of its own."""
