@@ -74,7 +74,7 @@ def test_a_step_is_the_sum_of_clipped_gradients_that_autograd_gives_one_example_
     package = replace(package, proxy=pack_model(model))
     plan = replace(plan_for(package, count=False), lr=1.0)
     alone = gradients_one_by_one(package, model, plan, 0)
-    clip = float(np.median(np.linalg.norm(alone, axis=1)))
+    clip = float(np.quantile(np.linalg.norm(alone, axis=1), 0.55))
     expected, norms = clipped_sum(alone, clip)
     found, update = moved(private(package, clip=clip, batch_size=LARGE), plan, 0)
     assert found == pytest.approx(expected / len(alone), abs=1e-6)
@@ -87,7 +87,7 @@ def test_of_a_language_model_a_rows_mean_over_its_tokens_is_what_is_clipped():
     package = replace(package, collate=LanguageCollator(package.collate))
     plan = replace(plan_for(package, count=False), lr=1.0)
     alone = gradients_one_by_one(package, unpack_model(package.proxy), plan, 0)
-    clip = float(np.median(np.linalg.norm(alone, axis=1)))
+    clip = float(np.quantile(np.linalg.norm(alone, axis=1), 0.55))
     found, _ = moved(private(package, clip=clip, batch_size=LARGE), plan, 0)
     assert found == pytest.approx(clipped_sum(alone, clip)[0] / len(alone), abs=1e-6)
 
@@ -182,7 +182,7 @@ def test_what_is_not_tuned_gets_no_noise_and_counts_in_no_norm(package, factor):
     plan = replace(plan_for(package, count=False), lr=1.0, tuned=factor)
     mask = tuned_mask(adapter_layout(unpack_model(package.proxy)), factor)
     alone = gradients_one_by_one(package, unpack_model(package.proxy), plan, 0)[:, mask]
-    clip = float(np.median(np.linalg.norm(alone, axis=1)))
+    clip = float(np.quantile(np.linalg.norm(alone, axis=1), 0.55))
     update = LocalClient(private(package, clip=clip, batch_size=LARGE)).fit(plan, 0)
     assert plan.adapter[mask] - update.adapter == pytest.approx(clipped_sum(alone, clip)[0] / 6, abs=1e-6)
 
