@@ -291,7 +291,7 @@ class LocalClient:
         rows = range(len(batch["labels"]))
         gradients = self._adapter.face(rows)
         self._adapter.values[1 : len(rows)] = self._adapter.values[0]
-        losses = self._losses(batch, group.generators * len(rows), exact=False).reshape(-1)
+        losses = self._losses(batch, [*group.generators] * len(rows), exact=False).reshape(-1)
         self._fabric.backward(losses.sum())
         return gradients, losses.detach().double().nan_to_num(posinf=0.0)
 

@@ -56,7 +56,7 @@ def poisson_batches(
     """Yield a client's batches in which each example is by itself with the same probability, in parts of `most`."""
     rng = numpy_rng(settings.seed, "poisson_batches", round_index, client_id)
     for _ in range(settings.num_steps(len(examples))):
-        drawn = noise.draw(len(examples), rng)
+        drawn = noise.draw(len(examples), rng).tolist()
         parts = even_parts(drawn, most)
         if not parts:
             yield Batch(tensors={}, share=0.0, ends_step=True)
