@@ -144,7 +144,7 @@ def _idle_privacy(config: Config) -> list[str]:
     unread = [
         (not privacy.is_on, "privacy.kind = none", of_dp),
         (not privacy.secure_aggregation, "privacy.secure_aggregation = false", secure),
-        (privacy.is_on and privacy.secure_aggregation, "privacy.kind = client", ["secure_bound"]),
+        (privacy.is_of_clients and privacy.secure_aggregation, "privacy.kind = client", ["secure_bound"]),
         (privacy.is_on and privacy.clipping == "fixed", "privacy.clipping = fixed", adaptive),
         (privacy.is_on and config.counts_neurons_on == "public", "align.neurons.counts = public", ["counts_share"]),
     ]
@@ -152,6 +152,11 @@ def _idle_privacy(config: Config) -> list[str]:
         changed = [f"privacy.{name}" for name in names if getattr(privacy, name) != getattr(defaults, name)]
         if is_idle and changed:
             lines.append(f"no effect with {reason}: {', '.join(changed)}")
+    changed = [] if config.federated.max_grad_norm == FederatedConfig().max_grad_norm else ["federated.max_grad_norm"]
+    changed += [] if config.pool.clients_per_batch == PoolConfig().clients_per_batch else ["pool.clients_per_batch"]
+    if privacy.is_of_examples and changed:
+        why = "gradients are clipped one by one, and what is computed together are examples"
+        lines.append(f"no effect with privacy.kind = example: {', '.join(changed)}; {why}")
     return lines
 
 

@@ -1,5 +1,6 @@
 """Settings of differential privacy and of secure aggregation."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,22 +11,27 @@ from fedpft.config.federated import FederatedConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
-    """Differential privacy (DP) of clients and secure aggregation, simulated; what a run's files may know of them."""
+    """Differential privacy (DP) and secure aggregation, simulated; what a run's files may know of clients."""
 
-    kind: Literal["none", "client"] = "none"
+    kind: Literal["none", "client", "example"] = "none"
     """The guarantee. `client` is DP of whole clients: each update is clipped, noise is added once to their sum, and the
     sum is divided by the expected number of clients. Neighbouring data sets differ in one whole client, which is there
-    or not."""
+    or not. `example` is DP of single examples, by DP-SGD in each client: a step's examples are drawn by Poisson
+    sampling, `federated.batch_size * federated.accumulate` on average, each example's gradient is clipped, noise is
+    added to their sum, and the sum is divided by that average. Neighbouring data sets differ in one example of one
+    client."""
     noise_multiplier: float | None = None
     """The noise's standard deviation divided by `clip`, called z. null takes the smallest one with which all rounds
-    stay within `target_epsilon`."""
+    stay within `target_epsilon`, with `example` for a client that takes part in all of them."""
     target_epsilon: float | None = None
-    """The budget. A round that would exceed it is not run, and the run ends there with its result. null sets no
-    limit."""
+    """The budget. A round that would exceed it, with `example` for any client that is drawn, is not run, and the run
+    ends there with its result. null sets no limit."""
     delta: float = 1e-5
-    """The probability with which epsilon may not hold. It must be below 1 divided by the number of clients."""
+    """The probability with which epsilon may not hold. It must be below 1 divided by the number of clients, with
+    `example` by the number of examples of the largest client."""
     clip: float = 1.0
-    """The largest L2 norm, C, of a client's update (LoRA and head as one vector). A longer one is scaled down to it."""
+    """The largest L2 norm, C, of a client's update, or with `example` of an example's gradient (LoRA and head as one
+    vector). A longer one is scaled down to it."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
     """Whether `clip` stays as it is. With `adaptive` it is the clip of round 1, which then follows a quantile of the
     norms (Andrew et al. 2021)."""
@@ -75,6 +81,16 @@ class PrivacyConfig:
     def is_on(self) -> bool:
         """Whether the run has a guarantee."""
         return self.kind != "none"
+
+    @property
+    def is_of_clients(self) -> bool:
+        """Whether whole updates are clipped and noise is added to their sum."""
+        return self.kind == "client"
+
+    @property
+    def is_of_examples(self) -> bool:
+        """Whether clients clip the gradients of their examples and add noise themselves."""
+        return self.kind == "example"
 
 
 def check_strict(federated: FederatedConfig) -> None:
@@ -132,9 +148,9 @@ def check_secure_aggregation(privacy: PrivacyConfig, federated: FederatedConfig,
         kind in ("none", *ON_DATA), "federated.adversary.kind", kind, f"none, {', '.join(ON_DATA)}", why
     )  # fmt: skip
     why = "each client's counts would have to be scaled before they are masked"
-    public = not privacy.is_on or counts == "public"
+    public = not privacy.is_of_clients or counts == "public"
     refuse_unless(public, "align.neurons.counts", counts, "public", f"and privacy.kind = {privacy.kind}: {why}")
-    if privacy.is_on and federated.sampling == "poisson":
+    if privacy.is_of_clients and federated.sampling == "poisson":
         rate, others = federated.cohort_size / federated.num_clients, federated.num_clients - 1
         lone = (1 - rate) ** others * (1 - rate + federated.num_clients * rate)
         why = (
@@ -144,13 +160,8 @@ def check_secure_aggregation(privacy: PrivacyConfig, federated: FederatedConfig,
         refuse_unless(rare, "federated.clients_per_round", found, "more", f"and {why}")
 
 
-def check_client_level(privacy: PrivacyConfig, federated: FederatedConfig) -> None:
-    """Refuse what would break the guarantee: who is drawn, kept and weighed must not depend on others or on data.
-
-    Raises:
-        ConfigError: a setting that cannot be with `privacy.kind = client`, and why.
-
-    """
+def _check_client_level(privacy: PrivacyConfig, federated: FederatedConfig, counts: str) -> None:
+    """Refuse what makes it depend on others or on data who is drawn, kept and weighed."""
     mode = "with privacy.kind = client"
 
     def refuse_unless(condition: bool, name: str, allowed: str, why: str) -> None:
@@ -198,3 +209,40 @@ def check_client_level(privacy: PrivacyConfig, federated: FederatedConfig) -> No
     population = federated.num_clients * (privacy.noise_cohort_size or cohort) / cohort
     allowed = f"a number below 1 / {population:g} clients: one client in so many could be given away whole"
     require(privacy.delta < 1 / population, "privacy.delta", privacy.delta, allowed)
+
+
+def _check_example_level(privacy: PrivacyConfig, federated: FederatedConfig, counts: str) -> None:
+    """Refuse what would let more of an example out than the noised steps of its client, which all else may work on."""
+    mode = "with privacy.kind = example"
+    sampling = federated.sampling
+    allowed = f"any but power_of_choice {mode}: it draws by training losses, which nobody adds noise to"
+    require(sampling != "power_of_choice", "federated.sampling", sampling, allowed)
+    allowed = f"public {mode}: counts on a client's examples would leave it without noise"
+    require(counts == "public", "align.neurons.counts", counts, allowed)
+    allowed = f"fixed {mode}: the clip follows a noised count of updates, which only kind = client has"
+    require(privacy.clipping == "fixed", "privacy.clipping", privacy.clipping, allowed)
+    cohort = privacy.noise_cohort_size
+    allowed = f"null {mode}: each client adds its own noise, and a larger population would not lower it"
+    require(cohort is None, "privacy.noise_cohort_size", cohort, allowed)
+
+
+_CHECKS: Mapping[str, Callable[[PrivacyConfig, FederatedConfig, str], None]] = {
+    "client": _check_client_level,
+    "example": _check_example_level,
+}
+
+
+def check_guarantee(privacy: PrivacyConfig, federated: FederatedConfig, counts: str) -> None:
+    """Refuse what would break the guarantee that a run has.
+
+    Args:
+        privacy: the run's.
+        federated: the run's.
+        counts: whose data neuron counts come from.
+
+    Raises:
+        ConfigError: a setting that cannot be with `privacy.kind`, and why.
+
+    """
+    if privacy.is_on:
+        _CHECKS[privacy.kind](privacy, federated, counts)

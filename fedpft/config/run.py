@@ -24,7 +24,7 @@ from fedpft.config.method import (
     NeuronAlignConfig,
 )
 from fedpft.config.pool import PoolConfig
-from fedpft.config.privacy import PrivacyConfig, check_client_level, check_secure_aggregation, check_strict
+from fedpft.config.privacy import PrivacyConfig, check_guarantee, check_secure_aggregation, check_strict
 from fedpft.config.stop import StopConfig
 from fedpft.config.tracking import TrackingConfig
 
@@ -183,8 +183,7 @@ class Config:
         fits = self.method.name != "fedot" or "closed_form" not in kind
         require(fits, "align.layers.kind", kind, "distill or none with method.name = fedot, which compresses no FFN")
         self._check_ranks()
-        if self.privacy.kind == "client":
-            check_client_level(self.privacy, self.federated)
+        check_guarantee(self.privacy, self.federated, self.counts_neurons_on)
         if self.privacy.secure_aggregation:
             check_secure_aggregation(self.privacy, self.federated, self.counts_neurons_on)
         if self.privacy.strict:
@@ -195,6 +194,12 @@ class Config:
         """Whose data the activation counts of neuron-level alignment come from."""
         chosen = self.align.neurons.counts
         return ("public" if self.privacy.is_on else "clients") if chosen == "auto" else chosen
+
+    @property
+    def local_memory(self) -> int:
+        """How many numbers a client that trains keeps for each weight, besides value and gradient."""
+        of_examples = 2 * self.federated.batch_size if self.privacy.is_of_examples else 0  # value and gradient of each
+        return self.federated.num_memory + of_examples
 
     def _check_precision(self) -> None:
         if self.fm.dtype == "float32":

@@ -1,5 +1,7 @@
 """From the run's settings, proxy and data to what is broadcast to every place that plays clients."""
 
+from dataclasses import replace
+
 from fedpft.config import Config
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.adversary.clients import Adversaries
@@ -10,6 +12,7 @@ from fedpft.federated.package import ClientPackage
 from fedpft.federated.step_costs import StepCosts
 from fedpft.methods.base import Proxy
 from fedpft.models.weights import pack_model
+from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.trainer import accelerator
 
 
@@ -19,6 +22,7 @@ def client_package(
     data: FederatedData,
     step_costs: StepCosts | None = None,
     adversaries: Adversaries | None = None,
+    example_noise: ExampleNoise | None = None,
 ) -> ClientPackage:
     """Return what goes to the clients before the first round: the proxy and the data, nothing of the FM.
 
@@ -31,7 +35,7 @@ def client_package(
         train=train,
         partition=partition,
         collate=data.collate,
-        settings=local_settings(config),
+        settings=replace(local_settings(config), example_noise=example_noise),
         ranks=client_ranks(config, partition.num_clients),
         step_costs=step_costs,
     )

@@ -7,8 +7,14 @@ trained there before; on a CPU in float32 that holds for :meth:`LocalClient.fit_
 There is one training loop. Clients that train together make their steps side by side: those whose next batches have the
 same shape share one forward and one backward pass (see `fedpft.models.together`), and a client whose batches are used
 up takes no part any more. One client alone is the case of one.
+
+With differential privacy of examples (`fedpft.privacy.dp_sgd`) one client trains at a time, and its examples lie side
+by side as clients of one example each: so each example's gradient is known, for every model that can train several
+clients, without hooks for kinds of layers.
 """
 
+import itertools
+import math
 import time
 import traceback
 import warnings
@@ -27,7 +33,7 @@ from fedpft.data.shared import opened
 from fedpft.federated.client_steps.base import ClientStep, End, Start
 from fedpft.federated.client_steps.table import client_step
 from fedpft.federated.grouping import by_shape
-from fedpft.federated.local_batches import Batch, batches
+from fedpft.federated.local_batches import Batch, batches, poisson_batches
 from fedpft.federated.local_schedule import rate_factors
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.federated.memory import GpuPeak, is_out_of_memory
@@ -43,7 +49,7 @@ from fedpft.models.lora import adapter_layout, rank_mask
 from fedpft.models.recompute import recompute_layers
 from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
 from fedpft.models.weights import replace_weights, unpack_model
-from fedpft.seeding import derive_seed, isolated_torch_rng
+from fedpft.seeding import derive_seed, isolated_torch_rng, numpy_rng
 from fedpft.trainer import hush_lightning
 
 FREE_RAM_SHARE = 0.25
@@ -92,7 +98,11 @@ class LocalClient:
 
     def fit(self, plan: RoundPlan, client_id: int) -> ClientUpdate:
         """Train the plan's adapter on one client's shard and return it."""
-        (update,) = self._train(plan, [client_id])
+        try:
+            (update,) = self._train(plan, [client_id])
+        except ForeignDrawError as error:  # of examples side by side
+            self._go_one_by_one(error, "examples")
+            (update,) = self._train(plan, [client_id])
         return update
 
     def fit_together(self, plan: RoundPlan, client_ids: Sequence[int]) -> list[ClientUpdate]:
@@ -101,13 +111,12 @@ class LocalClient:
         When memory runs out they begin again, with half as many in a forward pass; a model that cannot run for several
         at once has them one after the other.
         """
-        while len(client_ids) > 1 and not self._is_for_one:
+        while len(client_ids) > 1 and not self._is_for_one and self._settings.example_noise is None:
             try:
                 return self._train(plan, client_ids)
             except Exception as error:
                 if isinstance(error, ForeignDrawError):
-                    warnings.warn(f"clients train one by one: {error}", stacklevel=2)
-                    self._is_for_one = True
+                    self._go_one_by_one(error, "clients")
                 elif self._together is not None and is_out_of_memory(error):
                     self._throughput.halve(*self._together)
                 else:
@@ -117,12 +126,18 @@ class LocalClient:
                 torch.cuda.empty_cache()
         return [self.fit(plan, client_id) for client_id in client_ids]
 
+    def _go_one_by_one(self, error: ForeignDrawError, what: str) -> None:
+        warnings.warn(f"{what} train one by one: {error}", stacklevel=3)
+        self._is_for_one = True
+
     def _train(self, plan: RoundPlan, client_ids: Sequence[int]) -> list[ClientUpdate]:
         start = time.perf_counter()
         settings, module = self._settings, self._module
-        if len(client_ids) > self._adapter.num_clients:
+        is_private = settings.example_noise is not None
+        num_rows = self._examples_together if is_private else len(client_ids)
+        if num_rows > self._adapter.num_clients:
             self._adapter.face([0])  # the shapes of one client's adapter
-            self._adapter = FlatAdapter(module.proxy, len(client_ids))
+            self._adapter = FlatAdapter(module.proxy, num_rows)
         first = self._row_sent(plan)
         self._adapter.fill(first)
         turns = self._turns(plan, first, client_ids)
@@ -138,15 +153,17 @@ class LocalClient:
                 rule=rule,
                 segments=self._adapter.tuned_segments(plan.tuned),
                 memory=[torch.stack(kind) for kind in zip(*(rule.begin(turn.start) for turn in turns), strict=True)],
-                sums=torch.zeros_like(self._adapter.values[: len(turns)]) if settings.accumulate > 1 else None,
+                sums=torch.zeros_like(self._adapter.values[: len(turns)])
+                if settings.accumulate > 1 or is_private
+                else None,
                 counter=InactivityCounter(self._watched, len(turns)) if plan.count_activations else None,
                 generators=[torch.Generator(self._fabric.device).manual_seed(turn.seed) for turn in turns]
-                if len(turns) > 1
+                if len(turns) > 1 or (is_private and not self._is_plain)
                 else [],
             )
             if group.counter is not None:
                 stack.enter_context(group.counter)
-            while self._train_side_by_side(group):
+            while self._train_privately(group) if is_private else self._train_side_by_side(group):
                 pass
         ends = [
             rule.end(turn.start, self._adapter.values[row], [memory[row] for memory in group.memory], turn.factors)
@@ -178,9 +195,10 @@ class LocalClient:
             adapter=self._adapter.vector_of(self._cut(end.adapter, turn.client_id), plan.tuned),
             state={name: self._adapter.vector_of(array) for name, array in end.own.items()},
             metrics={
-                "loss": float(turn.loss_sum) / (turn.num_examples * self._settings.num_epochs),
+                "loss": float(turn.loss_sum) / max(1, turn.num_seen),
                 "seconds": turn.seconds + rest,
                 **({} if self._package.step_costs is None else spent),
+                **({} if turn.noise is None else {"clipped": float(turn.num_clipped) / max(1, turn.num_seen)}),
                 **peaks,
             },
             counts=counts,
@@ -219,14 +237,10 @@ class LocalClient:
         gradients = self._adapter.face(clients)
         parts = [batch.tensors for batch in batches]
         batch = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        with ExitStack() as stack:
-            if group.counter is not None:
-                group.counter.set_mask(batch.get("attention_mask"), clients)
-            stack.enter_context(self._fabric.autocast())
-            if group.generators:
-                generators = [group.generators[client] for client in clients]
-                stack.enter_context(Together(generators, exact=self._keeps_bits))
-            losses = self._module.training_step(batch, 0)
+        if group.counter is not None:
+            group.counter.set_mask(batch.get("attention_mask"), clients)
+        generators = [group.generators[client] for client in clients] if group.generators else []
+        losses = self._losses(batch, generators, exact=self._keeps_bits)
         if group.sums is None:
             self._fabric.backward(losses.sum())
             group.step(self._adapter.values, clients, gradients, self._settings.max_grad_norm)
@@ -240,6 +254,63 @@ class LocalClient:
                 group.sums[due] = 0
         gradients.zero_()
         return losses.detach().reshape(-1).double()
+
+    def _train_privately(self, group: Group) -> bool:
+        """Let the only client take the next part of a batch, and with its last part a step; return whether it had one.
+
+        The step's gradient is a sum of clipped ones with noise, divided by the number expected: nothing that comes of
+        it needs to be clipped again.
+        """
+        start, (turn,), noise = time.perf_counter(), group.turns, self._settings.example_noise
+        part = next(turn.batches, None)
+        if part is None:
+            return False
+        assert noise is not None
+        assert turn.noise is not None
+        assert group.sums is not None
+        if part.tensors:
+            gradients, losses = self._of_each_example(part.tensors, group)
+            total, num_clipped = noise.clipped_sum(gradients, group.segments)
+            gradients.zero_()
+            group.sums[0] += total
+            turn.num_clipped = turn.num_clipped + num_clipped
+            turn.account(part.tensors, losses.mean(), 0.0, self._package.step_costs)
+        if part.ends_step:
+            group.sums[0] += next(turn.noise)
+            group.sums.div_(noise.num_expected(turn.num_examples))
+            group.step(self._adapter.values, [0], group.sums, math.inf)
+            group.sums.zero_()
+        turn.seconds += time.perf_counter() - start
+        return True
+
+    def _of_each_example(self, batch: Mapping[str, Tensor], group: Group) -> tuple[Tensor, Tensor]:
+        """Return the gradient of each example of a batch, (k, ...), a view, and each one's loss, (k,).
+
+        A loss that is not finite counts as zero: no update may be refused for what has no noise on it.
+        """
+        rows = range(len(batch["labels"]))
+        gradients = self._adapter.face(rows)
+        self._adapter.values[1 : len(rows)] = self._adapter.values[0]
+        losses = self._losses(batch, [*group.generators] * len(rows), exact=False).reshape(-1)
+        self._fabric.backward(losses.sum())
+        return gradients, losses.detach().double().nan_to_num(posinf=0.0)
+
+    def _losses(self, batch: Mapping[str, Tensor], generators: Sequence[torch.Generator], *, exact: bool) -> Tensor:
+        """Return the loss of a batch; with generators that of each part of it, which has one of its own."""
+        with ExitStack() as stack:
+            stack.enter_context(self._fabric.autocast())
+            if generators:
+                stack.enter_context(Together(generators, exact=exact))
+            return self._module.training_step(batch, 0)
+
+    @property
+    def _examples_together(self) -> int:
+        return 1 if self._is_plain else self._settings.batch_size
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether one pass is one example's: layers are computed again without knowing that there are several."""
+        return self._is_for_one or self._settings.recomputes
 
     @property
     def _keeps_bits(self) -> bool:
@@ -273,17 +344,27 @@ class LocalClient:
                 seed=derive_seed(settings.seed, "local", plan.round_index, client_id),
                 start=Start(adapter=self._cut(adapter, client_id), shared=shared, own=own),
                 factors=rate_factors(settings.client, settings.num_steps(len(shard))),
+                noise=self._noise(plan, client_id),
             )
             turns.append(turn)
         return turns
 
     def _batches_of(self, round_index: int, client_id: int) -> Iterator[Batch]:
-        package = self._package
+        package, noise = self._package, self._settings.example_noise
         examples = prepared_rows(self._train_rows, package.partition.shard(client_id), package.collate)
-        return (
-            replace(batch, tensors=self._fabric.to_device(dict(batch.tensors)))
-            for batch in batches(examples, package.collate, package.settings, round_index, client_id)
-        )
+        of_client = (examples, package.collate, package.settings, round_index, client_id)
+        found = batches(*of_client) if noise is None else poisson_batches(*of_client, noise, self._examples_together)
+        return (replace(batch, tensors=self._fabric.to_device(dict(batch.tensors))) for batch in found)
+
+    def _noise(self, plan: RoundPlan, client_id: int) -> Iterator[Tensor] | None:
+        """Return the noise of each of a client's steps, as rows; None: there is none."""
+        noise = self._settings.example_noise
+        if noise is None:
+            return None
+        rng = numpy_rng(self._settings.seed, "example_noise", plan.round_index, client_id)
+        size = sum(segment.stop - segment.start for segment in self._adapter.tuned_segments(plan.tuned))
+        rows = (self._adapter.row_of(noise.noise(size, rng), plan.tuned) for _ in itertools.repeat(None))
+        return (self._cut(row, client_id) for row in rows)
 
     def _rows(self, arrays: Arrays) -> dict[str, Tensor]:
         return {name: self._adapter.row_of(array) for name, array in arrays.items()}

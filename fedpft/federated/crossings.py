@@ -17,6 +17,7 @@ from fedpft.federated.messages import (
     RoundPlan,
 )
 from fedpft.federated.package import ClientPackage
+from fedpft.privacy.dp_sgd import ExampleNoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ CROSSINGS: Mapping[type[Any], Crossing] = {
         only_in_a_simulation=("train", "partition"),
     ),
     LocalSettings: Crossing(sender="server", reader="every client", when="inside `ClientPackage`"),
+    ExampleNoise: Crossing(
+        sender="server", reader="every client", when="inside `LocalSettings`, with `privacy.kind=example`"
+    ),
     MaskingStep: Crossing(
         sender="server",
         reader="the round's clients",

@@ -26,8 +26,9 @@ With secure aggregation steps 3 and 4 are framed by two more: clients agree on m
 them off the sum afterwards. A round in which too few are there for that does not count; with differential privacy it
 ends the run, because a round that releases nothing would show how many came.
 
-With differential privacy (`privacy.kind = client`) step 4 is one noised release, and every round counts, whoever came:
-also the noise on nothing is released and accounted for. The run ends before a round that would pass the budget.
+With differential privacy of clients (`privacy.kind = client`) step 4 is one noised release, and every round counts,
+whoever came: also the noise on nothing is released and accounted for. With that of examples clients add noise in step
+3, and nothing else is different. Either run ends before a round that would pass the budget.
 """
 
 import time
@@ -60,7 +61,8 @@ from fedpft.interrupt import RunStoppedError
 from fedpft.methods.base import Method
 from fedpft.metrics.table import Goal, is_better
 from fedpft.models.activations import ActivationCounts
-from fedpft.privacy.client_level import ClientLevel, PrivacyState
+from fedpft.privacy.client_level import ClientLevel
+from fedpft.privacy.guarantee import Guarantee, PrivacyState
 from fedpft.tracking.trackers import Tracker
 
 MAX_UNCOUNTED_ROUNDS = 3
@@ -105,7 +107,7 @@ class Driver:
     """Of what is drawn of the clients (`Config.client_seed`)."""
     partition: Partition
     """How many examples each client has."""
-    guarantee: ClientLevel | None = None
+    guarantee: Guarantee | None = None
     """Of differential privacy; None: there is none."""
     public_counts: Callable[[np.ndarray], ActivationCounts] | None = None
     """Adapter -> the proxy's activation counts on public data, which replace the clients'."""
@@ -161,7 +163,7 @@ class Driver:
         secure = self._agree_on_masks(plan, attendance, state)
         aggregation, failures = self._run_clients(plan, attendance, state, secure)
         fit_seconds = time.perf_counter() - start
-        if secure is not None and secure.why_not is not None and self.guarantee is not None:
+        if secure is not None and secure.why_not is not None and self._released_with is not None:
             raise RunStoppedError(
                 f"round {round_index}: {secure.why_not}; under privacy.kind = client nothing is released"
             )
@@ -192,10 +194,10 @@ class Driver:
             pending_bytes=pending_bytes,
             uncounted_rounds=uncounted_rounds,
             client_losses=self._losses(state, aggregation),
-            privacy=private.account(record) if private else state.privacy,
+            privacy=private.after_release(record) if private else state.privacy,
         )
-        if self.guarantee and round_index < self.config.rounds and not self.guarantee.affords(state.privacy):
-            state = replace(state, stop={"reason": "privacy", "why": self.guarantee.why_over(state.privacy)})
+        if self.guarantee is not None:
+            state = self._account(self.guarantee, state, attendance, record)
         # 5. re-align the proxy
         if has_moved and aligns:
             state = self._after_round(state, aggregation, record)
@@ -227,6 +229,20 @@ class Driver:
         losses = {int(client): loss for client, loss in state.client_losses.items()}
         return draw_attendance(self.config, self.partition.sizes, self.seed, round_index, losses)
 
+    def _account(
+        self, guarantee: Guarantee, state: ServerState, attendance: Attendance, record: dict[str, Any]
+    ) -> ServerState:
+        """Return the state in which the round is paid for, and the run is over if the next one cannot be."""
+        privacy = guarantee.spent(state.privacy, attendance.begun)
+        record["privacy/epsilon"] = guarantee.epsilon(privacy)
+        state = replace(state, privacy=privacy)
+        if self._is_over(state):
+            return state
+        clients = self._draw(state, state.rounds_done + 1).begun
+        if guarantee.affords(privacy, clients):
+            return state
+        return replace(state, stop={"reason": "privacy", "why": guarantee.why_over(privacy, clients)})
+
     def _losses(self, state: ServerState, aggregation: Aggregation) -> Mapping[str, float]:
         if self.config.sampling != "power_of_choice":
             return {}
@@ -251,11 +267,10 @@ class Driver:
 
     def _agree_on_masks(self, plan: RoundPlan, attendance: Attendance, state: ServerState) -> SecureRound | None:
         """Have all clients that begin the round agree, also the late ones; None: there is nobody, or no need."""
-        clients = {*attendance.cohort, *attendance.stragglers}
-        if self.secure is None or not clients:
+        if self.secure is None or not attendance.begun:
             return None
-        clip = state.privacy["clip"] if self.guarantee else None
-        return SecureRound(self.secure, self.pool, plan.round_index, clients, clip)
+        clip = None if self._released_with is None else state.privacy["clip"]
+        return SecureRound(self.secure, self.pool, plan.round_index, attendance.begun, clip)
 
     def _run_clients(
         self, plan: RoundPlan, attendance: Attendance, state: ServerState, secure: SecureRound | None
@@ -301,8 +316,8 @@ class Driver:
     def _aggregation(
         self, order: list[int], cohort: Cohort, plan: RoundPlan, state: ServerState, secure: SecureRound | None
     ) -> Aggregation:
-        if self.guarantee is not None:
-            of_privacy = (self.guarantee, state.privacy, self.num_neurons, secure)
+        if (guarantee := self._released_with) is not None:
+            of_privacy = (guarantee, state.privacy, self.num_neurons, secure)
             return PrivateAggregation(plan, order, cohort, self.rule, state.arrays, *of_privacy)
         if secure is not None:
             return MaskedAggregation(plan, order, cohort, self.rule, state.arrays, secure)
@@ -334,6 +349,11 @@ class Driver:
         bytes_down = self.exchange.bytes_down(plan, attendance.cohort) + len(attendance.cohort) * state.pending_bytes
         record = round_record(plan, attendance, aggregation, failures, adversaries)
         return {**record, "comm/bytes_down": bytes_down, "proxy_version": state.proxy_version}
+
+    @property
+    def _released_with(self) -> ClientLevel | None:
+        """The guarantee by which the server clips, sums and adds noise; None: it gets updates that may be released."""
+        return self.guarantee if isinstance(self.guarantee, ClientLevel) else None
 
     @property
     def _fewest_updates(self) -> int:

@@ -21,7 +21,9 @@ choose more and smaller ones: who has more to do is waited for less long."""
 
 
 def most_together(settings: LocalSettings) -> int:
-    """Return how many clients train together at most."""
+    """Return how many clients train together at most; where examples are computed side by side, one."""
+    if settings.example_noise is not None:
+        return 1
     if settings.clients_per_batch == "auto":
         return AUTO_MOST if settings.keeps_bits else AUTO_MOST_ELSEWHERE
     return settings.clients_per_batch

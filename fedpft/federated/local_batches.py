@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fedpft.federated.grouping import even_parts
 from fedpft.federated.messages import LocalSettings
+from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.seeding import numpy_rng
 
 
@@ -15,7 +17,7 @@ class Batch:
     """A part of a step, or a whole one."""
 
     tensors: Mapping[str, Tensor]
-    """As the model takes them, with `labels`."""
+    """As the model takes them, with `labels`; empty for a step for which no example was drawn."""
     share: float
     """Of its mean loss in that of the step."""
     ends_step: bool
@@ -40,6 +42,27 @@ def batches(
             targets = [num_targets(part) for part in parts]
             for left, (part, count) in enumerate(zip(parts, targets, strict=True), start=1 - len(parts)):
                 yield Batch(tensors=part, share=count / max(1, sum(targets)), ends_step=left == 0)
+
+
+def poisson_batches(
+    examples: Sequence[Mapping[str, Any]],
+    collate: Callable[[list[Any]], Mapping[str, Tensor]],
+    settings: LocalSettings,
+    round_index: int,
+    client_id: int,
+    noise: ExampleNoise,
+    most: int,
+) -> Iterator[Batch]:
+    """Yield a client's batches in which each example is by itself with the same probability, in parts of `most`."""
+    rng = numpy_rng(settings.seed, "poisson_batches", round_index, client_id)
+    for _ in range(settings.num_steps(len(examples))):
+        drawn = noise.draw(len(examples), rng).tolist()
+        parts = even_parts(drawn, most)
+        if not parts:
+            yield Batch(tensors={}, share=0.0, ends_step=True)
+        for left, part in enumerate(parts, start=1 - len(parts)):
+            tensors = collate([examples[i] for i in part])
+            yield Batch(tensors=tensors, share=len(part) / len(drawn), ends_step=left == 0)
 
 
 def num_targets(batch: Mapping[str, Tensor]) -> int:

@@ -15,6 +15,7 @@ from fedpft.config import ClientConfig
 from fedpft.federated.local_schedule import num_steps
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.lora import Factors
+from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.privacy.fixed_point import FixedPoint
 
 Arrays = Mapping[str, np.ndarray]
@@ -48,6 +49,8 @@ class LocalSettings:
     """Batches whose gradients make one step."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """The rule of the steps."""
+    example_noise: ExampleNoise | None = None
+    """What becomes of each example's gradient before a step (DP-SGD); None: batches are as they come."""
 
     def num_steps(self, num_examples: int) -> int:
         """Return a client's steps in a round; an epoch's last batch and last step may be smaller ones."""
@@ -144,7 +147,7 @@ class ClientReport:
     metrics: Mapping[str, float]
     """`loss`: mean training loss per example; `seconds`: duration of the fit; where they were counted, `flops` of all
     steps and `memory_bytes` of the largest (see `StepCosts`); on a GPU `gpu_bytes`, the peak that torch allocated; with
-    secure aggregation `mask_seconds`."""
+    secure aggregation `mask_seconds`; with DP of examples `clipped`, the part of their gradients that were too long."""
     actor: str = field(default="driver", compare=False)
     """Who ran it; never part of the result."""
     node: str = field(default_factory=platform.node, compare=False)

@@ -11,7 +11,8 @@ from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.federated.sampling import Cohort
 from fedpft.federated.secure_aggregation import SecureRound
 from fedpft.federated.server_rule import ServerRule
-from fedpft.privacy.client_level import ClientLevel, PrivacyState, Released, RoundRelease
+from fedpft.privacy.client_level import ClientLevel, Released, RoundRelease
+from fedpft.privacy.guarantee import PrivacyState
 from fedpft.seeding import numpy_rng
 
 
@@ -49,7 +50,7 @@ class PrivateAggregation(Aggregation):
         counted = tuple(num_neurons) if plan.count_activations else None
         self._release = RoundRelease(guarantee, state["clip"], plan.adapter, counted)
         self._rng = numpy_rng(guarantee.seed, "privacy_noise", plan.round_index)
-        self._guarantee, self._privacy = guarantee, state
+        self._privacy = state
         self._released: Released | None = None
         self._secure = secure
 
@@ -64,12 +65,11 @@ class PrivateAggregation(Aggregation):
         self.counts = self._released.counts
         return self._rule.next_adapter(self._plan, self._released.adapter, {}, self._arrays)
 
-    def account(self, record: dict[str, Any]) -> PrivacyState:
-        """Return the guarantee's state after the round, and put into its record what there is to know."""
+    def after_release(self, record: dict[str, Any]) -> PrivacyState:
+        """Return the guarantee's state with the clip of the next round, and put into the record what was released."""
         assert self._released is not None, "the adapter is asked for first"
-        state, about = self._guarantee.spent(self._privacy, self._released)
-        record.update(about)
-        return state
+        record.update(self._released.record, **{"privacy/num_clipped": self._released.num_clipped})
+        return {**self._privacy, "clip": self._released.next_clip}
 
     def _take(self, update: ClientUpdate) -> None:
         if self._secure is None:

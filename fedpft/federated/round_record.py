@@ -46,9 +46,16 @@ def round_record(
         "lr": plan.lr,
         "comm/bytes_up": aggregation.num_bytes,
         **clients_spent(reports),
+        **_clipped(reports),
         **({} if aggregation.product_error is None else {"lora/product_error": aggregation.product_error}),
         **{key: value for key, value in unusual.items() if value},
     }
+
+
+def _clipped(reports: Sequence[ClientReport]) -> dict[str, float]:
+    """Return which part of the examples' gradients was too long, the mean over clients; only under DP of examples."""
+    parts = [report.metrics["clipped"] for report in reports if "clipped" in report.metrics]
+    return {"clients/clipped": sum(parts) / len(parts)} if parts else {}
 
 
 def client_row(report: ClientReport) -> dict[str, Any]:

@@ -30,6 +30,11 @@ class Attendance:
     """Of whom `power_of_choice` chose all of the above."""
 
     @property
+    def begun(self) -> set[int]:
+        """All clients that begin the round, also those who will be too late."""
+        return {*self.cohort, *self.stragglers}
+
+    @property
     def is_empty(self) -> bool:
         """Whether nobody was drawn, which `poisson` may do."""
         return not (self.cohort or self.unavailable or self.stragglers)

@@ -54,7 +54,7 @@ class SecureAggregation:
         most_weight = 2 ** math.ceil(math.log2(sizes.max())) if is_weighted else 1
         made = cls(
             threshold_ratio=privacy.secure_threshold,
-            bound=privacy.clip if privacy.is_on else privacy.secure_bound,
+            bound=privacy.clip if privacy.is_of_clients else privacy.secure_bound,
             most_weight=most_weight,
         )
         made.fixed_point(federated.num_clients)

@@ -24,7 +24,13 @@ class Turn:
     start: Start
     factors: Sequence[float]
     """Of the rate in each of its steps."""
+    noise: Iterator[Tensor] | None = None
+    """A row for each step, on the sum of its examples' gradients; None: there is none."""
     steps_done: int = 0
+    num_seen: int = 0
+    """Examples, each as often as it was in a batch."""
+    num_clipped: Tensor | int = 0
+    """How often an example's gradient was too long; on the device, as `loss_sum`."""
     loss_sum: Tensor | float = 0.0
     """Float64, on the device until the last batch: reading it makes the CPU wait for the GPU."""
     seconds: float = 0.0
@@ -35,6 +41,7 @@ class Turn:
     def account(self, batch: Mapping[str, Tensor], loss: Tensor, seconds: float, costs: StepCosts | None) -> None:
         """Add what a batch came to; `costs` says what its step took."""
         self.loss_sum = self.loss_sum + loss * len(batch["labels"])
+        self.num_seen += len(batch["labels"])
         self.seconds += seconds
         if costs is not None:
             self.flops += costs.flops(batch)

@@ -6,7 +6,7 @@ stands beside it: looser, by another way, so that a fault in one shows.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -76,16 +76,44 @@ def epsilon(ledger: Ledger, delta: float, accountant: Accountant = "pld") -> flo
     return _by_pld(events, delta, FINE if by_rdp < 1 else COARSE)
 
 
-def noise_for(target_epsilon: float, delta: float, *, rate: float, count: int) -> float:
-    """Return the least noise multiplier with which so many releases stay within an epsilon.
+def dearest(events: Collection[Event], delta: float) -> Event:
+    """Return the one of several events, all with the same noise, that costs most by itself.
+
+    More releases cost more, and so does a higher rate: only an event that no other beats in both is asked for. RDP is
+    above the PLD, so that the PLD is asked only where RDP may be above the most so far.
+    """
+    front: list[Event] = []
+    for event in sorted(events, key=lambda event: (-event.rate, -event.count)):
+        if not front or event.count > front[-1].count:
+            front.append(event)
+    if len(front) == 1:
+        return front[0]
+    found, most = front[0], 0.0
+    bounds = {event: epsilon([asdict(event)], delta, "rdp") for event in front}
+    for event in sorted(front, key=bounds.__getitem__, reverse=True):
+        if bounds[event] <= most:
+            break
+        if (cost := epsilon([asdict(event)], delta)) > most:
+            found, most = event, cost
+    return found
+
+
+def noise_for(target_epsilon: float, delta: float, events: Iterable[Event]) -> float:
+    """Return the least noise multiplier with which each of several events stays within an epsilon by itself.
+
+    Args:
+        target_epsilon: the budget.
+        delta: in (0, 1).
+        events: rates and numbers of releases; their noise is not read.
 
     Raises:
         ConfigError: no noise does it, or `dp_accounting` is not installed.
 
     """
+    asked = list(events)
 
     def fits(noise: float) -> bool:
-        event = Event(rate=rate, noise_multiplier=noise, count=count)
+        event = dearest([replace(event, noise_multiplier=noise) for event in asked], delta)
         return epsilon([asdict(event)], delta) <= target_epsilon
 
     low, high = LEAST_NOISE, 1.0

@@ -1,9 +1,9 @@
-"""PURE: an empirical lower bound on epsilon, from canary clients whose presence is guessed from what is released.
+"""PURE: an empirical lower bound on epsilon, from canaries whose presence is guessed from what is released.
 
 The whole mechanism runs as in a run, with the same clip, noise and rate, many times with and without a canary: a client
-whose update points in a direction that is known to the attacker, and is far longer than the clip. The best attacker
-scores each round by the likelihood ratio of its release. Whoever finds more than epsilon allows has found a fault; what
-is found is a bound from below with 95 % confidence.
+or an example, whichever is protected, whose update or gradient points in a direction that is known to the attacker, and
+is far longer than the clip. The best attacker scores each release by its likelihood ratio. Whoever finds more than
+epsilon allows has found a fault; what is found is a bound from below with 95 % confidence.
 """
 
 import math
@@ -12,15 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import beta
 
-from fedpft.privacy.client_level import ClientLevel, RoundRelease
+from fedpft.privacy.accountant import Event
+from fedpft.privacy.guarantee import Guarantee
 
 CONFIDENCE = 0.95
 """Of a bound."""
-
-_LENGTH = 1e3
-"""Of a canary's update over the clip: what is not clipped gives itself away."""
-
-_NUM_PARAMETERS = 2  # the noise is independent in each: more would add nothing that an attacker could use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +29,12 @@ class CanaryBound:
     """With the canary, and as many without it."""
 
 
-def canary_bound(guarantee: ClientLevel, *, num_rounds: int, num_runs: int, seed: int) -> CanaryBound:
+def canary_bound(guarantee: Guarantee, event: Event, *, num_runs: int, seed: int) -> CanaryBound:
     """Run the mechanism many times and bound its epsilon from below, at the guarantee's delta.
 
     Args:
         guarantee: a run's.
-        num_rounds: releases of a run.
+        event: the releases of a run.
         num_runs: with a canary; as many without.
         seed: of all draws.
 
@@ -46,22 +42,17 @@ def canary_bound(guarantee: ClientLevel, *, num_rounds: int, num_runs: int, seed
     rng = np.random.default_rng(seed)
 
     def released(is_there: bool) -> float:
-        return sum(_score(guarantee, is_there and rng.random() < guarantee.rate, rng) for _ in range(num_rounds))
+        return sum(_score(guarantee, event.rate, is_there, rng) for _ in range(event.count))
 
     with_canary, without = (np.array([released(there) for _ in range(num_runs)]) for there in (True, False))
     return CanaryBound(epsilon=lower_bound(with_canary, without, guarantee.settings.delta), num_runs=num_runs)
 
 
-def _score(guarantee: ClientLevel, is_drawn: bool, rng: np.random.Generator) -> float:
-    """Return the log likelihood ratio, with the canary over without, of one round's release."""
-    clip = guarantee.settings.clip
-    release = RoundRelease(guarantee, clip, np.zeros(_NUM_PARAMETERS))
-    if is_drawn:
-        release.add(np.array([_LENGTH * clip, 0.0]), None)
-    along = float(release.finish(rng).adapter[0]) * guarantee.cohort_size / clip
-    noise = guarantee.shares(counting=False).updates * guarantee.scale
+def _score(guarantee: Guarantee, rate: float, is_there: bool, rng: np.random.Generator) -> float:
+    """Return the log likelihood ratio, with the canary over without, of one release."""
+    along, noise = guarantee.observed(is_there and rng.random() < rate, rng)
     ratio = math.exp(min(700.0, (2 * along - 1) / (2 * noise**2)))
-    return math.log(1 - guarantee.rate + guarantee.rate * ratio)
+    return math.log(1 - rate + rate * ratio)
 
 
 def lower_bound(with_canary: np.ndarray, without: np.ndarray, delta: float) -> float:

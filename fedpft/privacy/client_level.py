@@ -1,26 +1,21 @@
 """PURE: differential privacy of whole clients, as one run has it: its noise, its budget, and what is said of both."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fedpft.config import Config, ConfigError, PrivacyConfig
+from fedpft.config import ConfigError, PrivacyConfig
 from fedpft.config.federated import FederatedConfig
 from fedpft.models.activations import ActivationCounts
 from fedpft.privacy.accountant import Event, epsilon, most_releases, noise_for, spend
+from fedpft.privacy.guarantee import CANARY_LENGTH, HOPELESS, PrivacyState, cost_of, why_over
 from fedpft.privacy.mechanism import DEFAULT_COUNT_NOISE, NoiseShares, NoisySum, next_clip, share_noise
-
-HOPELESS = 10.0
-"""Noise so many times as long as the longest possible mean update: a run that learns has another proportion."""
 
 PRECISION_OF_RATES = 10**6
 """In so many parts noised activation rates are handed on."""
-
-PrivacyState = Mapping[str, Any]
-"""`noise_multiplier`, `clip` of the next round and `ledger`, as JSON: what the next round depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +32,8 @@ class ClientLevel:
     """z, of everything that a round releases together."""
     seed: int = 0
     """Of the noise, with the round."""
+    local: None = None
+    """Clients add no noise."""
 
     @classmethod
     def of(
@@ -52,7 +49,7 @@ class ClientLevel:
         target, noise = settings.target_epsilon, noise_multiplier or settings.noise_multiplier
         if noise is None:
             assert target is not None, "the config asks for one of the two"
-            noise = noise_for(target, settings.delta, rate=rate, count=federated.rounds)
+            noise = noise_for(target, settings.delta, [Event(rate=rate, noise_multiplier=1.0, count=federated.rounds)])
         made = cls(
             settings=settings,
             rate=rate,
@@ -68,13 +65,6 @@ class ClientLevel:
             raise ConfigError(f"privacy.target_epsilon: found {target!r}, allowed: {allowed}")
         return made
 
-    @classmethod
-    def of_run(cls, config: Config, noise_multiplier: float | None = None) -> "ClientLevel | None":
-        """Return :meth:`of` a run's settings; None for a run without DP."""
-        if not config.privacy.is_on:
-            return None
-        return cls.of(config.privacy, config.federated, noise_multiplier, config.seed)
-
     @property
     def event(self) -> Event:
         """What a round costs, also one to which nobody came: its noise is released as well."""
@@ -86,24 +76,39 @@ class ClientLevel:
         return self.cohort_size / (self.settings.noise_cohort_size or self.cohort_size)
 
     def start(self) -> dict[str, Any]:
-        """Return the state before round 1."""
+        """See `Guarantee`; with the `clip` of the next round and the `ledger`."""
         return {"noise_multiplier": self.noise_multiplier, "clip": self.settings.clip, "ledger": []}
 
-    def affords(self, state: PrivacyState) -> bool:
-        """Whether one more round stays within the budget."""
+    def affords(self, state: PrivacyState, clients: Collection[int] = ()) -> bool:
+        """See `Guarantee`; what a round costs does not depend on who comes."""
         target = self.settings.target_epsilon
         return target is None or self._next_epsilon(state) <= target
 
-    def why_over(self, state: PrivacyState) -> str:
-        """Return why no more rounds are run."""
-        limit = f"privacy.target_epsilon = {self.settings.target_epsilon:g}"
-        return f"the next would raise epsilon to {self._next_epsilon(state):.4g}, above {limit}"
+    def why_over(self, state: PrivacyState, clients: Collection[int] = ()) -> str:
+        """See `Guarantee`."""
+        return why_over(self.settings, self._next_epsilon(state))
 
-    def spent(self, state: PrivacyState, released: "Released") -> tuple[PrivacyState, dict[str, Any]]:
-        """Return the state after a round's release, and what its record says of it."""
-        ledger = spend(state["ledger"], self.event)
-        record = {"privacy/epsilon": epsilon(ledger, self.settings.delta), "privacy/num_clipped": released.num_clipped}
-        return {**state, "ledger": ledger, "clip": released.next_clip}, record | dict(released.record)
+    def spent(self, state: PrivacyState, clients: Collection[int] = ()) -> PrivacyState:
+        """See `Guarantee`."""
+        return {**state, "ledger": spend(state["ledger"], self.event)}
+
+    def epsilon(self, state: PrivacyState) -> float:
+        """See `Guarantee`."""
+        return epsilon(state["ledger"], self.settings.delta)
+
+    def dearest(self, state: PrivacyState) -> Event:
+        """See `Guarantee`: all releases, which are alike."""
+        (entry,) = state["ledger"]
+        return Event(**entry)
+
+    def observed(self, is_drawn: bool, rng: np.random.Generator) -> tuple[float, float]:
+        """See `Guarantee`."""
+        clip = self.settings.clip
+        release = RoundRelease(self, clip, np.zeros(2))
+        if is_drawn:
+            release.add(np.array([CANARY_LENGTH * clip, 0.0]), None)
+        along = float(release.finish(rng).adapter[0]) * self.cohort_size / clip
+        return along, self.shares(counting=False).updates * self.scale
 
     def _next_epsilon(self, state: PrivacyState) -> float:
         return epsilon(spend(state["ledger"], self.event), self.settings.delta)
@@ -123,28 +128,22 @@ class ClientLevel:
         return shares.updates * self.scale * math.sqrt(num_parameters) / self.cohort_size
 
     def summary(self, state: PrivacyState) -> dict[str, Any]:
-        """Return the guarantee of what was released, for `result.json`: epsilon means nothing without the rest."""
-        delta, settings, ledger = self.settings.delta, self.settings, state["ledger"]
+        """See `Guarantee`."""
         summary: dict[str, Any] = {
-            "epsilon": epsilon(ledger, delta),
-            "delta": delta,
+            **cost_of(state["ledger"], self.settings),
             "unit": "client",
             "neighbours": "one client with all its data, there or not (add or remove one)",
             "sampling": f"poisson, rate {self.rate:g}" if self.rate < 1 else "none, every client in every round",
             "noise_multiplier": self.noise_multiplier,
             "clip": state["clip"],
-            "releases": sum(entry["count"] for entry in ledger),
-            "accountant": "PLD (dp_accounting)",
-            "epsilon_rdp": epsilon(ledger, delta, "rdp"),
+            "releases": sum(entry["count"] for entry in state["ledger"]),
         }
-        if settings.target_epsilon is not None:
-            summary["target_epsilon"] = settings.target_epsilon
-        if settings.noise_cohort_size is not None:
-            summary["simulated_population"] = round(settings.noise_cohort_size / self.rate)
+        if self.settings.noise_cohort_size is not None:
+            summary["simulated_population"] = round(self.settings.noise_cohort_size / self.rate)
         return summary
 
     def forecast(self, num_parameters: int) -> dict[str, Any]:
-        """Return what `plan` says before the run."""
+        """See `Guarantee`."""
         delta, rounds = self.settings.delta, self.rounds
         if self.settings.target_epsilon is not None:
             rounds = most_releases(self.settings.target_epsilon, delta, self.event, rounds)
@@ -159,7 +158,7 @@ class ClientLevel:
         }
 
     def warnings(self, num_parameters: int) -> list[str]:
-        """Return lines about what a user should know before the run."""
+        """See `Guarantee`."""
         lines, ratio = [], self.noise_ratio(num_parameters)
         if ratio > HOPELESS:
             lines.append(

@@ -6,6 +6,9 @@ from typing import Any
 SIMULATION_ONLY = "simulation only"
 """Mark of numbers that no server of real clients would have."""
 
+NOISED = {"client": "mean update", "example": "mean gradient of a step"}
+"""Unit of the guarantee -> what has noise on it."""
+
 
 def privacy_rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield title, value and note of each row, given `result.json` or a plan; none for a run without a guarantee."""
@@ -40,11 +43,12 @@ def _epsilon(found: Mapping[str, Any]) -> tuple[str, str]:
     if "epsilon_by_round" in found:
         *_, last = found["epsilon_by_round"].values()
         return f"{last:.3f}", f"after {found['rounds']} rounds; {found['sampling']}"
-    note = f"after {found['releases']} releases, by {found['accountant']}; RDP {found['epsilon_rdp']:.3f}"
+    after = f"after {found['releases']} releases, " if "releases" in found else ""  # which may tell a client's size
+    note = f"{after}by {found['accountant']}; RDP {found['epsilon_rdp']:.3f}"
     return f"{found['epsilon']:.3f}", f"{note}; {found['sampling']}"
 
 
 def _noise(found: Mapping[str, Any]) -> str:
     if "noise_ratio" in found:
-        return f"noise over the longest mean update: {found['noise_ratio']:.3g}"
+        return f"noise over the longest {NOISED[found['unit']]}: {found['noise_ratio']:.3g}"
     return f"clip {found['clip']:.4g}"

@@ -16,11 +16,14 @@ from fedpft.config import Config, ConfigError
 from fedpft.data.datamodule import FederatedData
 from fedpft.evaluation.example_losses import example_losses
 from fedpft.evaluation.skill import shared_skill
+from fedpft.federated.sampling import draw_attendance
 from fedpft.models.loading import load_sub_fm
 from fedpft.models.lora import AdaptedModel
+from fedpft.privacy.accountant import Event
 from fedpft.privacy.canaries import canary_bound
-from fedpft.privacy.client_level import ClientLevel
+from fedpft.privacy.guarantee import Guarantee, PrivacyState
 from fedpft.privacy.membership import attack
+from fedpft.privacy.table import guarantee_of
 from fedpft.run.finished import finished_run, tuned_fm, tuned_sub_fm, untuned_fm
 from fedpft.run.inputs import load_data
 from fedpft.run.tuning import public_data
@@ -76,14 +79,24 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
     proxy = models.get("sub_fm", models["fm"])
     if (of_updates := update_attack(proxy, data, config, clients, result["rounds"] + 1)) is not None:
         found["update_membership"] = asdict(of_updates)
-    if (guarantee := ClientLevel.of_run(config, result.get("privacy", {}).get("noise_multiplier"))) is not None:
+    noise_multiplier = result.get("privacy", {}).get("noise_multiplier")
+    if (guarantee := guarantee_of(config, data.partition.sizes, noise_multiplier)) is not None:
         progress.stage("run canaries")
-        rounds = result["rounds"]
-        runs = max(1000, CANARY_RELEASES // rounds)
-        bound = canary_bound(guarantee, num_rounds=rounds, num_runs=runs, seed=derive_seed(config.seed, "canaries"))
+        event = _dearest(guarantee, config, data.partition.sizes, result["rounds"])
+        runs = max(1000, CANARY_RELEASES // event.count)
+        bound = canary_bound(guarantee, event, num_runs=runs, seed=derive_seed(config.seed, "canaries"))
         found["canaries"] = {**asdict(bound), "accounted_epsilon": result["privacy"]["epsilon"]}
     write_json(run_dir / AUDIT_FILE, found)
     return found
+
+
+def _dearest(guarantee: Guarantee, config: Config, sizes: np.ndarray, num_rounds: int) -> Event:
+    """Return the releases that cost one unit most: the run's draws of clients are the same when they are made again."""
+    state: PrivacyState = guarantee.start()
+    for round_index in range(1, num_rounds + 1):
+        drawn = draw_attendance(config.federated, sizes, config.client_seed, round_index)
+        state = guarantee.spent(state, drawn.begun)
+    return guarantee.dearest(state)
 
 
 def _membership(

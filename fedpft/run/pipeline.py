@@ -28,7 +28,7 @@ from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.metrics.table import METRICS
 from fedpft.models.lora import save_adapter, without_adapter
 from fedpft.models.origin import origin_of
-from fedpft.privacy.client_level import ClientLevel
+from fedpft.privacy.table import guarantee_of
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
 from fedpft.run.examples import save_examples
@@ -109,12 +109,12 @@ def _run(
     check_trackers(config.tracking)
     check_devices(config)
     set_arithmetic(config)
-    if saved is None:
-        ClientLevel.of_run(config)  # says what cannot be, before anything is loaded
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
     data = load_data(config, observer, given)
-    SecureAggregation.of_run(config, data.partition.sizes)  # the same, of what depends on the clients' sizes
+    if saved is None:
+        guarantee_of(config, data.partition.sizes)  # says what cannot be, before any actor starts
+    SecureAggregation.of_run(config, data.partition.sizes)  # the same
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config, observer.note)
     try:

@@ -26,7 +26,7 @@ from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter, head_mask
 from fedpft.models.origin import origin_of
 from fedpft.models.weights import skeleton_of
-from fedpft.privacy.client_level import ClientLevel
+from fedpft.privacy.table import guarantee_of
 from fedpft.run.inputs import load_data, load_fm, load_untuned_fm
 from fedpft.run.phases import Peaks, construction_peaks
 from fedpft.run.planned_memory import holdings, server_device
@@ -61,11 +61,11 @@ def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
         construction = construction_peaks(config, sketched, data, device) if counts_memory else Peaks({})
         fm, proxy = sketched.with_adapters(config)
     batch = typical_batch(data, config.federated.batch_size)
-    num_memory = config.federated.num_memory
+    num_memory = config.local_memory
     recomputes = config.federated.gradient_checkpointing
     step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
     layout = adapter_layout(proxy.model)
-    guarantee, num_parameters = ClientLevel.of_run(config), len(head_mask(layout))
+    guarantee, num_parameters = guarantee_of(config, data.partition.sizes), len(head_mask(layout))
     secure, drawn = SecureAggregation.of_run(config, data.partition.sizes), config.federated.drawn_clients
     sent = traffic(config.federated, layout, client_ranks(config, data.partition.num_clients))
     held, lines = holdings(config, fm, proxy, data, construction, pool_actors) if counts_memory else ([], [])

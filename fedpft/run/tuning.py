@@ -37,7 +37,7 @@ from fedpft.metrics.table import METRICS
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
-from fedpft.privacy.client_level import ClientLevel
+from fedpft.privacy.table import guarantee_of
 from fedpft.run.same_fm import fm_record
 from fedpft.seeding import derive_seed
 from fedpft.storage.checkpoint import RunCheckpoint
@@ -84,7 +84,7 @@ def tune(
 
     """
     before = saved.server.get("privacy", {}) if saved else {}
-    guarantee = ClientLevel.of_run(config, before.get("noise_multiplier"))
+    guarantee = guarantee_of(config, data.partition.sizes, before.get("noise_multiplier"))
     record = saved.extra.get("fm", {}) if saved else {}
     record = {**fm_record(fm), **record}  # before it gets an adapter
     public = public_data(data)
@@ -127,13 +127,14 @@ def tune(
     observer.run_started(untuned)
     observer.stage("count FLOPs")
     batch = typical_batch(data, config.federated.batch_size)
-    num_memory = config.federated.num_memory
+    num_memory = config.local_memory
     recomputes = config.federated.gradient_checkpointing
     step = step_costs(proxy.model, batch, num_memory=num_memory, recomputes=recomputes)
     compared = compare_steps(batch, method.plug_in(state.adapter), step, num_memory, recomputes=recomputes)
     observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
     adversaries = draw_adversaries(config, data.partition.num_clients)
-    pool.broadcast(client_package(config, proxy, data, step, adversaries))
+    noise = guarantee.local if guarantee else None
+    pool.broadcast(client_package(config, proxy, data, step, adversaries, noise))
     start = time.perf_counter() - (saved.extra["rounds_seconds"] if saved else 0.0)
     layout, ranks = adapter_layout(proxy.model), client_ranks(config, data.partition.num_clients)
     sent, secure = traffic(config.federated, layout, ranks), SecureAggregation.of_run(config, data.partition.sizes)

@@ -61,8 +61,14 @@ def _shared_skill(result: Mapping[str, Any]) -> float | None:
     return result.get("audit", {}).get("skill", {}).get("probe")
 
 
-def _epsilon(result: Mapping[str, Any]) -> float | None:
-    return result.get("privacy", {}).get("epsilon")
+def _epsilon_of(unit: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Return what gives epsilon where it is a guarantee for this unit: of another it is another quantity."""
+
+    def epsilon(result: Mapping[str, Any]) -> float | None:
+        found = result.get("privacy", {})
+        return found.get("epsilon") if found.get("unit", "client") == unit else None
+
+    return epsilon
 
 
 AXES: dict[str, Axis] = {
@@ -92,7 +98,12 @@ AXES: dict[str, Axis] = {
     "align_seconds": Axis(
         title="time to construct and align", short="align", of=_align_seconds, shown=duration, unit="s"
     ),
-    "epsilon": Axis(title="epsilon of a client", short="epsilon", of=_epsilon, shown=lambda v: f"{v:.3g}"),
+    "epsilon": Axis(
+        title="epsilon of a client", short="epsilon (client)", of=_epsilon_of("client"), shown=lambda v: f"{v:.3g}"
+    ),
+    "epsilon_of_example": Axis(
+        title="epsilon of an example", short="epsilon (example)", of=_epsilon_of("example"), shown=lambda v: f"{v:.3g}"
+    ),
     "membership": Axis(
         title="AUC of membership inference", short="membership", of=_membership, shown=lambda v: f"{v:.3f}"
     ),

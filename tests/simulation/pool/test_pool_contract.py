@@ -12,6 +12,7 @@ from fedpft.federated.messages import ClientFailure, Masking, MaskingStep, Round
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
+from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.privacy.fixed_point import FixedPoint
 from tests.tiny import tiny_package
 
@@ -130,6 +131,23 @@ def test_every_kind_of_client_step_gives_every_pool_the_same_bits(pool, kind, ex
     assert play_kind(pool, kind, getattr(pool, "together", 1)) == expected_of_kinds[kind]
     has_state = [bool(update[6]) for update in expected_of_kinds[kind]]
     assert has_state == [kind == "scaffold"] * 8
+
+
+def play_private(pool):
+    """Run a round in which clients clip their examples' gradients and add noise, in batches of 4, by parts of 2."""
+    noise = ExampleNoise(clip=0.1, noise_multiplier=0.5, batch_size=4)
+    settings = replace(package_for(pool).settings, example_noise=noise, batch_size=2, accumulate=2)
+    pool.broadcast(replace(PACKAGE, settings=settings))
+    return fingerprint(pool.run(plan(count=False), range(5)))
+
+
+@pytest.fixture(scope="module")
+def expected_private():
+    return play_private(SequentialPool())
+
+
+def test_with_privacy_of_examples_every_pool_returns_the_same_bits(pool, expected_private):
+    assert play_private(pool) == expected_private
 
 
 def play_masked(pool):

@@ -11,6 +11,7 @@ from fedpft.federated.messages import ClientUpdate, Masking, MaskingStep, RoundP
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.flat_adapter import FlatAdapter
 from fedpft.models.weights import unpack_model
+from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.privacy.fixed_point import FixedPoint
 from tests.tiny import tiny_package
 
@@ -27,7 +28,8 @@ def crossed(package, plan, monkeypatch):
     masking = Masking(keys=keys, fixed=fixed, is_weighted=True)
     outcomes += pool.run(replace(plan, masking=masking), [0])
     monkeypatch.setattr(pool._client, "fit", None)
-    return [package, package.settings, plan, masking, step, *answers, *outcomes, *pool.run(plan, [2])]
+    noise = ExampleNoise(clip=1.0, noise_multiplier=1.0, batch_size=4)
+    return [package, package.settings, noise, plan, masking, step, *answers, *outcomes, *pool.run(plan, [2])]
 
 
 def test_every_message_that_crosses_is_in_the_table_and_has_the_sizes_that_the_page_says(monkeypatch):

@@ -15,6 +15,7 @@ from fedpft.federated.server_rule import ServerRule
 from fedpft.interrupt import RunStoppedError
 from fedpft.models.activations import ActivationCounts
 from fedpft.privacy.client_level import ClientLevel
+from fedpft.privacy.example_level import ExampleLevel
 from fedpft.report.scores import why_stopped
 from tests.unit.federated.test_driver import NUM_PARAMETERS, START, FakeMethod, FakePool, driver
 
@@ -155,3 +156,46 @@ def test_the_servers_optimiser_works_on_what_was_released_and_remembers_it():
     moved = replace(made, rule=rule).run_round(start(made))
     assert moved.adapter == pytest.approx(0.5 * plain.adapter, rel=1e-5)
     assert moved.arrays
+
+
+def of_examples(*, privacy=None, **settings):
+    made, evaluated = driver(**{"rounds": 6, "sampling": "full", **settings})
+    privacy = PrivacyConfig(kind="example", **{"noise_multiplier": 2.0} | (privacy or {}))
+    return replace(made, guarantee=ExampleLevel.of(privacy, made.config, made.partition.sizes)), evaluated
+
+
+def test_with_noise_from_clients_the_aggregate_is_that_of_a_run_without_a_guarantee():
+    made, _ = of_examples()
+    plain, _ = driver(rounds=6, sampling="full")
+    final = made.run(start(made))
+    assert final.adapter.tobytes() == plain.run(ServerState(rounds_done=0, adapter=START)).adapter.tobytes()
+    spent = [record["privacy/epsilon"] for record in made.tracker.records]
+    assert spent == sorted(set(spent))
+    assert spent[-1] == made.guarantee.epsilon(final.privacy) == made.guarantee.forecast(3)["epsilon_by_round"][6]
+
+
+def test_clients_that_fail_have_paid_and_their_round_does_not_count():
+    made, _ = of_examples(pool=FakePool(spoil=failing))
+    state = made.run_round(start(made))
+    assert state.adapter.tobytes() == START.tobytes()
+    assert made.tracker.records[-1]["counted"] is False
+    assert set(state.privacy["rounds"].values()) == {1}
+
+
+def test_the_run_ends_before_a_round_in_which_a_drawn_client_would_pass_the_budget():
+    budget = of_examples()[0].guarantee.forecast(3)["epsilon_by_round"][3]
+    made, evaluated = of_examples(privacy={"target_epsilon": budget})
+    final = made.run(start(made))
+    assert final.rounds_done == 3
+    assert len(evaluated) == 1
+    assert final.stop["reason"] == "privacy"
+    few, _ = of_examples(privacy={"target_epsilon": budget}, sampling="uniform", clients_per_round=1)
+    assert few.run(start(few)).rounds_done > 3, "each is drawn less often"
+
+
+def test_a_ledger_that_went_through_json_goes_on_to_the_same_end():
+    states = []
+    made, _ = of_examples(sampling="uniform")
+    straight = replace(made, checkpoint=states.append).run(start(made))
+    again = replace(states[2], privacy=json.loads(json.dumps(states[2].privacy)))
+    assert of_examples(sampling="uniform")[0].run(again).privacy == straight.privacy

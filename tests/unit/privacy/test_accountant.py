@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fedpft.config import ConfigError
-from fedpft.privacy.accountant import Event, epsilon, most_releases, noise_for, spend
+from fedpft.privacy.accountant import Event, dearest, epsilon, most_releases, noise_for, spend
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/opacus_prv.json").read_text())["cases"]
 
@@ -91,8 +91,21 @@ def test_nothing_released_costs_nothing_and_more_rounds_cost_more():
 
 @pytest.mark.parametrize(("target", "rate", "count"), [(2.0, 0.05, 50), (8.0, 1.0, 20), (0.5, 0.01, 1000)])
 def test_the_noise_that_is_solved_for_is_just_enough(target, rate, count):
-    noise = noise_for(target, 1e-5, rate=rate, count=count)
+    noise = noise_for(target, 1e-5, [Event(rate=rate, noise_multiplier=1.0, count=count)])
     assert epsilon(ledger(rate, noise, count), 1e-5) <= target < epsilon(ledger(rate, 0.995 * noise, count), 1e-5)
+
+
+def test_the_dearest_of_several_events_is_what_asking_each_would_give():
+    laws = [(0.5, 2), (0.1, 40), (0.1, 39), (0.05, 200), (0.02, 200), (0.01, 600)]
+    events = [Event(rate=rate, noise_multiplier=1.0, count=count) for rate, count in laws]
+    costs = [epsilon([asdict(event)], 1e-5) for event in events]
+    assert dearest(events, 1e-5) == events[costs.index(max(costs))]
+    assert dearest(events[4:], 1e-5) == max(zip(costs[4:], events[4:], strict=True), key=lambda pair: pair[0])[1]
+
+
+def test_noise_for_several_events_is_that_of_the_one_that_needs_most():
+    events = [Event(rate=0.5, noise_multiplier=1.0, count=2), Event(rate=0.01, noise_multiplier=1.0, count=50)]
+    assert noise_for(2.0, 1e-5, events) == max(noise_for(2.0, 1e-5, [event]) for event in events)
 
 
 def test_a_budget_is_enough_for_so_many_releases_and_no_more():

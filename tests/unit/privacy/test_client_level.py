@@ -10,6 +10,7 @@ from fedpft.config import Config, ConfigError, FederatedConfig, PrivacyConfig, d
 from fedpft.models.activations import ActivationCounts
 from fedpft.privacy.accountant import epsilon
 from fedpft.privacy.client_level import ClientLevel, RoundRelease
+from fedpft.privacy.table import guarantee_of
 
 FEDERATED = FederatedConfig(
     num_clients=1000, clients_per_round=50, rounds=50, sampling="poisson", aggregation="uniform"
@@ -98,18 +99,18 @@ def test_the_noise_that_a_budget_asks_for_spends_it_in_all_rounds():
     state = made.start()
     for _ in range(FEDERATED.rounds):
         assert made.affords(state)
-        state, _ = made.spent(state, release(made, []))
+        state = made.spent(state)
     assert not made.affords(state)
     assert 1.98 < made.summary(state)["epsilon"] <= 2.0
 
 
 def test_a_state_that_went_through_json_goes_on_to_the_same_epsilon_and_noise():
     made = guarantee(noise_multiplier=None, target_epsilon=3.0, clipping="adaptive")
-    state, _ = made.spent(made.start(), release(made, [np.ones(4)] * 30))
+    state = made.spent(made.start())
     saved = json.loads(json.dumps(state))
     again = ClientLevel.of(made.settings, FEDERATED, saved["noise_multiplier"])
     assert (again, saved) == (made, state)
-    assert again.spent(saved, release(again, []))[1] == made.spent(state, release(made, []))[1]
+    assert again.epsilon(again.spent(saved)) == made.epsilon(made.spent(state))
 
 
 def test_a_budget_that_not_one_round_keeps_to_is_refused():
@@ -191,4 +192,4 @@ def test_a_forecast_ends_with_the_budget():
 
 
 def test_a_run_without_privacy_has_no_guarantee():
-    assert ClientLevel.of_run(Config()) is None
+    assert guarantee_of(Config(), np.array([3])) is None

@@ -1,5 +1,7 @@
 """What measures leaks: membership by scores, and canaries against a guarantee."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -8,6 +10,8 @@ from fedpft.config import FederatedConfig, PrivacyConfig
 from fedpft.privacy.accountant import epsilon, spend
 from fedpft.privacy.canaries import canary_bound, lower_bound
 from fedpft.privacy.client_level import ClientLevel, NoisySum
+from fedpft.privacy.dp_sgd import ExampleNoise
+from fedpft.privacy.example_level import ExampleLevel
 from fedpft.privacy.membership import attack
 
 RNG = np.random.default_rng(0)
@@ -51,7 +55,7 @@ def spent(made, rounds):
     ids=["one", "eight", "sampled"],
 )
 def test_canaries_bound_epsilon_from_below_and_find_a_good_part_of_it(made, rounds):
-    found = canary_bound(made, num_rounds=rounds, num_runs=3000, seed=1)
+    found = canary_bound(made, replace(made.event, count=rounds), num_runs=3000, seed=1)
     assert 0.25 * spent(made, rounds) < found.epsilon < spent(made, rounds)
 
 
@@ -70,7 +74,24 @@ def test_canaries_find_what_breaks_the_mechanism(monkeypatch, fault):
         monkeypatch.setattr(NoisySum, "add", unclipped)
     else:
         monkeypatch.setattr(NoisySum, "release", lambda self, z, *rest: release(self, z / 4, *rest))
-    assert canary_bound(made, num_rounds=1, num_runs=3000, seed=1).epsilon > spent(made, 1)
+    assert canary_bound(made, made.event, num_runs=3000, seed=1).epsilon > spent(made, 1)
+
+
+def of_examples(noise_multiplier):
+    federated = FederatedConfig(num_clients=2, clients_per_round=2, batch_size=5)
+    return ExampleLevel.of(PrivacyConfig(kind="example", noise_multiplier=noise_multiplier), federated, np.array([10]))
+
+
+def test_canary_examples_bound_the_epsilon_of_examples(monkeypatch):
+    made = of_examples(0.7)
+    (event,) = made.events
+    accounted = epsilon([vars(replace(event, count=4))], 1e-5)
+    assert 0.2 * accounted < canary_bound(made, replace(event, count=4), num_runs=2000, seed=1).epsilon < accounted
+    made = of_examples(2.0)
+    noise = ExampleNoise.noise
+    monkeypatch.setattr(ExampleNoise, "noise", lambda *args: noise(*args) / 5)
+    found = canary_bound(made, replace(made.events[0], count=1), num_runs=2000, seed=1)
+    assert found.epsilon > epsilon([vars(replace(made.events[0], count=1))], 1e-5), "a fault is found"
 
 
 def test_the_bound_holds_with_its_confidence_where_nothing_can_be_told():

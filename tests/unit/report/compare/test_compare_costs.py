@@ -71,3 +71,14 @@ def test_epsilon_and_what_an_audit_found_are_prices_of_runs_that_have_them(tmp_p
     assert found["membership"] == pytest.approx(0.65)
     assert found["shared_skill"] == 0.7
     assert [AXES[axis].shown(found[axis]) for axis in ("epsilon", "membership")] == ["2.5", "0.650"]
+
+
+def test_epsilon_of_an_example_is_another_price_than_that_of_a_client(tmp_path):
+    for unit in ("client", "example"):
+        run_folder(tmp_path / unit / "1", seed=1, privacy={"epsilon": 2.0, "unit": unit})
+    found = {unit: group_costs(group_runs(read_runs([tmp_path / unit])[0])[0]) for unit in ("client", "example")}
+    assert {unit: [key for key in AXES if "epsilon" in key and key in costs] for unit, costs in found.items()} == {
+        "client": ["epsilon"],
+        "example": ["epsilon_of_example"],
+    }
+    assert AXES["epsilon"].title != AXES["epsilon_of_example"].title
