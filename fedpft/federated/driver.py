@@ -126,6 +126,8 @@ class Driver:
     """Ends the run by its evaluations."""
     secure: SecureAggregation | None = None
     """None: the server sees each update."""
+    absent: frozenset[int] = frozenset()
+    """Clients that are never there, as if they had not been drawn: canaries whose coin says so."""
     adversaries: Adversaries | None = None
     """Clients whose updates are replaced on the way."""
     tracker: Tracker
@@ -225,7 +227,7 @@ class Driver:
 
     def _draw(self, state: ServerState, round_index: int) -> Attendance:
         losses = {int(client): loss for client, loss in state.client_losses.items()}
-        return draw_attendance(self.config, self.partition.sizes, self.seed, round_index, losses)
+        return draw_attendance(self.config, self.partition.sizes, self.seed, round_index, losses).without(self.absent)
 
     def _losses(self, state: ServerState, aggregation: Aggregation) -> Mapping[str, float]:
         if self.config.sampling != "power_of_choice":

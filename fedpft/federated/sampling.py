@@ -3,7 +3,7 @@
 import math
 import types
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,6 +33,14 @@ class Attendance:
     def is_empty(self) -> bool:
         """Whether nobody was drawn, which `poisson` may do."""
         return not (self.cohort or self.unavailable or self.stragglers)
+
+    def without(self, absent: Collection[int]) -> "Attendance":
+        """Return it as if these clients had not been drawn."""
+        if not absent:
+            return self
+        lists = {name: tuple(client for client in getattr(self, name) if client not in absent)
+                 for name in ("unavailable", "stragglers", "candidates")}  # fmt: skip
+        return Attendance(cohort={client: n for client, n in self.cohort.items() if client not in absent}, **lists)
 
 
 def draw_attendance(

@@ -7,6 +7,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from fedpft.report.fidelity import skill_rows
 from fedpft.report.scores import MODELS, metric_change
 
 
@@ -33,20 +34,10 @@ def audit_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "membership AUC, single updates", f"{of_updates['auc']:.3f}", note
     if "delta" in found:
         yield "plugged-in FM minus sub-FM", metric_change(found["delta"], found["metric"]), "the owner's gain (Delta)"
-    for name, value in found.get("skill", {}).items():
-        if value is not None:
-            yield f"shared skill, {name}", f"{100 * value:.1f} %", _MEANINGS[name]
+    yield from skill_rows(found.get("skill", {}))
     if canaries := found.get("canaries"):
         kept = canaries["epsilon"] <= canaries["accounted_epsilon"]
         note = (
             f"at least, by {canaries['num_runs']} runs of the mechanism; accounted {canaries['accounted_epsilon']:.3f}"
         )
         yield "epsilon by canaries", f"{canaries['epsilon']:.3f}", note + ("" if kept else "; THE GUARANTEE IS BROKEN")
-
-
-_MEANINGS = {
-    "agreement": "answers of FM and sub-FM that are the same, both untuned",
-    "hidden": "of the FM's last hidden states, what the sub-FM's explain",
-    "probe": "the same after the best linear map",
-    "loss": "of the FM's gain over token frequencies, what the sub-FM has",
-}

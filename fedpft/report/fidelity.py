@@ -76,9 +76,32 @@ def fidelity_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "gradient cosine", _change(before["gradient_cosine"], after["gradient_cosine"]), "1: the FM's direction"
     norms = _change(before["gradient_norm_ratio"], after["gradient_norm_ratio"])
     yield "gradient norm ratio", norms, "1: the FM's length"
-    yield "leakage gap", metric_change(meter["leakage_gap"], result["metric"]), "plugged-in FM minus sub-FM"
+    yield "leakage gap", metric_change(meter["leakage_gap"], result["metric"]), gap_meaning(result)
+    yield from skill_rows(result.get("skill", {}))
     share = 100 * meter["seconds"] / result["rounds_seconds"]
     yield "fidelity meter", f"{meter['seconds']:.1f} s", f"{share:.1f} % of the rounds' time"
+
+
+def gap_meaning(result: Mapping[str, Any]) -> str:
+    """Return in words what the sign of the leakage gap (Delta) says."""
+    gain = result["fidelity"]["leakage_gap"] * (1 if result.get("metric_goal", "max") == "max" else -1)
+    whose = "the owner keeps that much" if gain > 0 else "clients hold no worse a model"
+    return f"plugged-in FM minus sub-FM: {whose}"
+
+
+def skill_rows(skill: Mapping[str, float | None]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of what the untuned sub-FM has of the FM's skill (CPL): a `SharedSkill` as JSON."""
+    for name, value in skill.items():
+        if value is not None:
+            yield f"shared skill, {name}", f"{100 * value:.1f} %", _SKILLS[name]
+
+
+_SKILLS = {
+    "agreement": "answers of FM and sub-FM that are the same, both untuned",
+    "hidden": "of the FM's last hidden states, what the sub-FM's explain",
+    "probe": "the same after the best linear map",
+    "loss": "of the FM's gain over token frequencies, what the sub-FM has",
+}
 
 
 def cosine_line(result: Mapping[str, Any], width: int) -> str:

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from fedpft.config import Config, ConfigError
 from fedpft.data.datamodule import FederatedData
 from fedpft.evaluation.example_losses import example_losses
-from fedpft.evaluation.skill import shared_skill
 from fedpft.models.loading import load_sub_fm
 from fedpft.models.lora import AdaptedModel
 from fedpft.privacy.canaries import canary_bound
@@ -23,6 +22,7 @@ from fedpft.privacy.client_level import ClientLevel
 from fedpft.privacy.membership import attack
 from fedpft.run.finished import finished_run, tuned_fm, tuned_sub_fm, untuned_fm
 from fedpft.run.inputs import load_data
+from fedpft.run.skill import skill_of
 from fedpft.run.tuning import public_data
 from fedpft.run.update_attack import update_attack
 from fedpft.seeding import derive_seed, numpy_rng
@@ -31,9 +31,6 @@ from fedpft.trainer import Progress, SilentProgress
 
 NUM_EXAMPLES = 2000
 """Members and others, each at most."""
-
-NUM_PUBLIC, PUBLIC_BATCH = 256, 16
-"""Public examples on which the FM's skill is compared, and of a batch."""
 
 CANARY_RELEASES = 60_000
 """In all canary runs with a canary together, and as many without: seconds."""
@@ -65,9 +62,8 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
     if (run_dir / "sub_fm").exists():
         models["sub_fm"] = tuned_sub_fm(run_dir)
         progress.stage("compare the skill of FM and sub-FM")
-        batches = public_data(data).batches(NUM_PUBLIC, PUBLIC_BATCH, derive_seed(config.server_seed, "skill"))
-        sub_fm, causal = load_sub_fm(run_dir / "sub_fm"), data.kind == "causal_lm"
-        found["skill"] = asdict(shared_skill(fm, sub_fm, batches, causal=causal, server=config.server))
+        sub_fm = load_sub_fm(run_dir / "sub_fm")
+        found["skill"] = asdict(skill_of(fm, sub_fm, public_data(data), data, config, probes=True))
         found["delta"] = result["fm"] - result["sub_fm"]
     clients = _clients(run_dir, data)
     members = np.concatenate([data.partition.shard(client) for client in clients])

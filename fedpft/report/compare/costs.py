@@ -61,6 +61,15 @@ def _shared_skill(result: Mapping[str, Any]) -> float | None:
     return result.get("audit", {}).get("skill", {}).get("probe")
 
 
+def _share(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Return which part of this skill of the untuned FM the run's untuned sub-FM has."""
+
+    def of(result: Mapping[str, Any]) -> float | None:
+        return result.get("skill", {}).get(name)
+
+    return of
+
+
 def _epsilon(result: Mapping[str, Any]) -> float | None:
     return result.get("privacy", {}).get("epsilon")
 
@@ -100,6 +109,18 @@ AXES: dict[str, Axis] = {
         title="part of the FM that the proxy gives away",
         short="shared",
         of=_shared_skill,
+        shown=lambda v: f"{100 * v:.1f} %",
+    ),
+    "agreement": Axis(
+        title="answers that the untuned FM and the proxy share",
+        short="agreement",
+        of=_share("agreement"),
+        shown=lambda v: f"{100 * v:.1f} %",
+    ),
+    "shared_loss": Axis(
+        title="part of the FM's loss that the proxy gives away",
+        short="loss shared",
+        of=_share("loss"),
         shown=lambda v: f"{100 * v:.1f} %",
     ),
     "leakage_gap": Axis(title="leakage gap (FM minus proxy)", short="gap", of=_leakage_gap, shown=None, goal="max"),
