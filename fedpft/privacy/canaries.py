@@ -1,12 +1,13 @@
 """PURE: empirical lower bounds on epsilon, from canaries whose presence is guessed from what is released.
 
-**Many runs of the mechanism** (`canary_bound`). The whole mechanism runs as in a run, with the same clip, noise and rate, many times with and without a canary: a client
-whose update points in a direction that is known to the attacker, and is far longer than the clip. The best attacker
-scores each round by the likelihood ratio of its release. Whoever finds more than epsilon allows has found a fault; what
-is found is a bound from below with 95 % confidence.
+**Many runs of the mechanism** (`canary_bound`). The whole mechanism runs as in a run, with the same clip, noise and
+rate, many times with and without a canary: a client whose update points in a direction that is known to the attacker,
+and is far longer than the clip. The best attacker scores each round by the likelihood ratio of its release. Whoever
+finds more than epsilon allows has found a fault; what is found is a bound from below with 95 % confidence.
 
-**One run of the training** (`one_run_bound`). Each of many canaries is in or out by a fair coin of its own. With (epsilon,
-delta)-DP nobody guesses more of these coins than by randomised response, but with a probability that is known.
+**One run of the training** (`one_run_bound`). Each of many canaries is in or out by a fair coin of its own. With
+(epsilon, delta)-DP nobody guesses more of these coins than by randomised response, but with a probability that is
+known.
 """
 
 import math

@@ -10,6 +10,8 @@ from rich.table import Table
 from fedpft.report.fidelity import skill_rows
 from fedpft.report.scores import MODELS, metric_change
 
+BROKEN = "; THE GUARANTEE IS BROKEN"
+
 
 def print_audit(console: Console, found: Mapping[str, Any]) -> None:
     """Print what `fedpft.run.audit.audit` returned."""
@@ -35,9 +37,16 @@ def audit_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if "delta" in found:
         yield "plugged-in FM minus sub-FM", metric_change(found["delta"], found["metric"]), "the owner's gain (Delta)"
     yield from skill_rows(found.get("skill", {}))
+    if planted := found.get("planted"):
+        accounted = planted["accounted_epsilon"]
+        kept = accounted is None or planted["epsilon"] <= accounted
+        said = "no guarantee" if accounted is None else f"accounted {accounted:.3f}"
+        coins = f"{planted['num_right']} of {planted['num_guesses']} guesses right, {planted['num_canaries']} canaries"
+        note = f"at least, of {planted['unit']}s in this run: {coins}; {said}"
+        yield "epsilon by this run", f"{planted['epsilon']:.3f}", note + ("" if kept else BROKEN)
     if canaries := found.get("canaries"):
         kept = canaries["epsilon"] <= canaries["accounted_epsilon"]
         note = (
             f"at least, by {canaries['num_runs']} runs of the mechanism; accounted {canaries['accounted_epsilon']:.3f}"
         )
-        yield "epsilon by canaries", f"{canaries['epsilon']:.3f}", note + ("" if kept else "; THE GUARANTEE IS BROKEN")
+        yield "epsilon by canaries", f"{canaries['epsilon']:.3f}", note + ("" if kept else BROKEN)

@@ -13,11 +13,12 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from fedpft.config import Config, ConfigError
+from fedpft.data.canaries import Canaries
 from fedpft.data.datamodule import FederatedData
 from fedpft.evaluation.example_losses import example_losses
 from fedpft.models.loading import load_sub_fm
 from fedpft.models.lora import AdaptedModel
-from fedpft.privacy.canaries import canary_bound
+from fedpft.privacy.canaries import canary_bound, one_run_bound
 from fedpft.privacy.client_level import ClientLevel
 from fedpft.privacy.membership import attack
 from fedpft.run.finished import finished_run, tuned_fm, tuned_sub_fm, untuned_fm
@@ -46,8 +47,9 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
 
     Returns:
         `membership`: for each model an `Attack`; `update_membership`: one on updates of single clients, where these
-        tell anything; `skill`: a `SharedSkill`, where there is a sub-FM; `delta`: primary metric of the plugged-in FM
-        minus the sub-FM's; `canaries`: a `CanaryBound` beside the accountant's epsilon, where there is one.
+        tell anything; `planted`: a `OneRunBound` by the run's own canaries, where it has any; `skill`: a
+        `SharedSkill`, where there is a sub-FM; `delta`: primary metric of the plugged-in FM minus the sub-FM's;
+        `canaries`: a `CanaryBound` beside the accountant's epsilon, where there is one.
 
     Raises:
         ConfigError: no finished run, or data or models that cannot be loaded again.
@@ -67,11 +69,15 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
         found["delta"] = result["fm"] - result["sub_fm"]
     clients = _clients(run_dir, data)
     members = np.concatenate([data.partition.shard(client) for client in clients])
+    members = members[members < (data.canaries.first_row if data.canaries else len(data.train))]
     found["membership"] = _membership(fm, models, data, config, members, progress, num_examples)
     progress.stage("look at single updates")
     proxy = models.get("sub_fm", models["fm"])
     if (of_updates := update_attack(proxy, data, config, clients, result["rounds"] + 1)) is not None:
         found["update_membership"] = asdict(of_updates)
+    if data.canaries is not None:
+        progress.stage("losses of planted canaries")
+        found["planted"] = _planted(fm, proxy, data, data.canaries, config, result.get("privacy", {}))
     if (guarantee := ClientLevel.of_run(config, result.get("privacy", {}).get("noise_multiplier"))) is not None:
         progress.stage("run canaries")
         rounds = result["rounds"]
@@ -117,12 +123,42 @@ def _membership(
     return found
 
 
+def _planted(
+    fm: PreTrainedModel,
+    proxy: AdaptedModel,
+    data: FederatedData,
+    canaries: Canaries,
+    config: Config,
+    guarantee: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return a `OneRunBound` on the epsilon of the run's own training, and an attack's AUC on its canaries.
+
+    They are guessed by how much lower their loss is by the proxy, which was trained on them, than by the untuned FM.
+    """
+    how: dict[str, Any] = {"kind": data.kind, "batch_size": config.evaluation.batch_size, "server": config.server}
+    before, after = (
+        example_losses(model, canaries.examples, range(len(canaries.planted)), data.collate, **how)
+        for model in (fm, proxy)
+    )
+    scores, planted = before - after, canaries.planted
+    is_mixed = planted.any() and not planted.all()
+    return {
+        **asdict(one_run_bound(scores, planted, guarantee.get("delta", 0.0))),
+        "unit": "client" if canaries.are_clients else "example",
+        "auc": attack(scores[planted], scores[~planted]).auc if is_mixed else None,
+        "accounted_epsilon": guarantee.get("epsilon"),
+    }
+
+
 def _clients(run_dir: Path, data: FederatedData) -> list[int]:
-    """Return who trained, as far as the run says it, else all clients; only those that have examples."""
+    """Return who trained, as far as the run says it, else all clients; only those that have examples of their own."""
     lines = (run_dir / ROUNDS_FILE).read_text(encoding="utf-8").splitlines()
     trained = {client for line in lines for client in json.loads(line).get("clients", ())}
+    others = data.canaries.clients if data.canaries else frozenset()
     able = [
-        client for client in sorted(trained or range(data.partition.num_clients)) if len(data.partition.shard(client))
+        client
+        for client in sorted(trained or range(data.partition.num_clients))
+        if client not in others and len(data.partition.shard(client))
     ]
     if not able:
         raise ConfigError("RUN_DIR: found a run in which nobody trained, allowed: one with members to look for")

@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m experiments.benchmarks.privacy.inversion [FILE.json]
 
-A client makes one step on one text. The change of the first layer's LoRA factors A (of query, key and value) has rows in
-the span of that layer's inputs, and what these are is known for every token of the vocabulary at every position: it
-takes the embeddings alone, which the sub-FM has as the FM has them. So each is projected onto what the update spans, and
-at each position the token with the smallest residual is guessed (DAGER, Petrov et al. 2024, with LoRA's rows in place of
-those of a whole gradient). The span has room for three times LoRA's rank; texts with fewer tokens come back as they
-were. Nothing is optimised, and nothing but the update and the proxy is known.
+A client makes one step on one text. The change of the first layer's LoRA factors A (of query, key and value) has rows
+in the span of that layer's inputs, and what these are is known for every token of the vocabulary at every position: it
+takes the embeddings alone, which the sub-FM has as the FM has them. So each is projected onto what the update spans,
+and at each position the token with the smallest residual is guessed (DAGER, Petrov et al. 2024, with LoRA's rows in
+place of those of a whole gradient). The span has room for three times LoRA's rank; texts with fewer tokens come back as
+they were. Nothing is optimised, and nothing but the update and the proxy is known.
 
 Honest limits: one step, one text, SGD, positions that are added to embeddings, and an adapter that has been tuned: in
 round 1 LoRA's B is 0 and with it the gradient of A. AdamW's first step has the gradient's sign alone.

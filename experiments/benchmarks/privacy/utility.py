@@ -39,8 +39,8 @@ NOT_PRIVATE = None
 TASKS = {
     "docs": ("task.name=stdlib_docs", "fm.max_length=32", "public.name=python_reference", "public.chunk_length=32"),
     "sst2": (
-        "task.name=sst2", "task.max_train_examples=4000", "fm.max_length=48", "public.name=custom", "public.text_column=text", "public.chunk_length=48",
-        "public.max_examples=24000",
+        "task.name=sst2", "task.max_train_examples=4000", "fm.max_length=48", "public.name=custom",
+        "public.text_column=text", "public.chunk_length=48", "public.max_examples=24000",
     ),
 }  # fmt: skip
 

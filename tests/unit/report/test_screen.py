@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from fedpft.federated.messages import ClientFailure, ClientUpdate
+from fedpft.report.fidelity import gap_meaning
 from fedpft.report.plan import partition_picture, print_plan
 from fedpft.report.scores import why_stopped
-from fedpft.report.fidelity import gap_meaning
 from fedpft.report.screen import Screen, print_result
 from fedpft.report.wording import round_line
 
