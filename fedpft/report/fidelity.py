@@ -85,7 +85,7 @@ def fidelity_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def gap_meaning(result: Mapping[str, Any]) -> str:
     """Return in words what the sign of the leakage gap (Delta) says."""
     gain = result["fidelity"]["leakage_gap"] * (1 if result.get("metric_goal", "max") == "max" else -1)
-    whose = "the owner keeps that much" if gain > 0 else "clients hold no worse a model"
+    whose = "the owner keeps it" if gain > 0 else "nothing is kept"
     return f"plugged-in FM minus sub-FM: {whose}"
 
 
@@ -97,10 +97,10 @@ def skill_rows(skill: Mapping[str, float | None]) -> Iterator[tuple[str, str, st
 
 
 _SKILLS = {
-    "agreement": "answers of FM and sub-FM that are the same, both untuned",
-    "hidden": "of the FM's last hidden states, what the sub-FM's explain",
+    "agreement": "same answers of FM and sub-FM, both untuned",
+    "hidden": "of the untuned FM's last hidden states",
     "probe": "the same after the best linear map",
-    "loss": "of the FM's gain over token frequencies, what the sub-FM has",
+    "loss": "of the untuned FM's gain over frequencies",
 }
 
 

@@ -45,7 +45,7 @@ def test_a_cell_that_this_version_cannot_run_is_left_out_with_its_reason(monkeyp
     wrong = utility.Population(settings=("privacy.kind=planet",), delta=1e-5)
     monkeypatch.setitem(POPULATIONS, cell.population, wrong)
     utility.measure(cell, None)
-    assert capsys.readouterr().out.startswith(f"{cell.name}: left out, privacy.kind: found 'planet'")
+    assert capsys.readouterr().out.startswith(f"{cell.name}: left out, privacy.kind: Invalid value 'planet'")
     assert not list(tmp_path.iterdir())
 
 

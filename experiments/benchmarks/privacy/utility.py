@@ -171,7 +171,7 @@ def measure(cell: Cell, data_dir: Path | None) -> None:
     try:
         config = cell.config(data_dir)
     except ConfigError as error:
-        print(f"{cell.name}: left out, {error}", flush=True)
+        print(f"{cell.name}: left out, {str(error).strip()}", flush=True)
         return
     try:
         with FileLock(WORK / f"{cell.name}.lock", timeout=0):

@@ -91,8 +91,8 @@ def by_the_papers_code(m, r, v, epsilon, delta):
 @pytest.mark.parametrize(("m", "r", "v"), [(1, 1, 1), (40, 20, 17), (1000, 100, 80), (20, 20, 0)])
 @pytest.mark.parametrize("delta", [0.0, 1e-3])
 def test_the_chance_of_guesses_is_that_of_the_papers_code(m, r, v, delta):
-    for epsilon in (0.0, 0.5, 3.0):
-        assert chance(m, r, v, epsilon, delta) == pytest.approx(by_the_papers_code(m, r, v, epsilon, delta), rel=1e-9)
+    for value in (0.0, 0.5, 3.0):
+        assert chance(m, r, v, value, delta) == pytest.approx(by_the_papers_code(m, r, v, value, delta), rel=1e-9)
 
 
 def test_one_run_with_all_coins_guessed_bounds_epsilon_as_far_as_so_many_coins_can():
