@@ -35,12 +35,9 @@ class Attendance:
         return not (self.cohort or self.unavailable or self.stragglers)
 
     def without(self, absent: Collection[int]) -> "Attendance":
-        """Return it as if these clients had not been drawn."""
-        if not absent:
-            return self
-        lists = {name: tuple(client for client in getattr(self, name) if client not in absent)
-                 for name in ("unavailable", "stragglers", "candidates")}  # fmt: skip
-        return Attendance(cohort={client: n for client, n in self.cohort.items() if client not in absent}, **lists)
+        """Return it as if these clients had not been drawn; a round with stragglers would have kept others for them."""
+        cohort = {client: number for client, number in self.cohort.items() if client not in absent}
+        return replace(self, cohort=cohort, unavailable=tuple(c for c in self.unavailable if c not in absent))
 
 
 def draw_attendance(

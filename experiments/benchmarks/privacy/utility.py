@@ -26,6 +26,7 @@ from experiments.benchmarks.methods.run import tuned_once
 from experiments.benchmarks.methods.table import interval
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.storage.output import package_versions, write_json
+from fedpft.tracking.trackers import TrackerGroup
 
 BASE = Path(__file__).parent / "utility.yaml"
 RESULTS = Path("experiments/results/privacy/utility")
@@ -125,23 +126,18 @@ def all_cells() -> Iterator[Cell]:
                     yield Cell(task=task, population=name, epsilon=epsilon, seed=seed)
 
 
-class Clipped:
+class Clipped(TrackerGroup):
     """A tracker that counts how many updates were longer than the clip."""
 
     def __init__(self) -> None:
-        self.clipped, self.updates = 0, 0
-        self.clips = list[float]()
-
-    locations: Mapping[str, str] = {}
+        super().__init__([])
+        self.clipped, self.updates, self.clips = 0, 0, list[float]()
 
     def log_round(self, record: Mapping[str, Any]) -> None:
         if "privacy/clip" in record:
             self.clipped += record["privacy/num_clipped"]
             self.updates += len(record["clients"])
             self.clips.append(record["privacy/clip"])
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: None
 
     def summary(self) -> dict[str, Any]:
         """Return it for a cell's record; of a run that clips no clients' updates, nothing."""
