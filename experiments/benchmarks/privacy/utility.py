@@ -52,7 +52,7 @@ class Population:
 
     settings: tuple[str, ...]
     delta: float
-    """A tenth of 1 divided by how many there are of whom is protected."""
+    """A tenth of 1 divided by how many there are of whom is protected; of examples, those of the larger task."""
     unit: str = "client"
     """`privacy.kind`."""
     tasks: tuple[str, ...] = ("docs", "sst2")
@@ -66,7 +66,7 @@ def _clients(number: int, cohort: int) -> tuple[str, ...]:
 
 SILOS = (
     *_clients(20, 20), "federated.sampling=full", "federated.rounds=10", "federated.batch_size=8",
-    "federated.client.kind=adamw", "federated.lr=0.004",
+    "federated.client.kind=adamw", "federated.lr=0.004", "federated.head_lr_ratio=8",
 )  # fmt: skip
 POPULATIONS = {
     "1000": Population(settings=_clients(1000, 100), delta=1e-4),
@@ -79,8 +79,10 @@ POPULATIONS = {
         tasks=("docs",),
         has_control=False,
     ),
-    "20_silos": Population(settings=SILOS, delta=5e-3),
-    "20_silos_examples": Population(settings=SILOS, delta=5e-5, unit="example", has_control=False),
+    "20_silos": Population(settings=(*SILOS, "privacy.clip=20"), delta=5e-3),
+    "20_silos_examples": Population(
+        settings=(*SILOS, "privacy.clip=1", "privacy.clipping=fixed"), delta=2.5e-5, unit="example", has_control=False
+    ),
 }
 """The docstrings are 2,071: 10,000 clients of them can only be simulated, by the noise that these would have. The last
 row (`privacy.kind=example`) is measured by a version of the program that has it."""
