@@ -76,10 +76,16 @@ def fidelity_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "gradient cosine", _change(before["gradient_cosine"], after["gradient_cosine"]), "1: the FM's direction"
     norms = _change(before["gradient_norm_ratio"], after["gradient_norm_ratio"])
     yield "gradient norm ratio", norms, "1: the FM's length"
-    yield "leakage gap", metric_change(meter["leakage_gap"], result["metric"]), gap_meaning(result)
-    yield from skill_rows(result.get("skill", {}))
+    yield from kept_rows(result)
     share = 100 * meter["seconds"] / result["rounds_seconds"]
     yield "fidelity meter", f"{meter['seconds']:.1f} s", f"{share:.1f} % of the rounds' time"
+
+
+def kept_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of what the FM's owner keeps, and what the sub-FM gives away; none without meter."""
+    if (gap := result.get("fidelity", {}).get("leakage_gap")) is not None:
+        yield "leakage gap", metric_change(gap, result["metric"]), gap_meaning(result)
+        yield from skill_rows(result.get("skill", {}))
 
 
 def gap_meaning(result: Mapping[str, Any]) -> str:
