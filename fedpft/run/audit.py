@@ -136,10 +136,11 @@ def _planted(
     They are guessed by how much lower their loss is by the proxy, which was trained on them, than by the untuned FM.
     """
     how: dict[str, Any] = {"kind": data.kind, "batch_size": config.evaluation.batch_size, "server": config.server}
-    before, after = (
-        example_losses(model, canaries.examples, range(len(canaries.planted)), data.collate, **how)
-        for model in (fm, proxy)
-    )
+
+    def losses(model: Any) -> np.ndarray:
+        return example_losses(model, canaries.examples, range(len(canaries.planted)), data.collate, **how)
+
+    before, after = losses(fm), losses(proxy)
     scores, planted = before - after, canaries.planted
     is_mixed = planted.any() and not planted.all()
     return {
