@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpft.config.adversary import OMNISCIENT, ON_DATA
-from fedpft.config.checks import require, require_positive, require_positive_or_none
+from fedpft.config.checks import require, require_non_negative, require_positive, require_positive_or_none
 from fedpft.config.federated import FederatedConfig
 
 
@@ -61,12 +61,21 @@ class PrivacyConfig:
     secure_bound: float = 16.0
     """The largest number that an update may have; it decides how fine fixed-point numbers are. A client whose update
     has a larger one is dropped. With `kind: client` the clip is the bound."""
+    canaries: int = 0
+    """How many canaries to plant, so that `fedpft audit` can bound epsilon from below by this very run (Steinke et al.
+    2023). A canary is a text of random tokens with a random label, and a coin decides whether anybody trains on it. It
+    is one more example of a client; with `kind: client` it is a whole client, which has no other example and takes part
+    like all others or never."""
     strict: bool = False
     """Whether files and screen leave out what would never leave real clients one by one: who took part, losses, sizes,
     label counts, reasons of failures and examples. It works without DP as well."""
 
     def __post_init__(self) -> None:
         require_positive("privacy", self, "clip", "clip_lr", "secure_bound")
+        require_non_negative("privacy", self, "canaries")
+        simulated = self.noise_cohort_size is not None and self.canaries > 0
+        allowed = "0 with privacy.noise_cohort_size: epsilon is that of other clients than those that train"
+        require(not simulated, "privacy.canaries", self.canaries, allowed)
         allowed = "a fraction in [0.5, 1): with fewer both secrets of a client could come together"
         require(0.5 <= self.secure_threshold < 1, "privacy.secure_threshold", self.secure_threshold, allowed)
         names = ("noise_multiplier", "target_epsilon", "clip_count_noise", "noise_cohort_size")

@@ -15,6 +15,7 @@ import pyarrow as pa
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from fedpft.config import Config, FederatedConfig, TaskKind
+from fedpft.data.canaries import Canaries
 from fedpft.data.collate import MODEL_INPUTS, CausalCollator, Collator, ImageCollator, TextCollator, rows
 from fedpft.data.corpora.chunks import chunk_corpus
 from fedpft.data.corpora.corpus import Corpus
@@ -67,6 +68,8 @@ class FederatedData:
     """The FM's; None: a model of images."""
     shared: SharedRows | None = None
     """How a node reads `train` itself; None: it is sent."""
+    canaries: Canaries | None = None
+    """Planted among the clients' examples; None: there are none."""
 
 
 def build_data(

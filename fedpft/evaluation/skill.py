@@ -5,15 +5,18 @@ Measured on public examples, without any tuning. Legend: `B` batch, `T` tokens, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from lightning import Fabric
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from fedpft.config import ServerConfig
 from fedpft.models.flags import restored_flags
+from fedpft.models.lora import AdaptedModel
 from fedpft.trainer import server_fabric
 
 RIDGE = 1e-3
@@ -30,17 +33,24 @@ class SharedSkill:
     """Answers that are the same: the most probable label, or next token. A head that is new says nothing."""
     hidden: float
     """Of the variance of the FM's last hidden states, what the sub-FM's own explain; below 0: worse than their mean."""
-    probe: float
-    """The same after the best linear map, fitted on one half of the batches and measured on the other."""
+    probe: float | None
+    """The same after the best linear map, fitted on one half of the batches and measured on the other; None: not
+    asked."""
     loss: float | None
     """Of a language model: how far the sub-FM is on the way from the tokens' frequencies to the FM's loss a token."""
 
 
 @torch.no_grad()
 def shared_skill(
-    fm: PreTrainedModel, sub_fm: PreTrainedModel, batches: Sequence[Batch], *, causal: bool, server: ServerConfig
+    fm: PreTrainedModel | AdaptedModel,
+    sub_fm: PreTrainedModel | AdaptedModel,
+    batches: Sequence[Batch],
+    *,
+    causal: bool,
+    server: ServerConfig,
+    probes: bool = True,
 ) -> SharedSkill:
-    """Compare two untuned models of one width; they do not change.
+    """Compare two untuned models of one width; they do not change. Of logits only one batch's are held at a time.
 
     Args:
         fm: the server's.
@@ -48,18 +58,29 @@ def shared_skill(
         batches: unlabelled model inputs, two or more.
         causal: whether they are language models.
         server: device.
+        probes: whether to fit the linear map, which takes more tokens than hidden states have features.
 
     """
-    logits, states = zip(*(_outputs(model, batches, server) for model in (fm, sub_fm)), strict=True)
-    pairs = list(zip(batches, *logits, strict=True))
-    same = torch.cat([(a.argmax(-1) == b.argmax(-1))[_real(batch) if causal else ...] for batch, a, b in pairs])
-    half = sum(len(part) for part in states[0][: len(batches) // 2])
-    own, theirs = (torch.cat(parts).double() for parts in (states[1], states[0]))
+    fabric = server_fabric(server)
+    for model in (fm, sub_fm):
+        fabric.to_device(model)
+    same, losses, theirs, own = list[Tensor](), list[tuple[float, ...]](), list[Tensor](), list[Tensor]()
+    with restored_flags(fm, sub_fm):
+        for batch in batches:
+            logits, states = zip(*(_outputs(model.eval(), batch, fabric) for model in (fm, sub_fm)), strict=True)
+            agree = logits[0].argmax(-1) == logits[1].argmax(-1)
+            same.append((agree[_real(batch)] if causal else agree).flatten())
+            theirs.append(states[0])
+            own.append(states[1])
+            if causal:
+                losses.append(tuple(_loss_sum(batch, each) for each in logits))
+    half = sum(len(part) for part in own[: len(batches) // 2])
+    x, y = (torch.cat(parts).double() for parts in (own, theirs))
     return SharedSkill(
-        agreement=float(same.double().mean()),
-        hidden=explained(theirs, own),
-        probe=explained(theirs[half:], probed(own[:half], theirs[:half], own[half:])),
-        loss=_share_of_loss(pairs) if causal else None,
+        agreement=float(torch.cat(same).double().mean()),
+        hidden=explained(y, x),
+        probe=explained(y[half:], probed(x[:half], y[:half], x[half:])) if probes else None,
+        loss=_share_of_loss(batches, losses) if causal else None,
     )
 
 
@@ -77,21 +98,11 @@ def probed(inputs: Tensor, targets: Tensor, others: Tensor) -> Tensor:
     return (others - mean) @ torch.linalg.solve(gram, x.T @ y) + centre
 
 
-def _outputs(
-    model: PreTrainedModel, batches: Sequence[Batch], server: ServerConfig
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return of each batch the logits, and the last hidden states at real tokens, (tokens, H)."""
-    fabric = server_fabric(server)
-    fabric.to_device(model)
-    logits, states = [], []
-    with restored_flags(model):
-        model.eval()
-        for batch in batches:
-            output = model(**fabric.to_device(dict(batch)), output_hidden_states=True)
-            logits.append(output.logits.float().cpu())
-            hidden = output.hidden_states[-1].float().cpu()
-            states.append(hidden[_real(batch)] if "attention_mask" in batch else hidden.flatten(0, -2))
-    return logits, states
+def _outputs(model: Any, batch: Batch, fabric: Fabric) -> tuple[Tensor, Tensor]:
+    """Return the logits, and the last hidden states at real tokens, (tokens, H)."""
+    output = model(**fabric.to_device(dict(batch)), output_hidden_states=True)
+    hidden = output.hidden_states[-1].float().cpu()
+    return output.logits.float().cpu(), hidden[_real(batch)] if "attention_mask" in batch else hidden.flatten(0, -2)
 
 
 def _real(batch: Batch) -> Tensor:
@@ -99,14 +110,20 @@ def _real(batch: Batch) -> Tensor:
     return batch["attention_mask"].bool().cpu()
 
 
-def _share_of_loss(pairs: Sequence[tuple[Batch, Tensor, Tensor]]) -> float:
-    found, ids = [], []
-    for batch, *logits in pairs:
-        after, targets = _real(batch)[:, 1:], batch["input_ids"].cpu()[:, 1:]
-        ids.append(targets[after])
-        found.append([cross_entropy(each[:, :-1][after], ids[-1], reduction="sum").item() for each in logits])
-    tokens = torch.cat(ids).numpy()
-    fm, sub_fm = np.sum(found, axis=0) / len(tokens)
+def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return which positions after the first are real, (B, T - 1), and their tokens, (n,)."""
+    after = _real(batch)[:, 1:]
+    return after, batch["input_ids"].cpu()[:, 1:][after]
+
+
+def _loss_sum(batch: Batch, logits: Tensor) -> float:
+    after, targets = _targets(batch)
+    return cross_entropy(logits[:, :-1][after], targets, reduction="sum").item()
+
+
+def _share_of_loss(batches: Sequence[Batch], losses: Sequence[tuple[float, ...]]) -> float:
+    tokens = torch.cat([_targets(batch)[1] for batch in batches]).numpy()
+    fm, sub_fm = np.sum(losses, axis=0) / len(tokens)
     frequencies = np.bincount(tokens) / len(tokens)
     by_frequency = -np.sum(frequencies * np.log(np.where(frequencies > 0, frequencies, 1)))
     return float((by_frequency - sub_fm) / (by_frequency - fm))

@@ -128,6 +128,8 @@ class Driver:
     """Ends the run by its evaluations."""
     secure: SecureAggregation | None = None
     """None: the server sees each update."""
+    absent: frozenset[int] = frozenset()
+    """Clients that are never there, as if they had not been drawn: canaries whose coin says so."""
     adversaries: Adversaries | None = None
     """Clients whose updates are replaced on the way."""
     tracker: Tracker
@@ -227,7 +229,7 @@ class Driver:
 
     def _draw(self, state: ServerState, round_index: int) -> Attendance:
         losses = {int(client): loss for client, loss in state.client_losses.items()}
-        return draw_attendance(self.config, self.partition.sizes, self.seed, round_index, losses)
+        return draw_attendance(self.config, self.partition.sizes, self.seed, round_index, losses).without(self.absent)
 
     def _account(
         self, guarantee: Guarantee, state: ServerState, attendance: Attendance, record: dict[str, Any]

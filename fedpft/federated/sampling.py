@@ -3,7 +3,7 @@
 import math
 import types
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,6 +38,11 @@ class Attendance:
     def is_empty(self) -> bool:
         """Whether nobody was drawn, which `poisson` may do."""
         return not (self.cohort or self.unavailable or self.stragglers)
+
+    def without(self, absent: Collection[int]) -> "Attendance":
+        """Return it as if these clients had not been drawn; a round with stragglers would have kept others for them."""
+        cohort = {client: number for client, number in self.cohort.items() if client not in absent}
+        return replace(self, cohort=cohort, unavailable=tuple(c for c in self.unavailable if c not in absent))
 
 
 def draw_attendance(

@@ -7,7 +7,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from fedpft.report.fidelity import skill_rows
 from fedpft.report.scores import MODELS, metric_change
+
+BROKEN = "; THE GUARANTEE IS BROKEN"
 
 
 def print_audit(console: Console, found: Mapping[str, Any]) -> None:
@@ -33,20 +36,17 @@ def audit_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "membership AUC, single updates", f"{of_updates['auc']:.3f}", note
     if "delta" in found:
         yield "plugged-in FM minus sub-FM", metric_change(found["delta"], found["metric"]), "the owner's gain (Delta)"
-    for name, value in found.get("skill", {}).items():
-        if value is not None:
-            yield f"shared skill, {name}", f"{100 * value:.1f} %", _MEANINGS[name]
+    yield from skill_rows(found.get("skill", {}))
+    if planted := found.get("planted"):
+        accounted = planted["accounted_epsilon"]
+        kept = accounted is None or planted["epsilon"] <= accounted
+        said = "no guarantee" if accounted is None else f"accounted {accounted:.3f}"
+        coins = f"{planted['num_right']} of {planted['num_guesses']} guesses right, {planted['num_canaries']} canaries"
+        note = f"at least, of {planted['unit']}s in this run: {coins}; {said}"
+        yield "epsilon by this run", f"{planted['epsilon']:.3f}", note + ("" if kept else BROKEN)
     if canaries := found.get("canaries"):
         kept = canaries["epsilon"] <= canaries["accounted_epsilon"]
         note = (
             f"at least, by {canaries['num_runs']} runs of the mechanism; accounted {canaries['accounted_epsilon']:.3f}"
         )
-        yield "epsilon by canaries", f"{canaries['epsilon']:.3f}", note + ("" if kept else "; THE GUARANTEE IS BROKEN")
-
-
-_MEANINGS = {
-    "agreement": "answers of FM and sub-FM that are the same, both untuned",
-    "hidden": "of the FM's last hidden states, what the sub-FM's explain",
-    "probe": "the same after the best linear map",
-    "loss": "of the FM's gain over token frequencies, what the sub-FM has",
-}
+        yield "epsilon by canaries", f"{canaries['epsilon']:.3f}", note + ("" if kept else BROKEN)

@@ -76,9 +76,38 @@ def fidelity_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "gradient cosine", _change(before["gradient_cosine"], after["gradient_cosine"]), "1: the FM's direction"
     norms = _change(before["gradient_norm_ratio"], after["gradient_norm_ratio"])
     yield "gradient norm ratio", norms, "1: the FM's length"
-    yield "leakage gap", metric_change(meter["leakage_gap"], result["metric"]), "plugged-in FM minus sub-FM"
+    yield from kept_rows(result)
     share = 100 * meter["seconds"] / result["rounds_seconds"]
     yield "fidelity meter", f"{meter['seconds']:.1f} s", f"{share:.1f} % of the rounds' time"
+
+
+def kept_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of what the FM's owner keeps, and what the sub-FM gives away; none without meter."""
+    if (gap := result.get("fidelity", {}).get("leakage_gap")) is not None:
+        yield "leakage gap", metric_change(gap, result["metric"]), gap_meaning(result)
+        yield from skill_rows(result.get("skill", {}))
+
+
+def gap_meaning(result: Mapping[str, Any]) -> str:
+    """Return in words what the sign of the leakage gap (Delta) says."""
+    gain = result["fidelity"]["leakage_gap"] * (1 if result.get("metric_goal", "max") == "max" else -1)
+    whose = "the owner keeps it" if gain > 0 else "nothing is kept"
+    return f"plugged-in FM minus sub-FM: {whose}"
+
+
+def skill_rows(skill: Mapping[str, float | None]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and note of what the untuned sub-FM has of the FM's skill (CPL): a `SharedSkill` as JSON."""
+    for name, value in skill.items():
+        if value is not None:
+            yield f"shared skill, {name}", f"{100 * value:.1f} %", _SKILLS[name]
+
+
+_SKILLS = {
+    "agreement": "same answers of FM and sub-FM, both untuned",
+    "hidden": "of the untuned FM's last hidden states",
+    "probe": "the same after the best linear map",
+    "loss": "of the untuned FM's gain over frequencies",
+}
 
 
 def cosine_line(result: Mapping[str, Any], width: int) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 from html import escape
@@ -16,7 +16,7 @@ from fedpft.federated.dropped import never_trained_line
 from fedpft.metrics.table import metric_row
 from fedpft.report.clients import VIEWS, View, accuracy_boxes, client_note
 from fedpft.report.compute import cost_rows
-from fedpft.report.fidelity import heat_map
+from fedpft.report.fidelity import heat_map, kept_rows
 from fedpft.report.html import PALETTE, document, note, paragraph, plot, section, table
 from fedpft.report.partition import partition_figure
 from fedpft.report.privacy import privacy_rows
@@ -106,6 +106,7 @@ def run_parts(
         figures["Partition: label shares in each client"] = partition_figure(partition)
     yield from (section(title, plot(figure, title)) for title, figure in figures.items())
     yield from (_client_section(result, view) for view in VIEWS)
+    yield _kept_section(result)
     yield _privacy_section(result)
     if "wall_seconds" in result:
         yield section("What it costs", table(["cost", "value"], _cost_rows(result), "costs"))
@@ -137,12 +138,20 @@ def _client_section(result: Mapping[str, Any], view: View) -> str:
     return section(escape(view.title), paragraph(said), plot(figure, view.title), note(view.about))
 
 
+def _kept_section(result: Mapping[str, Any]) -> str:
+    """Return what the FM's owner keeps and what the sub-FM gives away; nothing without the meter."""
+    rows = _with_notes(kept_rows(result))
+    return section("What the FM's owner keeps", table(["meter", "value"], rows, "kept")) if rows else ""
+
+
 def _privacy_section(result: Mapping[str, Any]) -> str:
     """Return what the run guarantees its clients; nothing without a guarantee."""
-    rows = [
-        (f'{title} <span class="quiet">{escape(about)}</span>', value) for title, value, about in privacy_rows(result)
-    ]
+    rows = _with_notes(privacy_rows(result))
     return section("Differential privacy", table(["guarantee", "value"], rows, "privacy")) if rows else ""
+
+
+def _with_notes(rows: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    return [(f'{title} <span class="quiet">{escape(about)}</span>', value) for title, value, about in rows]
 
 
 def _cost_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:

@@ -13,19 +13,20 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from fedpft.config import Config, ConfigError
+from fedpft.data.canaries import Canaries
 from fedpft.data.datamodule import FederatedData
 from fedpft.evaluation.example_losses import example_losses
-from fedpft.evaluation.skill import shared_skill
 from fedpft.federated.sampling import draw_attendance
 from fedpft.models.loading import load_sub_fm
 from fedpft.models.lora import AdaptedModel
 from fedpft.privacy.accountant import Event
-from fedpft.privacy.canaries import canary_bound
+from fedpft.privacy.canaries import canary_bound, one_run_bound
 from fedpft.privacy.guarantee import Guarantee, PrivacyState
 from fedpft.privacy.membership import attack
 from fedpft.privacy.table import guarantee_of
 from fedpft.run.finished import finished_run, tuned_fm, tuned_sub_fm, untuned_fm
 from fedpft.run.inputs import load_data
+from fedpft.run.skill import skill_of
 from fedpft.run.tuning import public_data
 from fedpft.run.update_attack import update_attack
 from fedpft.seeding import derive_seed, numpy_rng
@@ -34,9 +35,6 @@ from fedpft.trainer import Progress, SilentProgress
 
 NUM_EXAMPLES = 2000
 """Members and others, each at most."""
-
-NUM_PUBLIC, PUBLIC_BATCH = 256, 16
-"""Public examples on which the FM's skill is compared, and of a batch."""
 
 CANARY_RELEASES = 60_000
 """In all canary runs with a canary together, and as many without: seconds."""
@@ -52,8 +50,9 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
 
     Returns:
         `membership`: for each model an `Attack`; `update_membership`: one on updates of single clients, where these
-        tell anything; `skill`: a `SharedSkill`, where there is a sub-FM; `delta`: primary metric of the plugged-in FM
-        minus the sub-FM's; `canaries`: a `CanaryBound` beside the accountant's epsilon, where there is one.
+        tell anything; `planted`: a `OneRunBound` by the run's own canaries, where it has any; `skill`: a
+        `SharedSkill`, where there is a sub-FM; `delta`: primary metric of the plugged-in FM minus the sub-FM's;
+        `canaries`: a `CanaryBound` beside the accountant's epsilon, where there is one.
 
     Raises:
         ConfigError: no finished run, or data or models that cannot be loaded again.
@@ -68,17 +67,20 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
     if (run_dir / "sub_fm").exists():
         models["sub_fm"] = tuned_sub_fm(run_dir)
         progress.stage("compare the skill of FM and sub-FM")
-        batches = public_data(data).batches(NUM_PUBLIC, PUBLIC_BATCH, derive_seed(config.server_seed, "skill"))
-        sub_fm, causal = load_sub_fm(run_dir / "sub_fm"), data.kind == "causal_lm"
-        found["skill"] = asdict(shared_skill(fm, sub_fm, batches, causal=causal, server=config.server))
+        sub_fm = load_sub_fm(run_dir / "sub_fm")
+        found["skill"] = asdict(skill_of(fm, sub_fm, public_data(data), data, config, probes=True))
         found["delta"] = result["fm"] - result["sub_fm"]
     clients = _clients(run_dir, data)
     members = np.concatenate([data.partition.shard(client) for client in clients])
+    members = members[members < (data.canaries.first_row if data.canaries else len(data.train))]
     found["membership"] = _membership(fm, models, data, config, members, progress, num_examples)
     progress.stage("look at single updates")
     proxy = models.get("sub_fm", models["fm"])
     if (of_updates := update_attack(proxy, data, config, clients, result["rounds"] + 1)) is not None:
         found["update_membership"] = asdict(of_updates)
+    if data.canaries is not None:
+        progress.stage("losses of planted canaries")
+        found["planted"] = _planted(fm, proxy, data, data.canaries, config, result.get("privacy", {}))
     noise_multiplier = result.get("privacy", {}).get("noise_multiplier")
     if (guarantee := guarantee_of(config, data.partition.sizes, noise_multiplier)) is not None:
         progress.stage("run canaries")
@@ -134,12 +136,43 @@ def _membership(
     return found
 
 
+def _planted(
+    fm: PreTrainedModel,
+    proxy: AdaptedModel,
+    data: FederatedData,
+    canaries: Canaries,
+    config: Config,
+    guarantee: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return a `OneRunBound` on the epsilon of the run's own training, and an attack's AUC on its canaries.
+
+    They are guessed by how much lower their loss is by the proxy, which was trained on them, than by the untuned FM.
+    """
+    how: dict[str, Any] = {"kind": data.kind, "batch_size": config.evaluation.batch_size, "server": config.server}
+
+    def losses(model: Any) -> np.ndarray:
+        return example_losses(model, canaries.examples, range(len(canaries.planted)), data.collate, **how)
+
+    before, after = losses(fm), losses(proxy)
+    scores, planted = before - after, canaries.planted
+    is_mixed = planted.any() and not planted.all()
+    return {
+        **asdict(one_run_bound(scores, planted, guarantee.get("delta", 0.0))),
+        "unit": "client" if canaries.are_clients else "example",
+        "auc": attack(scores[planted], scores[~planted]).auc if is_mixed else None,
+        "accounted_epsilon": guarantee.get("epsilon"),
+    }
+
+
 def _clients(run_dir: Path, data: FederatedData) -> list[int]:
-    """Return who trained, as far as the run says it, else all clients; only those that have examples."""
+    """Return who trained, as far as the run says it, else all clients; only those that have examples of their own."""
     lines = (run_dir / ROUNDS_FILE).read_text(encoding="utf-8").splitlines()
     trained = {client for line in lines for client in json.loads(line).get("clients", ())}
+    others = data.canaries.clients if data.canaries else frozenset()
     able = [
-        client for client in sorted(trained or range(data.partition.num_clients)) if len(data.partition.shard(client))
+        client
+        for client in sorted(trained or range(data.partition.num_clients))
+        if client not in others and len(data.partition.shard(client))
     ]
     if not able:
         raise ConfigError("RUN_DIR: found a run in which nobody trained, allowed: one with members to look for")

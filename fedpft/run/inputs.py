@@ -19,6 +19,7 @@ from fedpft.data.corpora.corpus import Corpus, sample_texts
 from fedpft.data.corpora.public import load_corpus
 from fedpft.data.datamodule import FederatedData, build_data
 from fedpft.data.digest import dataset_digest
+from fedpft.data.planting import with_canaries
 from fedpft.data.shared import SharedTask, absolute, contents_of
 from fedpft.data.sources.columns import TEXT
 from fedpft.data.sources.images import Look, are_embedded, look_at_headers, look_at_pixels
@@ -80,7 +81,7 @@ def load_data(config: Config, progress: Progress, given: GivenData | None = None
         )  # fmt: skip
         task, _ = source.open()
     rehearse(config, task)
-    data = build_data(task, corpus, processor, config, source)
+    data = with_canaries(build_data(task, corpus, processor, config, source), config)
     check_adversary(config.federated.adversary, data)
     metrics = [*data.metrics, *(f"{name}/{metric}" for name in data.other_evaluations for metric in data.metrics)]
     require(config.stop.metric in (None, *metrics), "stop.metric", config.stop.metric, ", ".join(["null", *metrics]))

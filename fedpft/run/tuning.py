@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,7 @@ from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
 from fedpft.privacy.table import guarantee_of
 from fedpft.run.same_fm import fm_record
+from fedpft.run.skill import skill_of
 from fedpft.seeding import derive_seed
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
@@ -123,6 +124,10 @@ def tune(
         )
         untuned = {"round": 0, **evaluation.untuned(state.adapter)}
         tracker.log_round(untuned)
+        if config.evaluation.fidelity_examples and not proxy.is_fm:
+            observer.stage("compare the untuned FM and sub-FM")
+            models = method.plug_in(state.adapter), method.proxy_with(state.adapter)
+            untuned["skill"] = asdict(skill_of(*models, public, data, config, probes=False))
         checkpoint(state)
     observer.run_started(untuned)
     observer.stage("count FLOPs")
@@ -157,6 +162,7 @@ def tune(
         evaluate=evaluation,
         evaluation_interval=config.evaluation.interval,
         goal=METRICS[data.metrics[0]].goal,
+        absent=data.canaries.absent if data.canaries else frozenset(),
         adversaries=adversaries,
         stop=stop if config.stop.is_active else None,
         tracker=behind[0],
@@ -175,6 +181,7 @@ def tune(
         "metrics": {"untuned_fm": untuned["metrics"]["fm"], "sub_fm": last["metrics"]["fm"], **last["metrics"]},
         **_of_clients(data, last),
         **evaluation.summary(untuned, final.last_evaluation),
+        **({"skill": untuned["skill"]} if "skill" in untuned else {}),
         **({"adversaries": sorted(adversaries.clients)} if adversaries else {}),
         **({"client_ranks": list(ranks.values())} if ranks else {}),
         "best": dict(final.best),

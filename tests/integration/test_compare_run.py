@@ -39,7 +39,9 @@ def test_real_runs_have_every_axis_and_figure(sweep, tmp_path, monkeypatch, caps
     assert groups["fedpft"]["verdict"] in printed
     assert "not distinguishable from full (n = 1" in printed
     costs = groups["fedpft"]["costs"]
-    assert costs.keys() == {"bytes", "client_flops", "client_memory", "proxy_params", "align_seconds", "leakage_gap"}
+    told = {"bytes", "client_flops", "client_memory", "proxy_params", "align_seconds", "leakage_gap", "agreement"}
+    assert costs.keys() == told
+    assert costs["agreement"] == results["fedpft"]["skill"]["agreement"]
     assert costs["bytes"] == results["fedpft"]["bytes_up_total"] + results["fedpft"]["bytes_down_total"]
     assert groups["full"]["costs"]["leakage_gap"] == 0
     page = (out / "compare.html").read_text()

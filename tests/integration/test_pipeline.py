@@ -175,6 +175,10 @@ def test_the_meter_is_in_every_evaluation_round_and_in_the_result(finished):
     for measured in (meter["before"], meter["after"]):
         assert {len(measured[name]) for name in measured if name != "total"} == {3}
         assert all(np.isfinite(value) for value in measured["total"].values())
+    skill = finished.result["skill"]
+    assert 0 <= skill["agreement"] <= 1
+    assert skill["hidden"] < 1
+    assert (skill["probe"], skill["loss"]) == (None, None), "a classifier; an audit asks for the linear map"
     whole_layer = meter["before"]["hidden_error"][0]
     assert (whole_layer == 0) == (not finished.uniform), "an uncompressed first layer is the FM's own"
 

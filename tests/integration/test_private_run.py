@@ -16,6 +16,7 @@ from fedpft.federated.reticence import SIMULATION_ONLY
 from fedpft.report.audit import audit_rows
 from fedpft.report.card import model_card
 from fedpft.report.plan import print_plan
+from fedpft.run.audit import audit
 from fedpft.run.pipeline import run
 from fedpft.run.planning import plan
 from fedpft.run.resume import go_on
@@ -57,6 +58,26 @@ def test_a_private_run_that_goes_on_has_the_same_bits_and_the_same_epsilon(setti
         go_on(config, StopBefore(3))
     go_on(config)
     assert outcome(tmp_path / "out") == outcome(straight)
+
+
+@pytest.mark.parametrize(("more", "unit"), [(PRIVATE, "client"), ([], "example")], ids=["private", "plain"])
+def test_a_run_with_canaries_goes_on_to_the_same_bits_and_its_audit_bounds_epsilon_by_them(tmp_path, more, unit):
+    settings = [*tiny_text_run(tmp_path), *more, "privacy.canaries=3", "federated.rounds=2"]
+    for name in ("one", "two"):
+        config = load_config(None, [*settings, f"output_dir={tmp_path / name}"])
+        if name == "two":
+            with pytest.raises(Stop):
+                go_on(config, StopBefore(2))
+        go_on(config)
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+    found = audit(tmp_path / "one")
+    result = json.loads((tmp_path / "one" / "result.json").read_text())
+    planted, accounted = found["planted"], result.get("privacy", {}).get("epsilon")
+    assert planted.items() >= {"unit": unit, "num_canaries": 3, "accounted_epsilon": accounted}.items()
+    assert 0 <= planted["epsilon"] <= (accounted or 3.0)
+    assert found["membership"]["fm"]["num_members"] <= 48, "canaries are no members"
+    said = "no guarantee" if accounted is None else "accounted"
+    assert any(title == "epsilon by this run" and said in note for title, _, note in audit_rows(found))
 
 
 def test_a_run_with_secure_aggregation_goes_on_to_the_same_bits_and_says_what_it_costs(tmp_path):

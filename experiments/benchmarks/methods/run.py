@@ -40,7 +40,7 @@ from fedpft.federated.pool import SequentialPool
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.tuning import tune
 from fedpft.storage.output import package_versions, write_json
-from fedpft.tracking.trackers import TrackerGroup
+from fedpft.tracking.trackers import Tracker, TrackerGroup
 from fedpft.trainer import SilentProgress
 
 SEARCH_VALIDATION_EXAMPLES = 1000
@@ -105,10 +105,10 @@ def measure(cell: Cell, data_dir: Path) -> dict[str, Any]:
     return tuned_once(cell.config(data_dir, WORK))
 
 
-def tuned_once(config: Config, *further: str) -> dict[str, Any]:
+def tuned_once(config: Config, *further: str, tracker: Tracker | None = None) -> dict[str, Any]:
     """Run once, in this process, and return what is worth keeping of its result; `further`: keys beside `KEPT`."""
     fm, data = load_fm_and_data(config, SilentProgress())
-    result = tune(config, fm, data, SequentialPool(), TrackerGroup([]), SilentObserver()).result
+    result = tune(config, fm, data, SequentialPool(), tracker or TrackerGroup([]), SilentObserver()).result
     return {name: result[name] for name in (*KEPT, *further) if name in result}
 
 

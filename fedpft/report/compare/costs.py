@@ -71,6 +71,15 @@ def _epsilon_of(unit: str) -> Callable[[Mapping[str, Any]], float | None]:
     return epsilon
 
 
+def _share(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Return which part of this skill of the untuned FM the run's untuned sub-FM has."""
+
+    def of(result: Mapping[str, Any]) -> float | None:
+        return result.get("skill", {}).get(name)
+
+    return of
+
+
 AXES: dict[str, Axis] = {
     "bytes": Axis(
         title="traffic of all rounds", short="traffic", of=_bytes, shown=lambda v: format_bytes(round(v)), unit="B"
@@ -111,6 +120,18 @@ AXES: dict[str, Axis] = {
         title="part of the FM that the proxy gives away",
         short="shared",
         of=_shared_skill,
+        shown=lambda v: f"{100 * v:.1f} %",
+    ),
+    "agreement": Axis(
+        title="answers that the untuned FM and the proxy share",
+        short="agreement",
+        of=_share("agreement"),
+        shown=lambda v: f"{100 * v:.1f} %",
+    ),
+    "shared_loss": Axis(
+        title="part of the FM's loss that the proxy gives away",
+        short="loss shared",
+        of=_share("loss"),
         shown=lambda v: f"{100 * v:.1f} %",
     ),
     "leakage_gap": Axis(title="leakage gap (FM minus proxy)", short="gap", of=_leakage_gap, shown=None, goal="max"),

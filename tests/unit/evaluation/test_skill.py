@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,16 @@ def test_noise_in_the_sub_fm_lowers_every_number_and_a_language_model_has_its_lo
     assert same.loss == pytest.approx(1.0)
     for name in ("agreement", "hidden", "probe", "loss"):
         assert getattr(other, name) < getattr(same, name)
+
+
+def test_numbers_do_not_depend_on_whether_the_linear_map_is_asked_for():
+    fm, other = tiny_fm("bert"), tiny_fm("bert", seed=9)
+    batches = [tiny_batch("bert", batch_size=4, seed=seed) for seed in range(2)]
+    asked, not_asked = (
+        shared_skill(fm, other, batches, causal=False, server=SERVER, probes=probes) for probes in (True, False)
+    )
+    assert asked.probe is not None
+    assert replace(asked, probe=None) == not_asked
 
 
 def test_the_probe_finds_what_is_linear_and_nothing_in_noise():

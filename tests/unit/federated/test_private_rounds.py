@@ -64,6 +64,19 @@ def test_a_round_without_updates_releases_noise_counts_and_costs(spoil):
     assert sum(entry["count"] for entry in state.privacy["ledger"]) == state.rounds_done
 
 
+def test_absent_canaries_never_train_and_a_round_of_them_alone_counts_as_if_nobody_were_drawn():
+    made, _ = private(sampling="full")
+    everybody = frozenset(range(made.partition.num_clients))
+    few = replace(made, absent=everybody - {1, 2})
+    few.run(start(few))
+    assert all(sorted(cohort) == [1, 2] for cohort in few.pool.cohorts)
+    nobody, _ = private(sampling="full")
+    nobody = replace(nobody, absent=everybody)
+    final = nobody.run(start(nobody))
+    assert (final.rounds_done, final.uncounted_rounds) == (6, 0)
+    assert sum(entry["count"] for entry in final.privacy["ledger"]) == 6
+
+
 def test_a_run_in_which_every_client_fails_still_stops():
     made, _ = private(pool=FakePool(spoil=failing))
     with pytest.raises(RunStoppedError, match="3 rounds in a row"):

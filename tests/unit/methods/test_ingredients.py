@@ -188,6 +188,7 @@ LEAVES_THE_SUB_FM = {
     "privacy.clip_count_noise": 2.0,
     "privacy.noise_cohort_size": 50,
     "privacy.counts_share": 0.5,
+    "privacy.canaries": 3,
     "privacy.strict": True,
     "privacy.secure_aggregation": True,
     "privacy.secure_threshold": 0.75,

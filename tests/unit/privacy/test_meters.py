@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from fedpft.config import FederatedConfig, PrivacyConfig
 from fedpft.privacy.accountant import epsilon, spend
-from fedpft.privacy.canaries import canary_bound, lower_bound
+from fedpft.privacy.canaries import canary_bound, chance, lower_bound, one_run_bound
 from fedpft.privacy.client_level import ClientLevel, NoisySum
 from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.privacy.example_level import ExampleLevel
@@ -97,3 +97,41 @@ def test_canary_examples_bound_the_epsilon_of_examples(monkeypatch):
 def test_the_bound_holds_with_its_confidence_where_nothing_can_be_told():
     values = [lower_bound(RNG.normal(size=400), RNG.normal(size=400), 1e-5) for _ in range(100)]
     assert np.mean(np.array(values) > 0) <= 0.05
+
+
+def by_the_papers_code(m, r, v, epsilon, delta):
+    """Return the p-value of Steinke et al. 2023, appendix D."""
+    q = 1 / (1 + np.exp(-epsilon))
+    alpha = total = 0.0
+    for i in range(1, v + 1):
+        total += binom.pmf(v - i, r, q)
+        alpha = max(alpha, total / i)
+    return min(1.0, binom.sf(v - 1, r, q) + alpha * delta * 2 * m)
+
+
+@pytest.mark.parametrize(("m", "r", "v"), [(1, 1, 1), (40, 20, 17), (1000, 100, 80), (20, 20, 0)])
+@pytest.mark.parametrize("delta", [0.0, 1e-3])
+def test_the_chance_of_guesses_is_that_of_the_papers_code(m, r, v, delta):
+    for value in (0.0, 0.5, 3.0):
+        assert chance(m, r, v, value, delta) == pytest.approx(by_the_papers_code(m, r, v, value, delta), rel=1e-9)
+
+
+def test_one_run_with_all_coins_guessed_bounds_epsilon_as_far_as_so_many_coins_can():
+    planted = np.arange(100) % 2 == 0
+    found = one_run_bound(planted.astype(float), planted, 0.0)
+    right = (0.05 / 3) ** (1 / 100)
+    assert found.epsilon == pytest.approx(np.log(right / (1 - right)), abs=1e-4)
+    assert (found.num_guesses, found.num_right, found.num_canaries, found.num_planted) == (100, 100, 100, 50)
+    assert one_run_bound(planted.astype(float), planted, 1e-3).epsilon < found.epsilon
+    assert one_run_bound(-planted.astype(float), planted, 0.0).epsilon == 0
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0])
+def test_the_bound_of_one_run_holds_with_its_confidence_for_randomised_response(epsilon):
+    rng, above = np.random.default_rng(1), 0
+    for _ in range(100):
+        planted = rng.random(60) < 0.5
+        tells = rng.random(60) < 1 / (1 + np.exp(-epsilon))
+        scores = np.where(tells, planted, ~planted) + 0.01 * rng.random(60)
+        above += one_run_bound(scores, planted, 0.0).epsilon > epsilon
+    assert above <= 5

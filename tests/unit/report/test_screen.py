@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from fedpft.federated.messages import ClientFailure, ClientUpdate
+from fedpft.report.fidelity import gap_meaning
 from fedpft.report.plan import partition_picture, print_plan
 from fedpft.report.scores import why_stopped
 from fedpft.report.screen import Screen, print_result
@@ -240,7 +241,7 @@ def test_result_shows_the_meter_and_its_cost():
     assert "hidden error, last layer 0.41 -> 0.25 0: the FM's own" in rows
     assert "gradient cosine none -> 0.50 1: the FM's direction" in rows
     assert "gradient norm ratio 1.00 -> 1.00 1: the FM's length" in rows
-    assert "leakage gap +8.2 points plugged-in FM minus sub-FM" in rows
+    assert "leakage gap +8.2 points plugged-in FM minus sub-FM: the owner keeps it" in rows
     assert "fidelity meter 1.3 s 1.0 % of the rounds' time" in rows
     assert "gradient cosine by layer, from 0: 0.88 0.50" in rows
 
@@ -252,6 +253,24 @@ def test_the_line_of_layers_is_left_out_where_it_does_not_fit(num_layers: int, s
     print_result(console, METERED | {"fidelity": meter}, {})
     assert ("by layer" in written(console)) == shown
     assert max(map(len, written(console).splitlines())) <= 100
+
+
+@pytest.mark.parametrize(("gap", "goal", "said"), [
+    (0.1, "max", "the owner keeps it"), (-0.1, "max", "nothing is kept"),
+    (0.0, "max", "nothing is kept"), (-0.1, "min", "the owner keeps it"),
+])  # fmt: skip
+def test_the_sign_of_the_leakage_gap_is_said_in_words(gap: float, goal: str, said: str):
+    assert gap_meaning({"fidelity": {"leakage_gap": gap}, "metric_goal": goal}).endswith(said)
+
+
+def test_the_result_says_what_the_untuned_sub_fm_has_of_the_fm():
+    console = make_console(terminal=False)
+    print_result(console, METERED | {"skill": {"agreement": 0.9, "hidden": 0.5, "probe": None, "loss": None}}, {})
+    rows = [" ".join(line.split()) for line in written(console).splitlines() if "shared skill" in line]
+    assert rows == [
+        "shared skill, agreement 90.0 % same answers of FM and sub-FM, both untuned",
+        "shared skill, hidden 50.0 % of the untuned FM's last hidden states",
+    ]
 
 
 def test_result_without_the_meter_says_nothing_of_it():

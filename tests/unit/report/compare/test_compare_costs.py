@@ -62,7 +62,8 @@ def test_the_leakage_gap_is_positive_where_the_fm_is_better_whatever_the_metric(
 
 def test_epsilon_and_what_an_audit_found_are_prices_of_runs_that_have_them(tmp_path):
     for seed, epsilon in ((1, 2.0), (2, 3.0)):
-        folder = run_folder(tmp_path / str(seed), seed=seed, privacy={"epsilon": epsilon})
+        skill = {"agreement": 0.5 + seed / 10, "hidden": 0.3, "loss": 0.25}
+        folder = run_folder(tmp_path / str(seed), seed=seed, privacy={"epsilon": epsilon}, skill=skill)
         attacks = {"untuned_fm": {"auc": 0.9}, "fm": {"auc": 0.6}, "sub_fm": {"auc": 0.5 + seed / 10}}
         (folder / "audit.json").write_text(json.dumps({"membership": attacks, "skill": {"probe": 0.7}}))
     (group,) = group_runs(read_runs([tmp_path])[0])
@@ -70,6 +71,7 @@ def test_epsilon_and_what_an_audit_found_are_prices_of_runs_that_have_them(tmp_p
     assert found["epsilon"] == 2.5
     assert found["membership"] == pytest.approx(0.65)
     assert found["shared_skill"] == 0.7
+    assert (found["agreement"], found["shared_loss"]) == (pytest.approx(0.65), 0.25)
     assert [AXES[axis].shown(found[axis]) for axis in ("epsilon", "membership")] == ["2.5", "0.650"]
 
 
