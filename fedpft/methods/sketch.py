@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from fedpft.config import Config
 from fedpft.construct.block_influence import num_kept
-from fedpft.construct.compress import compress
+from fedpft.construct.compress import NeuronMap, compress
 from fedpft.construct.layer_drop import LayerMap, choose_layers, drop_layers
 from fedpft.construct.saliency import random_scorer
 from fedpft.methods.base import Proxy
@@ -21,7 +21,8 @@ class Sketch:
     fm: PreTrainedModel
     proxy: PreTrainedModel
     """The FM itself where clients tune that."""
-    compressed_layers: tuple[int, ...] = ()
+    neurons: NeuronMap = NeuronMap({})
+    """Which the proxy kept, of compressed FFNs."""
     layer_map: LayerMap | None = None
     """Of a proxy with fewer layers."""
 
@@ -33,7 +34,13 @@ class Sketch:
             return fm, Proxy(model=fm, watched_layers=(), is_fm=True)
         proxy = attach_lora(self.proxy, config.lora, 0, tuned[1])
         pairs = None if self.layer_map is None else self.layer_map.pairs
-        return fm, Proxy(model=proxy, watched_layers=self.compressed_layers, layer_pairs=pairs)
+        watched, kept = self.compressed_layers, self.neurons.retained
+        return fm, Proxy(model=proxy, watched_layers=watched, layer_pairs=pairs, neurons=kept)
+
+    @property
+    def compressed_layers(self) -> tuple[int, ...]:
+        """Layers whose FFN is smaller in the proxy, ascending."""
+        return self.neurons.compressed_layers
 
 
 def sketch(fm: PreTrainedModel, config: Config) -> Sketch:
@@ -50,7 +57,7 @@ def sketch(fm: PreTrainedModel, config: Config) -> Sketch:
     if settings.name == "fedpft":
         ratio, whole = settings.retained_ratio, settings.uncompressed_layers
         proxy, neurons = compress(fm, retained_ratio=ratio, uncompressed_layers=whole, scorer=random_scorer(0))
-        return Sketch(fm=fm, proxy=proxy, compressed_layers=neurons.compressed_layers)
+        return Sketch(fm=fm, proxy=proxy, neurons=neurons)
     if settings.name == "fedot":
         layers = choose_layers(num_layers, adapter_layers=settings.adapter_layers, kept_layers=settings.kept_layers)
     else:
