@@ -79,7 +79,6 @@ def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, devi
     kinds = settings.kind.split("+") if layers else []
     if "closed_form" in kinds:
 
-
         def refit_layers(fm: nn.Module, sub_fm: nn.Module, part: LayerAlignConfig, chosen: Sequence[int]) -> None:
             LAYER_ALIGNERS["closed_form"](fm, sub_fm, part, context, layers=chosen)
 

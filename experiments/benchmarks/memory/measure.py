@@ -30,16 +30,19 @@ from fedpft.trainer import SilentProgress
 FOLDER = Path(__file__).parents[2]
 RESULT = FOLDER / "results" / "memory.json"
 LLAMA = (
-    "fm.config={vocab_size: 1024, hidden_size: 768, num_hidden_layers: 4, num_attention_heads: 12, "
+    "fm.config={vocab_size: 1024, hidden_size: 768, num_hidden_layers: 3, num_attention_heads: 12, "
     "num_key_value_heads: 4, intermediate_size: 3072, max_position_embeddings: 128}"
 )
-HERE = ["pool.kind=sequential", "server.accelerator=cpu", "pool.accelerator=cpu", "fm.pretrain.num_epochs=0"]
+HERE = [
+    "pool={kind: sequential, accelerator: cpu}", "server.accelerator=cpu", "fm.pretrain.num_epochs=0",
+    "evaluation.batch_size=16",
+]  # fmt: skip
 CASES = {
-    "MiniLM, float32": ("quickstart", ["evaluation.batch_size=256", "federated.batch_size=64"]),
-    "LLaMA of 41 M, float32, distilled": (
+    "MiniLM, float32": ("quickstart", ["evaluation.batch_size=128", "federated.batch_size=32"]),
+    "LLaMA of 27 M, float32, distilled": (
         "instructions_stdlib", [LLAMA, "align.layers.kind=distill", "method.scorer=weight_norm"],
     ),
-    "LLaMA of 41 M, bfloat16, layers computed again": (
+    "LLaMA of 27 M, bfloat16, layers computed again": (
         "instructions_stdlib",
         [LLAMA, "fm.dtype=bfloat16", "server.precision=bf16-mixed", "federated.gradient_checkpointing=true"],
     ),
@@ -64,7 +67,7 @@ def main() -> None:
 
     found = {"a process with libraries and data": {}, "phases": {}}
     for case, (name, changes) in CASES.items():
-        config = load_config(FOLDER / "configs" / f"{name}.yaml", [*changes, *HERE])
+        config = load_config(FOLDER / "configs" / f"{name}.yaml", [*HERE, *changes])
         data = load_data(config, SilentProgress())
         found["a process with libraries and data"][case] = process_memory().rss_bytes
         planned = peaks(config, data, empty=True)
@@ -74,7 +77,7 @@ def main() -> None:
             ratio = num_bytes / measured[phase]
             row = {"planned_bytes": num_bytes, "measured_bytes": measured[phase], "ratio": round(ratio, 3)}
             found["phases"].setdefault(case, {})[phase] = row
-            print(f"{case}: {phase}: {num_bytes / 1e6:.1f} MB of {measured[phase] / 1e6:.1f} MB, {ratio:.2f}", flush=True)
+            print(f"{case}: {phase}: {num_bytes / 1e6:.1f} MB, measured {measured[phase] / 1e6:.1f} MB", flush=True)
         RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
