@@ -25,7 +25,7 @@ def weightless_run(folder: Path, shape: dict[str, object], num_chunks: int = 400
     tiny_causal_tokenizer(has_bos=False).save_pretrained(folder / "fm")
     (folder / "fm" / "config.json").write_text(json.dumps(shape), encoding="utf-8")
     answer = " ".join(WORDS[number % len(WORDS)] for number in range(600))
-    for name, count, header in (("train", 64, True), ("validation", 16, True)):
+    for name, count in (("train", 64), ("validation", 16)):
         file = folder / "task" / f"{name}.csv"
         file.parent.mkdir(exist_ok=True)
         with file.open("w", newline="", encoding="utf-8") as stream:

@@ -207,7 +207,7 @@ def _closed_form(
         layers = [layer - first for layer in layers if layer in cut]
     rest = sum(map(model_bytes, others)) - sum(map(model_bytes, models))
     size, total = settings.batch_size, min(settings.num_examples, len(public.dataset))  # type: ignore[arg-type]
-    counts = sorted({min(total, count * size) for count in (_MANY_BATCHES // 2, _MANY_BATCHES)})
+    counts = sorted({max(size + 1, min(total, count * size)) for count in (_MANY_BATCHES // 2, _MANY_BATCHES)})
     found = [
         _peaks([(name, partial(refit, *models, replace(settings, num_examples=count), layers))], models, device)
         for count in counts

@@ -94,5 +94,5 @@ def test_a_damaged_entry_does_not_change_the_run(start, built, folder, tmp_path)
 
 def test_plan_neither_reads_nor_fills_the_cache(tmp_path):
     settings = [*tiny_text_run(tmp_path), f"cache.dir={tmp_path / 'cache'}"]
-    plan(load_config(None, settings))
+    plan(load_config(None, settings), counts_memory=False)
     assert not (tmp_path / "cache").exists()

@@ -62,6 +62,6 @@ def the_adapter_opens_with_peft_and_the_saved_sub_fm_predicts_a_number(tmp_path,
 
 
 def test_the_plan_shows_intervals(settings):
-    planned = plan(load_config(None, settings))
+    planned = plan(load_config(None, settings), counts_memory=False)
     assert len(planned["label_names"]) == 5
     assert planned["label_histogram"].shape[1] == 5

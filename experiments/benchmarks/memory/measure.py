@@ -1,103 +1,88 @@
-"""Compares what `plan` says that a run's phases hold with what they then hold; writes experiments/results/memory.json.
+"""Compares what is counted without values with what the same code holds on the CPU; prints a line for each.
 
     python experiments/benchmarks/memory/measure.py
 
-The same phases run twice: without values, as in a plan, and on the CPU with real weights. Measured is the highest
-resident memory of this process in a phase, less what it had before, plus the models that were there before. glibc is
-told to give memory back that is free; by default a process keeps some of it.
+A LLaMA of 134 MB with its sub-FM, 8 x 96 tokens, float32. Measured is the highest resident memory of this process in
+the second of two equal steps, less what it had before; glibc is told to give back at once what is free.
 """
 
 import ctypes
 import gc
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-from unittest import mock
 
-from torch import nn
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from fedpft.config import load_config
-from fedpft.federated.memory import process_memory
-from fedpft.methods.sketch import sketch
-from fedpft.run import phases
-from fedpft.run.inputs import load_data, load_untuned_fm
-from fedpft.trainer import SilentProgress
+from fedpft.config import LoraConfig, ServerConfig
+from fedpft.construct.compress import compress
+from fedpft.evaluation.fidelity import measure_fidelity
+from fedpft.federated.local_tuning import LocalTuningModule
+from fedpft.models.live_memory import live_memory
+from fedpft.models.lora import AdaptedModel, attach_lora
 
-FOLDER = Path(__file__).parents[2]
-RESULT = FOLDER / "results" / "memory.json"
-LLAMA = (
-    "fm.config={vocab_size: 1024, hidden_size: 768, num_hidden_layers: 4, num_attention_heads: 12, "
-    "num_key_value_heads: 4, intermediate_size: 3072, max_position_embeddings: 128}"
-)
-HERE = ["pool.kind=sequential", "server.accelerator=cpu", "pool.accelerator=cpu", "fm.pretrain.num_epochs=0"]
-CASES = {
-    "MiniLM, float32": ("quickstart", ["evaluation.batch_size=256", "federated.batch_size=64"]),
-    "LLaMA of 41 M, float32, distilled": (
-        "instructions_stdlib", [LLAMA, "align.layers.kind=distill", "method.scorer=weight_norm"],
-    ),
-    "LLaMA of 41 M, bfloat16, layers computed again": (
-        "instructions_stdlib",
-        [LLAMA, "fm.dtype=bfloat16", "server.precision=bf16-mixed", "federated.gradient_checkpointing=true"],
-    ),
+SHAPE = {
+    "vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "intermediate_size": 2048,
 }  # fmt: skip
-"""What -> config and what is changed in it."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+Models = tuple[AdaptedModel, AdaptedModel]
+Batch = Mapping[str, Tensor]
+
+
+def models(*, empty: bool) -> Models:
+    with torch.device("meta") if empty else nullcontext():
+        fm = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE)).eval()
+    sub_fm, _ = compress(fm, retained_ratio=0.25, scorer="random")
+    return attach_lora(fm, LoraConfig(dropout=0.0), 0), attach_lora(sub_fm, LoraConfig(dropout=0.0), 0)
+
+
+def client_step(both: Models, batch: Batch) -> None:
+    moved = {name: tensor.to("cpu") for name, tensor in batch.items()}
+    LocalTuningModule(both[1]).train().training_step(moved, 0).backward()
+    for parameter in both[1].parameters():
+        parameter.grad = None
+
+
+def meter(both: Models, batch: Batch) -> None:
+    measure_fidelity(*both, batch, server=ServerConfig(accelerator="cpu"))
+
+
+def counted(work: Callable[[Models, Batch], None], batch: Batch) -> int:
+    both = models(empty=True)
+    with live_memory(*both) as memory:
+        work(both, batch)
+    return memory.peak_bytes - num_bytes(*both)
+
+
+def measured(work: Callable[[Models, Batch], None], batch: Batch) -> int:
+    libc, both = ctypes.CDLL("libc.so.6"), models(empty=False)
+    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        libc.mallopt(option, 2**18)
+    work(both, batch)
+    gc.collect()
+    libc.malloc_trim(0)
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    work(both, batch)
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert found is not None
+    return 1024 * int(found[1]) - before
+
+
+def num_bytes(*chosen: nn.Module) -> int:
+    return sum(tensor.nbytes for model in chosen for tensor in (*model.parameters(), *model.buffers()))
 
 
 def main() -> None:
-    libc = ctypes.CDLL("libc.so.6")
-    for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-        libc.mallopt(option, 2**18)
-
-    @contextmanager
-    def resident(*models: nn.Module, device: str) -> Iterator[Any]:
-        gc.collect()
-        libc.malloc_trim(0)
-        memory, before = SimpleNamespace(peak_bytes=0), process_memory().rss_bytes
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        yield memory
-        memory.peak_bytes = sum(map(phases.model_bytes, models)) + _highest() - before
-
-    found = {"a process with libraries and data": {}, "phases": {}}
-    for case, (name, changes) in CASES.items():
-        config = load_config(FOLDER / "configs" / f"{name}.yaml", [*changes, *HERE])
-        data = load_data(config, SilentProgress())
-        found["a process with libraries and data"][case] = process_memory().rss_bytes
-        planned = peaks(config, data, empty=True)
-        with mock.patch.multiple(phases, live_memory=resident, _moved=iter):
-            measured = peaks(config, data, empty=False)
-        for phase, num_bytes in planned.items():
-            ratio = num_bytes / measured[phase]
-            row = {"planned_bytes": num_bytes, "measured_bytes": measured[phase], "ratio": round(ratio, 3)}
-            found["phases"].setdefault(case, {})[phase] = row
-            print(f"{case}: {phase}: {num_bytes / 1e6:.1f} MB of {measured[phase] / 1e6:.1f} MB, {ratio:.2f}", flush=True)
-        RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def peaks(config: Any, data: Any, *, empty: bool) -> dict[str, int]:
-    """Return the peak of each phase."""
-    pad = data.collate.settings().get("pad_token_id")
-    fm = load_untuned_fm(config, data.kind, data.modality, data.label_names, pad, empty=empty)
-    sketched = sketch(fm, config)
-    found = phases.construction_peaks(config, sketched, data, "cpu")
-    adapted, proxy = sketched.with_adapters(config)
-    found |= phases.round_peaks(config, adapted, proxy, data, "cpu")
-    found |= phases.client_peak(config, proxy, data, "cpu")
-    for line in found.notes:
-        print(line)
-    return dict(found.by_phase)
-
-
-def _highest() -> int:
-    """Return the highest resident memory since `clear_refs`."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert match is not None
-    return 1024 * int(match[1])
+    ids = torch.randint(3, 8000, (8, 96))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    for name, work in {"client step": client_step, "fidelity meter": meter}.items():
+        print(json.dumps({name: {"counted_bytes": counted(work, batch), "measured_bytes": measured(work, batch)}}))
 
 
 if __name__ == "__main__":

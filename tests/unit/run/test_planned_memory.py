@@ -1,5 +1,7 @@
 """What `plan` says that a run will hold, from shapes alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,10 +11,11 @@ from fedpft.models.live_memory import live_memory
 from fedpft.report.plan import memory_rows
 from fedpft.run.planned_memory import Holding
 from fedpft.run.planning import plan
-from tests.language_models import weightless_run
+from tests.language_models import LLAMA_8B, QWEN_05B, weightless_run
 from tests.tiny import TINY_CONFIGS
 
 KB = 1024
+CONFIGS = Path(__file__).parents[3] / "experiments" / "configs"
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -102,3 +105,13 @@ def test_a_memory_of_a_gpu_is_above_zero():
     for key in ("server.gpu_gigabytes", "pool.gpu_gigabytes"):
         with pytest.raises(ConfigError, match=rf"{key}: found 0.0, allowed: null or a finite number > 0"):
             load_config(None, [f"{key}=0"])
+
+
+@pytest.mark.cluster  # a minute: all layers of both
+@pytest.mark.parametrize(("config", "shape"), [("instructions_llama8b", LLAMA_8B), ("instructions_qwen", QWEN_05B)])
+def test_the_configs_of_language_models_fit_the_gpus_that_they_name(config, shape, tmp_path):
+    planned = plan(load_config(CONFIGS / f"{config}.yaml", weightless_run(tmp_path, shape)))
+    fits = {(part["holder"], part["kind"]): part["fits"] for part in planned["memory"]}
+    assert fits["server", "GPU"]
+    assert fits["each actor", "GPU"]
+    assert not [note for note in planned["notes"] if "memory" in note]
