@@ -1,6 +1,6 @@
 """A method's proxy by its shapes alone, for a plan: of an FM without weights, with nothing read but settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
@@ -21,7 +21,7 @@ class Sketch:
     fm: PreTrainedModel
     proxy: PreTrainedModel
     """The FM itself where clients tune that."""
-    neurons: NeuronMap = NeuronMap({})
+    neurons: NeuronMap = field(default_factory=lambda: NeuronMap({}))
     """Which the proxy kept, of compressed FFNs."""
     layer_map: LayerMap | None = None
     """Of a proxy with fewer layers."""

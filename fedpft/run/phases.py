@@ -121,8 +121,8 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
     phases: list[Phase] = [("evaluate", score)]
     if settings.fidelity_examples and not proxy.is_fm:
         batch = data.collate(rows(data.evaluation, longest[: settings.fidelity_examples]))
-        pairs, neurons = proxy.layer_pairs, proxy.neurons
-        meter = partial(measure_fidelity, fm, proxy.model, batch, server=server, layers=pairs, neurons=neurons)
+        pairs, kept = proxy.layer_pairs, proxy.neurons
+        meter = partial(measure_fidelity, fm, proxy.model, batch, server=server, layers=pairs, neurons=kept)
         phases.append(("measure fidelity", meter))
     if config.method.plug_in == "distill" and not proxy.is_fm:
         steps = replace(config.align.adapter, num_steps=_NUM_STEPS)
