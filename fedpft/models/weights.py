@@ -9,10 +9,13 @@ import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     return values.view(dtype)
 
 
-def skeleton_of(model: nn.Module) -> nn.Module:
+def skeleton_of(model: Model) -> Model:
     """Return a copy of a model with its parameters on the meta device; their values are not copied.
 
     All its other tensors, such as positions, are on the CPU: whoever gets the skeleton may have no GPU.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, devi
     server, public = _here(config.server), public_data(data)
     context = AlignmentContext(public=public, server=server, seed=config.server_seed)
     peaks = _peaks(_choice(config, sketch, public, server), [sketch.fm], device)
-    models, layers = [sketch.fm, sketch.proxy], sketch.compressed_layers
+    models, layers = (sketch.fm, sketch.proxy), sketch.compressed_layers
     settings = config.align.layers
     kinds = settings.kind.split("+") if layers else []
     if "closed_form" in kinds:
@@ -143,7 +143,7 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
         peaks = _peaks(phases, models, device)
         return peaks | _closed_form("align neurons", neurons, public, models, watched, device, align)
     few = replace(neurons, num_steps=_NUM_STEPS)
-    return _peaks([*phases, ("align neurons", partial(align, *models, few, watched))], models, device)
+    return _peaks([*phases, ("align neurons", partial(align, fm, proxy.model, few, watched))], models, device)
 
 
 def client_peak(config: Config, proxy: Proxy, data: FederatedData, device: DeviceKind) -> Peaks:
@@ -239,7 +239,7 @@ def _peaks(phases: Sequence[Phase], models: Sequence[nn.Module], device: DeviceK
 
 def _here(server: ServerConfig) -> ServerConfig:
     """Return the settings for a process that moves nothing; float16 takes what bfloat16 takes."""
-    precision = "32-true" if server.precision == "32-true" else "bf16-mixed"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true" if server.precision == "32-true" else "bf16-mixed"
     return replace(server, accelerator="cpu", devices=1, num_gpus=0, precision=precision)
 
 

@@ -111,9 +111,8 @@ def _own_proxy(config: Config, data: FederatedData) -> tuple[AdaptedModel, Proxy
     proxy = method.build_proxy()
     tuned_fm = method.plug_in(get_adapter(proxy.model))
     note = f"memory: what method.name = {config.method.name} holds while it makes its proxy is not counted"
-    empty_fm, empty = (skeleton_of(model).to("meta") for model in (tuned_fm, proxy.model))
-    if proxy.is_fm:
-        empty = empty_fm
+    empty_fm: AdaptedModel = skeleton_of(tuned_fm).to("meta")
+    empty: AdaptedModel = empty_fm if proxy.is_fm else skeleton_of(proxy.model).to("meta")
     return empty_fm, replace(proxy, model=empty), Peaks({}, (note,))
 
 
