@@ -33,7 +33,8 @@ def test_cells_of_a_row_differ_in_the_budget_alone():
 @pytest.mark.parametrize("name", [name for name, each in POPULATIONS.items() if each.unit == "client"])
 def test_a_populations_delta_is_a_tenth_of_1_divided_by_its_clients(name):
     cell = next(cell for cell in CLIENT_LEVEL if cell.population == name and cell.epsilon is not NOT_PRIVATE)
-    guarantee = ClientLevel.of_run(cell.config(Path("data")), noise_multiplier=50.0)
+    config = cell.config(Path("data"))
+    guarantee = ClientLevel.of(config.privacy, config.federated, noise_multiplier=50.0)
     clients = guarantee.summary(guarantee.start()).get("simulated_population", guarantee.cohort_size / guarantee.rate)
     assert POPULATIONS[name].delta == pytest.approx(0.1 / clients)
 

@@ -16,7 +16,10 @@ NARROW_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB")
 
 def encoded(mode: str = "RGB", size: tuple[int, int] = (3, 2)) -> bytes:
     buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, "PNG" if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "TIFF")
+    if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        Image.new(mode, size).save(buffer, "PNG")
+    else:
+        Image.new(mode, size).save(buffer, "TIFF", compression="tiff_lzw")  # Pillow 12 opens no YCbCr without
     return buffer.getvalue()
 
 
