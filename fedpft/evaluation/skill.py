@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from fedpft.config import ServerConfig
+from fedpft.models.ffn import find_backbone
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
 from fedpft.trainer import server_fabric
@@ -99,10 +100,20 @@ def probed(inputs: Tensor, targets: Tensor, others: Tensor) -> Tensor:
 
 
 def _outputs(model: Any, batch: Batch, fabric: Fabric) -> tuple[Tensor, Tensor]:
-    """Return the logits, and the last hidden states at real tokens, (tokens, H)."""
-    output = model(**fabric.to_device(dict(batch)), output_hidden_states=True)
-    hidden = output.hidden_states[-1].float().cpu()
-    return output.logits.float().cpu(), hidden[_real(batch)] if "attention_mask" in batch else hidden.flatten(0, -2)
+    """Return the logits, and the backbone's last hidden states at real tokens, (tokens, H).
+
+    They are not asked for by `output_hidden_states`, for which transformers leaves hooks in the model that cannot be
+    pickled.
+    """
+    found: list[Tensor] = []
+    backbone = find_backbone(model)
+    handle = backbone.register_forward_hook(lambda module, args, output: found.append(output[0].float().cpu()))
+    try:
+        logits = model(**fabric.to_device(dict(batch))).logits.float().cpu()
+    finally:
+        handle.remove()
+    (hidden,) = found
+    return logits, hidden[_real(batch)] if "attention_mask" in batch else hidden.flatten(0, -2)
 
 
 def _real(batch: Batch) -> Tensor:

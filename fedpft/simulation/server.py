@@ -93,12 +93,12 @@ def _follow(task: "ray.ObjectRef[Any]", events: Queue, config: Config, observer:
             has_started = True
             (hear.get(event) or getattr(observer, event))(*arguments)
         waited = 0.0 if has_started else time.monotonic() - start
-        if waited > config.pool.start_timeout_seconds:
-            allowed = f"what a node has free; waited {waited:.0f} s (pool.start_timeout_seconds)"
-            raise _refusal(num_gpus, allowed)
         if waited > PATIENCE_SECONDS and not has_said:
             observer.note(f"server  waits for a process with 1 CPU + {num_gpus:g} GPU on one node")
             has_said = True
+        if waited > config.pool.start_timeout_seconds:
+            allowed = f"what a node has free; waited {waited:.0f} s (pool.start_timeout_seconds)"
+            raise _refusal(num_gpus, allowed)
 
 
 def _result(task: "ray.ObjectRef[Any]", config: Config) -> Any:

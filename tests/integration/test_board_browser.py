@@ -152,7 +152,9 @@ def test_what_is_hidden_or_chosen_is_in_the_address_and_comes_back(browser, runs
 @pytest.mark.parametrize("path", ["/", "/compare", "/sweeps", "a run"])
 def test_pages_fit_a_phone_a_dark_screen_and_a_keyboard(browser, runs, address, path):
     if path == "a run":
-        browser.open(f"{address}/?q=half_1")
+        go_on(runs, 1, 0.5)
+        browser.open(f"{address}/?q=growing")
+        browser.wait("document.querySelector('#rows a')?.href")
         path = browser.ask("document.querySelector('#rows a').getAttribute('href')")
     look_on_a_phone(browser, address + path)
     values = "[...document.querySelectorAll('[aria-label=settings] td')]"

@@ -1,4 +1,5 @@
 import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -66,3 +67,12 @@ def test_the_probe_finds_what_is_linear_and_nothing_in_noise():
     assert explained(noise, probed(inputs, noise.flip(0), others)) < 0.05
     assert explained(noise, noise) == 1
     assert explained(noise, noise.mean(dim=0).expand_as(noise)) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "vit", "distilbert", "llama"])
+def test_models_can_be_sent_to_another_process_afterwards(model_type):
+    fm, sub_fm = tiny_fm(model_type), tiny_fm(model_type, seed=1)
+    skill(fm, sub_fm, model_type, num_batches=2)
+    for model in (fm, sub_fm):
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        pickle.dumps(model)
