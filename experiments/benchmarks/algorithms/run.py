@@ -41,7 +41,7 @@ SHARED = (
     "pool.precision=bf16-mixed",
     "evaluation.fidelity_examples=0",
 )
-ADAMW_RATES, SGD_RATES, SERVER_RATES = (2e-3, 4e-3, 8e-3), (0.03, 0.1, 0.3), (1e-3, 3e-3, 1e-2)
+ADAMW_RATES, SGD_RATES, SERVER_RATES = (2e-3, 4e-3, 8e-3), (1.0, 3.0, 10.0), (3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,13 @@ class Run:
     def config(self, data_dir: Path) -> Config:
         algorithm = ALGORITHMS[self.algorithm]
         settings = [f"task={self.task}", *SHARED, *algorithm.settings, f"{algorithm.key}={self.rate}"]
-        places = [f"task.path={data_dir / self.task}", f"public.path={data_dir / 'align_text'}"]
-        return load_config(BASE, [*settings, *places, f"seed={self.seed}", f"cache.dir={WORK / 'cache'}"])
+        settings += [f"task.path={data_dir / self.task}", f"public.path={data_dir / 'align_text'}"]
+        settings += [f"seed={self.seed}", f"cache.dir={WORK / 'cache'}"]
+        config = load_config(BASE, settings)
+        if algorithm.key == "federated.server.lr":  # the head as much faster as on the clients
+            head_lr = config.federated.head_lr_ratio * self.rate
+            config = load_config(BASE, [*settings, f"federated.server.head_lr={head_lr}"])
+        return config
 
     @property
     def is_measured(self) -> bool:
