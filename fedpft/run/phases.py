@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, devi
         name = "align layers in closed form"
         peaks |= _closed_form(name, settings, public, models, layers, device, refit_layers)
     few = replace(settings, kind="distill", num_steps=_NUM_STEPS)
+    context = replace(context, public=_longest_public(data, _NUM_STEPS * settings.batch_size))
     if "distill" in kinds:
         distil = partial(LAYER_ALIGNERS["distill"], *models, few, context, layers=layers)
         peaks |= _peaks([("align layers", distil)], models, device)
@@ -108,7 +110,7 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
     server, public, settings = _here(config.server), public_data(data), config.evaluation
     context = AlignmentContext(public=public, server=server, seed=config.server_seed)
     models = [fm] if proxy.is_fm else [fm, proxy.model]
-    longest = _longest(data, settings.batch_size)
+    longest = _longest(data.evaluation, settings.batch_size)
     metrics = data.metrics if data.kind == "causal_lm" else ()  # of one number an example, they are nothing
 
     def score() -> None:
@@ -126,7 +128,8 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
         phases.append(("measure fidelity", meter))
     if config.method.plug_in == "distill" and not proxy.is_fm:
         steps = replace(config.align.adapter, num_steps=_NUM_STEPS)
-        phases.append(("carry adapter over", partial(align_adapter, fm, proxy.model, steps, context)))
+        few = replace(context, public=_longest_public(data, 4 * steps.batch_size))  # a quarter of them is held out
+        phases.append(("carry adapter over", partial(align_adapter, fm, proxy.model, steps, few)))
     neurons, watched = config.align.neurons, proxy.watched_layers
     if neurons.kind == "none" or not watched or neurons.interval >= config.federated.rounds:
         return _peaks(phases, models, device)
@@ -142,8 +145,9 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
     if neurons.kind == "closed_form":
         peaks = _peaks(phases, models, device)
         return peaks | _closed_form("align neurons", neurons, public, models, watched, device, align)
-    few = replace(neurons, num_steps=_NUM_STEPS)
-    return _peaks([*phases, ("align neurons", partial(align, fm, proxy.model, few, watched))], models, device)
+    context = replace(context, public=_longest_public(data, _NUM_STEPS * neurons.batch_size))
+    steps = replace(neurons, num_steps=_NUM_STEPS)
+    return _peaks([*phases, ("align neurons", partial(align, fm, proxy.model, steps, watched))], models, device)
 
 
 def client_peak(config: Config, proxy: Proxy, data: FederatedData, device: DeviceKind) -> Peaks:
@@ -247,8 +251,13 @@ def _moved(batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Ten
     return ({name: value.to("meta") for name, value in batch.items()} for batch in batches)
 
 
-def _longest(data: FederatedData, num: int) -> np.ndarray:
-    """Return the rows of the longest evaluation examples."""
-    lengths = text_lengths(data.evaluation)
-    order = np.arange(len(data.evaluation)) if lengths is None else np.argsort(lengths, kind="stable")[::-1]
+def _longest(examples: datasets.Dataset, num: int) -> np.ndarray:
+    """Return the rows of the longest examples."""
+    lengths = text_lengths(examples)
+    order = np.arange(len(examples)) if lengths is None else np.argsort(lengths, kind="stable")[::-1]
     return order[:num]
+
+
+def _longest_public(data: FederatedData, num: int) -> PublicData:
+    """Return the longest public examples alone, of which every batch takes as much as the largest of all."""
+    return replace(public_data(data), dataset=subset(data.public, _longest(data.public, num)))
