@@ -188,8 +188,8 @@ def _check_client_level(privacy: PrivacyConfig, federated: FederatedConfig, coun
     allowed = f"mean {mode}: how much one client changes a robust aggregate is not bounded by the clip"
     require(kind == "mean", "federated.aggregator.kind", kind, allowed)
     refuse_unless(
-        federated.lora_aggregation == "separate", "lora_aggregation", "separate",
-        "noise goes to all of the adapter, also to a factor that should stay",
+        federated.lora_aggregation != "svd", "lora_aggregation", "any but svd",
+        "how much one client changes a mean of products is not bounded by the clip",
     )  # fmt: skip
     kind = federated.client.kind
     allowed = f"any but scaffold and fednova {mode}: they send or make use of more of a client than its clipped update"

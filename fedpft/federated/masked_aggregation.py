@@ -10,7 +10,6 @@ from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.federated.sampling import Cohort
 from fedpft.federated.secure_aggregation import SecureRound
 from fedpft.federated.server_rule import ServerRule
-from fedpft.models.lora import tuned_mask
 
 
 class MaskedAggregation(Aggregation):
@@ -43,7 +42,7 @@ class MaskedAggregation(Aggregation):
         opened, aggregate = self._secure.opened, self._plan.adapter.copy()
         assert opened is not None, "a round that was not opened does not count"
         self.counts = opened.counts
-        tuned = slice(None) if self._plan.tuned == "all" else tuned_mask(self._rule.layout, self._plan.tuned)
+        tuned = self._rule.tuned_numbers(self._plan)
         aggregate[tuned] = aggregate[tuned] + opened.update / opened.weight
         return self._rule.next_adapter(self._plan, aggregate, {}, self._arrays)
 

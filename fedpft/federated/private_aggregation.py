@@ -19,7 +19,8 @@ from fedpft.seeding import numpy_rng
 class PrivateAggregation(Aggregation):
     """Takes updates as `Aggregation` does; what comes of them is released once, with noise, whoever came.
 
-    The server's optimiser works on what was released, and the aggregator of its rule has no part.
+    The server's optimiser works on what was released, and the aggregator of its rule has no part. Of a factor of LoRA
+    that the round does not tune the release is not used: it stays as it was, without noise.
 
     Args:
         plan: the round's.
@@ -60,7 +61,9 @@ class PrivateAggregation(Aggregation):
         if self._secure is not None:
             opened = self._secure.opened
             assert opened is not None, "a round that cannot be opened ends the run"
-            self._release.add_sum(opened.update, opened.weight, opened.num_short)
+            update = np.zeros(len(self._plan.adapter))
+            update[self._rule.tuned_numbers(self._plan)] = opened.update
+            self._release.add_sum(update, opened.weight, opened.num_short)
         self._released = self._release.finish(self._rng)
         self.counts = self._released.counts
         return self._rule.next_adapter(self._plan, self._released.adapter, {}, self._arrays)

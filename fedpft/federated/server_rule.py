@@ -67,6 +67,10 @@ class ServerRule:
         """Return what clients tune in a round."""
         return tuned_factors(self.lora, round_index)
 
+    def tuned_numbers(self, plan: RoundPlan) -> np.ndarray | slice:
+        """Return what indexes the numbers of the flat vector that a round tunes."""
+        return slice(None) if plan.tuned == "all" else tuned_mask(self.layout, plan.tuned)
+
     def memory(self, arrays: Memory, plan: RoundPlan) -> Memory:
         """Return what the aggregator remembers, with zeros for what is not tuned in the round."""
         part = _part(arrays, _AGGREGATOR)

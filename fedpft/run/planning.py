@@ -13,6 +13,7 @@ from fedpft.config.adversary import OMNISCIENT
 from fedpft.config.gpus import server_claim
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.histogram import label_groups, label_histograms
+from fedpft.federated.aggregators.lora import tuned_factors
 from fedpft.federated.client_ranks import client_ranks
 from fedpft.federated.exchange import traffic
 from fedpft.federated.pool import SequentialPool
@@ -23,7 +24,7 @@ from fedpft.methods import find_method
 from fedpft.methods.base import Proxy
 from fedpft.methods.sketch import Sketch, sketch
 from fedpft.models.costs import costs
-from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter, head_mask
+from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter, head_mask, tuned_mask
 from fedpft.models.origin import origin_of
 from fedpft.models.weights import skeleton_of
 from fedpft.privacy.table import guarantee_of
@@ -66,6 +67,7 @@ def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
     step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
     layout = adapter_layout(proxy.model)
     guarantee, num_parameters = guarantee_of(config, data.partition.sizes), len(head_mask(layout))
+    num_tuned = max(int(tuned_mask(layout, tuned_factors(config.federated.lora_aggregation, i)).sum()) for i in (1, 2))
     secure, drawn = SecureAggregation.of_run(config, data.partition.sizes), config.federated.drawn_clients
     sent = traffic(config.federated, layout, client_ranks(config, data.partition.num_clients))
     held, lines = holdings(config, fm, proxy, data, construction, pool_actors) if counts_memory else ([], [])
@@ -83,11 +85,11 @@ def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
         "pool": config.pool.kind,
         "memory": [part.record() for part in held],
         "data": _way_of_data(config, data),
-        **({"privacy": guarantee.forecast(num_parameters)} if guarantee else {}),
-        **({"secure_aggregation": secure.forecast(drawn, num_parameters + 1)} if secure else {}),
+        **({"privacy": guarantee.forecast(num_tuned)} if guarantee else {}),
+        **({"secure_aggregation": secure.forecast(drawn, num_tuned + 1)} if secure else {}),
         "notes": [
             *doubtful_settings(config),
-            *(guarantee.warnings(num_parameters) if guarantee else ()),
+            *(guarantee.warnings(num_tuned) if guarantee else ()),
             *origin_of(fm).notes,
             *_kept_updates(config, num_parameters),
             *lines,

@@ -9,15 +9,17 @@ import pytest
 from fedpft.config import PrivacyConfig, StopConfig
 from fedpft.federated.driver import ServerState
 from fedpft.federated.early_stop import EarlyStop
+from fedpft.federated.exchange import make_exchange
 from fedpft.federated.messages import ClientFailure
 from fedpft.federated.server_optimisers import Momentum
-from fedpft.federated.server_rule import ServerRule
+from fedpft.federated.server_rule import ServerRule, server_rule
 from fedpft.interrupt import RunStoppedError
 from fedpft.models.activations import ActivationCounts
+from fedpft.models.lora import tuned_mask
 from fedpft.privacy.client_level import ClientLevel
 from fedpft.privacy.example_level import ExampleLevel
 from fedpft.report.scores import why_stopped
-from tests.unit.federated.test_driver import NUM_PARAMETERS, START, FakeMethod, FakePool, driver
+from tests.unit.federated.test_driver import NUM_PARAMETERS, SIZES, START, FakeMethod, FakePool, driver
 
 LAW = {"sampling": "poisson", "aggregation": "uniform", "rounds": 6}
 
@@ -153,6 +155,19 @@ def test_with_the_clients_own_counts_the_method_gets_noised_ones():
     assert given.zeros[0].shape == (2,)
     exact = [0.25 * 10**6, 0.5 * 10**6]
     assert all(abs(found - true) > 1 for found, true in zip(given.zeros[0], exact, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "second"), [("ffa", "B"), ("fedsvd", "B"), ("alternate", "A")])
+def test_noise_goes_to_what_a_round_tunes_and_to_nothing_else(kind, second):
+    layout = (("q.lora_A.weight", (1, 2)), ("q.lora_B.weight", (2, 1)), ("classifier.weight", (1, 2)))
+    made, _ = private(sampling="full", lora_aggregation=kind)
+    rule = replace(server_rule(made.config, layout), rewrite=np.asarray)  # fedsvd's own change of factors aside
+    made = replace(made, rule=rule, exchange=make_exchange(made.config, SIZES, layout))
+    states = [start(made)]
+    for _ in (1, 2):
+        states.append(made.run_round(states[-1]))
+    for before, after, factor in zip(states, states[1:], ("B", second), strict=False):
+        assert (after.adapter != before.adapter).tolist() == tuned_mask(layout, factor).tolist()
 
 
 def test_without_a_guarantee_nothing_of_it_is_in_state_or_record():

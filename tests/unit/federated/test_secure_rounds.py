@@ -196,12 +196,13 @@ def test_neuron_counts_are_part_of_the_sum():
     assert [z.tolist() for z in counts.zeros] == [sum(c.zeros[layer] for c in single).tolist() for layer in (0, 1)]
 
 
-@pytest.mark.parametrize("clipping", ["fixed", "adaptive"])
-def test_with_privacy_clients_clip_and_the_same_noise_is_added_to_the_same_sum(clipping):
+@pytest.mark.parametrize(("clipping", "lora"), [("fixed", "separate"), ("adaptive", "separate"), ("fixed", "ffa")])
+def test_with_privacy_clients_clip_and_the_same_noise_is_added_to_the_same_sum(clipping, lora):
     privacy = {"noise_multiplier": 1.0, "clip": 0.05, "clipping": clipping, "clip_count_noise": 2.0}
     ends = []
     for secure in (None, replace(SECURE, bound=0.05)):
-        made = driver(Watched(failing=(1,)), secure=secure, privacy=privacy, aggregation="uniform")
+        settings = {"aggregation": "uniform", "lora_aggregation": lora}
+        made = driver(Watched(failing=(1,)), secure=secure, privacy=privacy, **settings)
         ends.append((made.run(first(made)), made.tracker.records))
     (plain, records), (masked, masked_records) = ends
     assert masked.adapter == pytest.approx(plain.adapter, abs=1e-6)

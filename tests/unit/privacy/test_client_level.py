@@ -39,6 +39,7 @@ def release(made, updates, *, seed=0, clip=1.0, size=4, counts=None, neurons=Non
         ("federated={sampling: full, over_selection: 1.5}", "federated.over_selection", "how fast"),
         ("federated.sampling=power_of_choice", "federated.sampling", "independently"),
         ("federated.aggregator.kind=median", "federated.aggregator.kind", "not bounded"),
+        ("federated.lora_aggregation=svd", "federated.lora_aggregation", "mean of products is not bounded"),
         ("federated.client={kind: scaffold}", "federated.client.kind", "more of a client"),
         ("federated.client={kind: fednova}", "federated.client.kind", "more of a client"),
         ("federated.adversary.kind=alie", "federated.adversary.kind", "made of others"),
