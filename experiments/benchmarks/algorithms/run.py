@@ -9,22 +9,21 @@ workers share the work. One JSON a run lies in `experiments/results/algorithms/`
 
 import argparse
 import json
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from experiments.benchmarks.methods.cells import BASE, SEEDS, WORK
 from experiments.benchmarks.methods.run import search_data, tuned_once
 from experiments.benchmarks.methods.table import interval
+from experiments.benchmarks.records import measure_missing
 from fedpft.config import Config, load_config
-from fedpft.storage.output import package_versions, write_json
 
 RESULTS = Path("experiments/results/algorithms")
 SEARCH_SEED = 7
@@ -94,6 +93,10 @@ class Run:
             config = load_config(BASE, [*settings, f"federated.server.head_lr={head_lr}"])
         return config
 
+    def measure(self, data_dir: Path) -> dict[str, Any]:
+        data_dir = search_data(data_dir) if self.seed == SEARCH_SEED else data_dir
+        return {**vars(self), **tuned_once(self.config(data_dir))}
+
     @property
     def is_measured(self) -> bool:
         return self.file.exists() and json.loads(self.file.read_text())["rate"] == self.rate
@@ -129,22 +132,9 @@ def main() -> None:
         print("\n".join(table()))
         return
     torch.set_num_threads(1)
-    for path in (RESULTS / "search", WORK):
-        path.mkdir(parents=True, exist_ok=True)
     for run in all_runs():
-        if not fnmatch(run.file.stem, options.match):
-            continue
-        try:
-            with FileLock(WORK / f"algorithms_{run.file.stem}.lock", timeout=0):
-                if not run.is_measured:
-                    start = time.perf_counter()
-                    data_dir = search_data(options.data_dir) if run.seed == SEARCH_SEED else options.data_dir
-                    measured = tuned_once(run.config(data_dir))
-                    write_json(run.file, {**vars(run), **measured, "versions": package_versions()})
-                    seconds = time.perf_counter() - start
-                    print(f"{run.file.stem}: {100 * measured['fm']:.1f} %, {seconds:.0f} s", flush=True)
-        except Timeout:
-            continue
+        if fnmatch(run.file.stem, options.match):
+            measure_missing(run.file, WORK, partial(run.measure, options.data_dir), lambda run=run: run.is_measured)
 
 
 def table() -> Iterator[str]:

@@ -10,23 +10,22 @@ OMP_NUM_THREADS=1; several workers share the work. One JSON a run lies in `exper
 
 import argparse
 import json
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from experiments.benchmarks.methods.cells import BASE, WORK
 from experiments.benchmarks.methods.cells import RESULTS as METHODS_RESULTS
 from experiments.benchmarks.methods.run import tuned_once
 from experiments.benchmarks.methods.table import interval
+from experiments.benchmarks.records import measure_missing
 from fedpft.config import Config, load_config
-from fedpft.storage.output import package_versions, write_json
 
 RESULTS = Path("experiments/results/plug_in")
 RATES = {("sst2", 67): 8e-3, ("qnli", 67): 4e-3, ("sst2", 50): 8e-3, ("qnli", 50): 4e-3}
@@ -87,6 +86,9 @@ class Run:
             ],
         )
 
+    def measure(self, data_dir: Path) -> dict[str, Any]:
+        return {**vars(self), **tuned_once(self.config(data_dir), "fm_copied", "plug_in")}
+
 
 def all_runs() -> Iterator[Run]:
     """Yield the runs, the most important ones first."""
@@ -113,19 +115,9 @@ def main() -> None:
         print("\n".join(table()))
         return
     torch.set_num_threads(1)
-    for path in (RESULTS, WORK):
-        path.mkdir(parents=True, exist_ok=True)
     for run in all_runs():
-        file = RESULTS / f"{run.name}.json"
-        try:
-            with FileLock(WORK / f"plug_in_{run.name}.lock", timeout=0):
-                if not file.exists() and fnmatch(run.name, options.match):
-                    start = time.perf_counter()
-                    measured = tuned_once(run.config(options.data_dir), "fm_copied", "plug_in")
-                    write_json(file, {**vars(run), **measured, "versions": package_versions()})
-                    print(f"{run.name}: {100 * measured['fm']:.1f} %, {time.perf_counter() - start:.0f} s", flush=True)
-        except Timeout:
-            continue
+        if fnmatch(run.name, options.match):
+            measure_missing(RESULTS / f"{run.name}.json", WORK, partial(run.measure, options.data_dir))
 
 
 def table() -> Iterator[str]:

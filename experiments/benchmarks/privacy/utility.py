@@ -11,7 +11,6 @@ records.
 
 import argparse
 import json
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from experiments.benchmarks.methods.run import tuned_once
 from experiments.benchmarks.methods.table import interval
+from experiments.benchmarks.records import measure_missing
 from fedpft.config import Config, ConfigError, load_config
-from fedpft.storage.output import package_versions, write_json
 from fedpft.tracking.trackers import TrackerGroup
 
 BASE = Path(__file__).parent / "utility.yaml"
@@ -159,8 +157,6 @@ def main() -> None:
         print("\n".join(table()))
         return
     torch.set_num_threads(1)
-    for path in (RESULTS, WORK):
-        path.mkdir(parents=True, exist_ok=True)
     for cell in all_cells():
         if fnmatch(cell.name, options.match) and (options.data_dir or cell.task == "docs"):
             measure(cell, options.data_dir)
@@ -168,23 +164,18 @@ def main() -> None:
 
 def measure(cell: Cell, data_dir: Path | None) -> None:
     """Measure a cell unless it is measured, or another worker is at it."""
-    file = RESULTS / f"{cell.name}.json"
     try:
         config = cell.config(data_dir)
     except ConfigError as error:
         print(f"{cell.name}: left out, {str(error).strip()}", flush=True)
         return
-    try:
-        with FileLock(WORK / f"{cell.name}.lock", timeout=0):
-            if not file.exists():
-                start, clipped = time.perf_counter(), Clipped()
-                found = tuned_once(config, "privacy", "rounds", tracker=clipped)
-                seconds = time.perf_counter() - start
-                known = {**asdict(cell), **found, **clipped.summary(), "seconds": seconds}
-                write_json(file, known | {"versions": package_versions()})
-                print(f"{cell.name}: {100 * found['fm']:.1f} %, {seconds:.0f} s", flush=True)
-    except Timeout:
-        return
+
+    def tuned() -> dict[str, Any]:
+        clipped = Clipped()
+        found = tuned_once(config, "privacy", "rounds", tracker=clipped)
+        return {**asdict(cell), **found, **clipped.summary()}
+
+    measure_missing(RESULTS / f"{cell.name}.json", WORK, tuned)
 
 
 def table() -> Iterator[str]:
