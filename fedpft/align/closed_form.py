@@ -35,6 +35,7 @@ from fedpft.config import LayerAlignConfig, NeuronAlignConfig
 from fedpft.models.ffn import FFN, find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.layerwise import LayerCalls, record_calls, trace_ffn
+from fedpft.models.on_disk import at, on_disk
 from fedpft.trainer import SilentProgress, server_fabric
 
 HELD_OUT_PART = 8
@@ -80,7 +81,7 @@ def refit_neurons(
 
 @dataclass
 class _Walk:
-    """One batch on its way through both models."""
+    """One batch on its way through both models; between two layers it lies on disk."""
 
     calls: LayerCalls
     rows: Tensor
@@ -88,6 +89,15 @@ class _Walk:
     fm_hidden: Tensor
     sub_hidden: Tensor
     held_out: bool
+
+    @property
+    def states(self) -> tuple[Tensor, Tensor]:
+        """The hidden states of FM and sub-FM, (B, T, H), where they are computed on."""
+        return at(self.rows.device, (self.fm_hidden, self.sub_hidden))
+
+    def loss(self) -> Tensor:
+        """Return L1 between the two."""
+        return hidden_state_loss(*(at_tokens(state, self.rows).float() for state in self.states))
 
 
 @torch.no_grad()
@@ -122,8 +132,8 @@ def _refit(
                 after.append(_held_out_loss(walks))
             else:
                 for walk in walks:
-                    walk.fm_hidden = walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden)
-                    walk.sub_hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
+                    walk.fm_hidden = on_disk(walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden))
+                    walk.sub_hidden = on_disk(walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden))
             report_step(ffn.index + 1, len(pairs), {})
     first, last = fmean(before), fmean(after)
     for loss in (first, last):
@@ -137,15 +147,15 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
     equations = {
         held_out: NormalEquations(ffn.num_neurons, ffn.down_weight.shape[0], device) for held_out in (False, True)
     }
-    losses, kept, gain = [], [], _gain(ffn)
+    losses, activations, gain = [], list[Tensor](), _gain(ffn)
     for walk in walks:
         rows = walk.rows
         with trace_ffn(fm_ffn) as target:
-            walk.fm_hidden = walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden)
+            walk.fm_hidden = on_disk(walk.calls.run(fm_ffn.layer, ffn.index, walk.fm_hidden))
         with trace_ffn(ffn) as found:
-            hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
+            walk.sub_hidden = walk.calls.run(ffn.layer, ffn.index, walk.sub_hidden)
         if walk.held_out:
-            losses.append(_loss(walk.fm_hidden, hidden, rows))
+            losses.append(walk.loss())
         residual = found.total.float() - found.output.float()
         wanted = at_tokens(target.total, rows).float()
         weights = None if ffn.closing_norm is None else 1 / wanted.var(dim=1, correction=0)
@@ -157,15 +167,18 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
             weights = at_tokens(target.down, rows).float().square().mean(dim=1).clamp_min(SMALLEST_SQUARE).reciprocal()
             missing = missing * weights.rsqrt()[:, None]
         equations[walk.held_out].add(features, missing, weights)
-        kept.append((residual, found.activations))
+        walk.sub_hidden = on_disk(residual)
+        activations.append(on_disk(found.activations))
     _solve(ffn, equations[False], equations[True], free.to(device))
-    for walk, (residual, activations) in zip(walks, kept, strict=True):
-        walk.sub_hidden = (residual + ffn.contribution(ffn.down(activations))).to(walk.fm_hidden.dtype)
+    for walk, features in zip(walks, activations, strict=True):
+        residual, features = at(device, (walk.sub_hidden, features))
+        total = (residual + ffn.contribution(ffn.down(features))).to(walk.fm_hidden.dtype)
+        walk.sub_hidden = on_disk(total)
     if ffn.closing_norm is not None:
         if with_norm:
             _fit_norm(ffn.closing_norm, walks)
         for walk in walks:
-            walk.sub_hidden = ffn.closing_norm(walk.sub_hidden)
+            walk.sub_hidden = on_disk(ffn.closing_norm(walk.states[1]))
     return float(torch.stack(losses).mean())
 
 
@@ -209,9 +222,8 @@ def _fit_norm(norm: nn.Module, walks: Sequence[_Walk]) -> None:
     for walk in walks:
         if walk.held_out:
             continue
-        inputs = at_tokens(walk.sub_hidden, walk.rows).double()
+        y, inputs = (at_tokens(state, walk.rows).double() for state in walk.states)
         x = nn.functional.layer_norm(inputs, weight.shape, eps=norm.eps)  # type: ignore[arg-type]
-        y = at_tokens(walk.fm_hidden, walk.rows).double()
         sums += torch.stack([x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)])
         count += len(x)
     x_mean, y_mean, xx, xy = sums / count
@@ -220,10 +232,6 @@ def _fit_norm(norm: nn.Module, walks: Sequence[_Walk]) -> None:
     bias.copy_(y_mean - slope * x_mean)
 
 
-def _loss(fm_hidden: Tensor, sub_hidden: Tensor, rows: Tensor) -> Tensor:
-    return hidden_state_loss(at_tokens(fm_hidden, rows).float(), at_tokens(sub_hidden, rows).float())
-
-
 def _held_out_loss(walks: Sequence[_Walk]) -> float:
-    losses = [_loss(walk.fm_hidden, walk.sub_hidden, walk.rows) for walk in walks if walk.held_out]
+    losses = [walk.loss() for walk in walks if walk.held_out]
     return float(torch.stack(losses).mean())

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from fedpft.align.distillation import Distillation
 from fedpft.align.emulator import EmulatorModule
 from fedpft.align.module import AlignmentModule
-from fedpft.align.public import AlignmentContext, AlignmentReport, PublicData
+from fedpft.align.public import AlignmentContext, AlignmentReport, PublicBatches, PublicData
 from fedpft.align.together import ShareOfBatches, StepsFromElsewhere, fit_together
 from fedpft.config import AdapterAlignConfig, LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.config.checks import require
@@ -146,7 +146,7 @@ def distil(
 
 
 @torch.no_grad()
-def _measure(module: Distillation, batches: Sequence[Mapping[str, Tensor]], server: ServerConfig) -> float:
+def _measure(module: Distillation, batches: PublicBatches, server: ServerConfig) -> float:
     """Return the mean loss of the batches in eval mode and float32: without what differs from step to step."""
     fabric = server_fabric(server)
     fabric.to_device(module)

@@ -1,6 +1,6 @@
 """What every alignment reads and reports."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,31 @@ class PublicData:
     identity: Callable[[], Mapping[str, Any]] | None = None
     """Returns all that the batches depend on, as JSON; None: unknown, so that nothing made from them can be cached."""
 
-    def batches(self, num_examples: int, batch_size: int, seed: int) -> list[Mapping[str, Tensor]]:
+    def batches(self, num_examples: int, batch_size: int, seed: int) -> "PublicBatches":
         """Return batches of model inputs, without labels, of at most `num_examples` different examples."""
         order = np.random.default_rng(seed).permutation(len(self.dataset))[:num_examples]  # type: ignore[arg-type]
-        return [self._inputs(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+        return PublicBatches(self, [order[start : start + batch_size] for start in range(0, len(order), batch_size)])
 
-    def _inputs(self, indices: np.ndarray) -> Mapping[str, Tensor]:
-        batch = self.collate([self.dataset[int(index)] for index in indices])
-        return {name: value for name, value in batch.items() if name != "labels"}
+
+class PublicBatches:
+    """Batches in a fixed order, each of which is made when it is asked for: none waits in memory.
+
+    Args:
+        public: where they come from.
+        parts: the rows of each.
+
+    """
+
+    def __init__(self, public: PublicData, parts: Sequence[np.ndarray]) -> None:
+        self._public, self._parts = public, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
+        for rows in self._parts:
+            batch = self._public.collate([self._public.dataset[int(row)] for row in rows])
+            yield {name: value for name, value in batch.items() if name != "labels"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from fedpft.config.plugins import is_own, load_part
 from fedpft.models.activations import NeuronWatch
 from fedpft.models.ffn import FFN, find_backbone
 from fedpft.models.layerwise import record_calls, runs_layer_by_layer
+from fedpft.models.on_disk import on_disk
 
 Scorer = Callable[[PreTrainedModel, Sequence[FFN]], list[Tensor]]
 
@@ -74,7 +75,7 @@ def greedy_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
 
     Args:
         batches: inputs of the model on its device; streamed once. Memory is (N, N) float64 for one FFN, or for each
-            where something is computed between two layers, and one hidden state for each batch.
+            where something is computed between two layers; one hidden state of each batch lies on disk.
 
     """
 
@@ -97,7 +98,7 @@ def greedy_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
                 try:
                     for index, call in enumerate(calls):
                         watch.set_mask(masks[index])
-                        hidden[index] = call.run(ffn.layer, ffn.index, hidden[index])
+                        hidden[index] = on_disk(call.run(ffn.layer, ffn.index, hidden[index]))
                 finally:
                     watch.close()
                 scores.append(moment.ranks(tokens))

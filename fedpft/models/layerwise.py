@@ -1,7 +1,8 @@
 """Run fixed batches through a model's layers one layer at a time, and read what one FFN sees and gives.
 
 What is kept between layers is one hidden state per batch, so that work on layer l costs one pass through layer l, not
-through all layers before it. Shapes: `B` batch, `T` tokens, `H` hidden, `N` neurons.
+through all layers before it. It is kept on disk: memory does not grow with the batches. Shapes: `B` batch, `T` tokens,
+`H` hidden, `N` neurons.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,25 +17,28 @@ from torch import Tensor, nn
 from fedpft.config import ConfigError
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import FFN, ffn_location, find_backbone, find_ffns
+from fedpft.models.on_disk import all_on_disk, at
 
 
 @dataclass(frozen=True)
 class LayerCalls:
     """One batch on its way into the layers: how the model calls each of them, and what goes into the first.
 
-    A model and its sub-FM call their layers alike: same masks, same positions, same embeddings.
+    A model and its sub-FM call their layers alike: same masks, same positions, same embeddings. What is as large as a
+    hidden state lies on disk (`fedpft.models.on_disk`), whatever the model's device.
     """
 
     hidden: Tensor
-    """(B, T, H): input of layer 0."""
+    """(B, T, H): input of layer 0, on disk."""
     real: Tensor
     """(B, T) bool: positions that count, i.e. no padding."""
     arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
     """Per layer: the other positional and the keyword arguments."""
 
     def run(self, layer: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """Return the output `H_index`, (B, T, H), of a layer in place `index` on this hidden state."""
-        args, kwargs = self.arguments[index]
+        """Return the output `H_index`, (B, T, H), of a layer in place `index` on this hidden state, on its device."""
+        device = next(layer.parameters()).device
+        hidden, (args, kwargs) = at(device, (hidden, self.arguments[index]))
         output = layer(hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
@@ -89,9 +93,10 @@ def record_calls(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> l
             assert all(calls[index + 1][0] is output for index, output in outputs.items()), "work between layers"
             hidden, arguments = calls[0][0], [call[1:] for call in calls]
             alike = alike or all(_same(arguments[0], other) for other in arguments[1:])
+            hidden, arguments = all_on_disk((hidden, arguments[:1] if alike else arguments))
             mask = batch.get("attention_mask")
             real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
-            recorded.append(LayerCalls(hidden, real, tuple(arguments[:1] * len(layers) if alike else arguments)))
+            recorded.append(LayerCalls(hidden, real, tuple(arguments * len(layers) if alike else arguments)))
     finally:
         for handle in handles:
             handle.remove()

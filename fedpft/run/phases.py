@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedpft.align.adapter import align_adapter
 from fedpft.align.distill import align_emulator
-from fedpft.align.public import AlignmentContext, PublicData
+from fedpft.align.public import AlignmentContext, PublicBatches, PublicData
 from fedpft.align.public_counts import count_on_public
 from fedpft.config import Config, ConfigError, LayerAlignConfig, NeuronAlignConfig, ServerConfig
 from fedpft.construct.block_influence import block_influence
@@ -47,8 +47,6 @@ Phase = tuple[str, Callable[[], Any]]
 """Its name, and what does it."""
 
 _NUM_STEPS = 2
-_MANY_BATCHES = 32
-"""Of a closed form, so many that what they leave behind is more than what one of them takes."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +76,15 @@ def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, devi
     models, layers = (sketch.fm, sketch.proxy), sketch.compressed_layers
     settings = config.align.layers
     kinds = settings.kind.split("+") if layers else []
+    context = replace(context, public=_longest_public(data, _NUM_STEPS * settings.batch_size))
     if "closed_form" in kinds:
 
         def refit_layers(fm: nn.Module, sub_fm: nn.Module, part: LayerAlignConfig, chosen: Sequence[int]) -> None:
             LAYER_ALIGNERS["closed_form"](fm, sub_fm, part, context, layers=chosen)
 
         name = "align layers in closed form"
-        peaks |= _closed_form(name, settings, public, models, layers, device, refit_layers)
+        peaks |= _closed_form(name, settings, models, layers, device, refit_layers)
     few = replace(settings, kind="distill", num_steps=_NUM_STEPS)
-    context = replace(context, public=_longest_public(data, _NUM_STEPS * settings.batch_size))
     if "distill" in kinds:
         distil = partial(LAYER_ALIGNERS["distill"], *models, few, context, layers=layers)
         peaks |= _peaks([("align layers", distil)], models, device)
@@ -142,10 +140,10 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
         masks = {layer: torch.ones(ffns[layer].num_neurons, dtype=torch.bool) for layer in layers}
         NEURON_ALIGNERS[part.kind](fm, proxy, part, context, neuron_masks=masks)
 
+    context = replace(context, public=_longest_public(data, _NUM_STEPS * neurons.batch_size))
     if neurons.kind == "closed_form":
         peaks = _peaks(phases, models, device)
-        return peaks | _closed_form("align neurons", neurons, public, models, watched, device, align)
-    context = replace(context, public=_longest_public(data, _NUM_STEPS * neurons.batch_size))
+        return peaks | _closed_form("align neurons", neurons, models, watched, device, align)
     steps = replace(neurons, num_steps=_NUM_STEPS)
     return _peaks([*phases, ("align neurons", partial(align, fm, proxy.model, steps, watched))], models, device)
 
@@ -194,33 +192,20 @@ def _choice(config: Config, sketch: Sketch, public: PublicData, server: ServerCo
 def _closed_form(
     name: str,
     settings: LayerAlignConfig | NeuronAlignConfig,
-    public: PublicData,
     models: Sequence[nn.Module],
     layers: Sequence[int],
     device: DeviceKind,
     refit: Callable[..., object],
 ) -> Peaks:
-    """Return the peak of a refit, which keeps hidden states of all batches, and goes layer by layer.
-
-    So two layers stand for all, once the other layers' weights are added.
-    """
+    """Return the peak of a refit, which goes layer by layer: two stand for all, once the others' weights are added."""
     others, first, depth = models, max(0, layers[-1] - 1), len(find_ffns(models[0]))
     cut = range(first, min(first + 2, depth))
     with suppress(ConfigError):  # an FM whose layers depend on their numbers stays whole
         models = [drop_layers(model, LayerMap(kept=tuple(cut), adapter_layers=None)) for model in models]  # type: ignore[arg-type]
         layers = [layer - first for layer in layers if layer in cut]
     rest = sum(map(model_bytes, others)) - sum(map(model_bytes, models))
-    size, total = settings.batch_size, min(settings.num_examples, len(public.dataset))  # type: ignore[arg-type]
-    counts = sorted({max(size + 1, min(total, count * size)) for count in (_MANY_BATCHES // 2, _MANY_BATCHES)})
-    found = [
-        _peaks([(name, partial(refit, *models, replace(settings, num_examples=count), layers))], models, device)
-        for count in counts
-    ]
-    if found[-1].notes:
-        return found[-1]
-    ends = [rest + peaks.by_phase[name] for peaks in found]
-    slope = (ends[-1] - ends[0]) / max(1, counts[-1] - counts[0])
-    return Peaks({name: ends[-1] + round((total - counts[-1]) * slope)})
+    found = _peaks([(name, partial(refit, *models, settings, layers))], models, device)
+    return replace(found, by_phase={phase: rest + peak for phase, peak in found.by_phase.items()})
 
 
 def model_bytes(model: nn.Module) -> int:
@@ -247,7 +232,7 @@ def _here(server: ServerConfig) -> ServerConfig:
     return replace(server, accelerator="cpu", devices=1, num_gpus=0, precision=precision)
 
 
-def _moved(batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
+def _moved(batches: PublicBatches) -> Iterator[Mapping[str, Tensor]]:
     return ({name: value.to("meta") for name, value in batch.items()} for batch in batches)
 
 

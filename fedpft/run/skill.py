@@ -30,6 +30,6 @@ def skill_of(
 
     """
     number = NUM_PUBLIC if probes else FEWER_PUBLIC
-    batches = public.batches(number, PUBLIC_BATCH, derive_seed(config.server_seed, "skill"))
+    batches = list(public.batches(number, PUBLIC_BATCH, derive_seed(config.server_seed, "skill")))
     causal = data.kind == "causal_lm"
     return shared_skill(fm, sub_fm, batches, causal=causal, server=config.server, probes=probes)

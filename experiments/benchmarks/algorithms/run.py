@@ -40,7 +40,10 @@ SHARED = (
     "pool.precision=bf16-mixed",
     "evaluation.fidelity_examples=0",
 )
-ADAMW_RATES, SGD_RATES, SERVER_RATES = (2e-3, 4e-3, 8e-3), (1.0, 3.0, 10.0), (3e-3, 1e-2, 3e-2)
+ADAMW_RATES, SGD_RATES, SERVER_RATES = (2e-3, 4e-3, 8e-3), (0.3, 1.0, 3.0), (3e-4, 1e-3, 3e-3)
+SERVER_HEAD = 4
+"""How much larger the ratio of the head's rate to LoRA's is on the server than on clients: FedAdam moves every number
+by about its rate, also those on which clients disagree, which are LoRA's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,8 @@ class Run:
         settings += [f"task.path={data_dir / self.task}", f"public.path={data_dir / 'align_text'}"]
         settings += [f"seed={self.seed}", f"cache.dir={WORK / 'cache'}"]
         config = load_config(BASE, settings)
-        if algorithm.key == "federated.server.lr":  # the head as much faster as on the clients
-            head_lr = config.federated.head_lr_ratio * self.rate
+        if algorithm.key == "federated.server.lr":
+            head_lr = SERVER_HEAD * config.federated.head_lr_ratio * self.rate
             config = load_config(BASE, [*settings, f"federated.server.head_lr={head_lr}"])
         return config
 

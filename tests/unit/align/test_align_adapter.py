@@ -122,6 +122,8 @@ def test_no_step_sees_the_examples_that_judge():
         return public.collate([{k: v for k, v in row.items() if k != "row"} for row in batch])
 
     align(fm, sub_fm, replace(public, dataset=rows, collate=collate), num_steps=10, held_out_examples=100, batch_size=4)
-    held_out, trained = seen[0], {row for batch in seen[1:] for row in batch}
+    held_out, *steps, again = seen
+    trained = {row for batch in steps for row in batch}
+    assert held_out == again, "before and after"
     assert len(held_out) == 4, "at most a quarter of 16, one batch"
     assert trained == set(range(16)) - set(held_out)

@@ -145,7 +145,7 @@ def test_the_last_layer_solves_its_ridge_problem_on_the_sub_fms_own_inputs():
     ffn.closing_norm.register_forward_pre_hook(lambda module, args: seen.update(total=args[0]))
     ffn.down.register_forward_hook(lambda module, args, output: seen.update(h=args[0], y=output))
     gradient, energy = torch.zeros(16, 13, dtype=torch.float64), torch.zeros(12, dtype=torch.float64)
-    for batch in public.batches(64, 8, 0)[1:]:  # the first one is held out
+    for batch in list(public.batches(64, 8, 0))[1:]:  # the first one is held out
         with torch.no_grad():
             find_backbone(fm)(**batch)
             find_backbone(sub_fm)(**batch)

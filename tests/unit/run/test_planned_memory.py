@@ -6,13 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from fedpft.config import ConfigError, load_config
+from fedpft.align.closed_form import refit_layers
+from fedpft.align.public import AlignmentContext, PublicData
+from fedpft.config import ConfigError, LayerAlignConfig, ServerConfig, load_config
+from fedpft.construct.compress import compress
+from fedpft.construct.saliency import greedy_scorer
+from fedpft.models.ffn import find_ffns
 from fedpft.models.live_memory import live_memory
 from fedpft.report.plan import memory_rows
 from fedpft.run.planned_memory import Holding
 from fedpft.run.planning import plan
 from tests.language_models import LLAMA_8B, QWEN_05B, weightless_run
-from tests.tiny import TINY_CONFIGS
+from tests.tiny import TINY_CONFIGS, tiny_fm
 
 KB = 1024
 CONFIGS = Path(__file__).parents[3] / "experiments" / "configs"
@@ -115,3 +120,28 @@ def test_the_configs_of_language_models_fit_the_gpus_that_they_name(config, shap
     assert fits["server", "GPU"]
     assert fits["each actor", "GPU"]
     assert not [note for note in planned["notes"] if "memory" in note]
+
+
+@pytest.mark.parametrize("kind", ["closed_form", "greedy"])
+def test_what_goes_layer_by_layer_holds_no_more_with_more_examples(kind):
+    peaks = []
+    for num_examples in (32, 128):
+        rows = [{"input_ids": torch.ones(16, dtype=torch.long), "attention_mask": torch.ones(16)}] * num_examples
+        public = PublicData(dataset=rows, collate=torch.utils.data.default_collate)
+        fm = tiny_fm("bert")
+        sub_fm = compress(fm, retained_ratio=0.5)[0].to("meta")
+        fm = fm.to("meta")
+        with live_memory(fm, sub_fm) as memory:
+            if kind == "closed_form":
+                config = LayerAlignConfig(kind=kind, num_examples=num_examples, batch_size=8)
+                context = AlignmentContext(public=public, server=ServerConfig(accelerator="cpu"), seed=0)
+                refit_layers(fm, sub_fm, config, context, layers=(0, 1, 2))
+            else:
+                batches = public.batches(num_examples, 8, seed=0)
+                greedy_scorer({name: value.to("meta") for name, value in batch.items()} for batch in batches)(
+                    fm, find_ffns(fm)
+                )
+        peaks.append(memory.peak_bytes)
+    few, many = peaks
+    tokens, hidden_state = 16 * (128 - 32), 4 * 16
+    assert many - few <= tokens * hidden_state / 4, "where the real tokens are, far from a hidden state each"
