@@ -144,8 +144,8 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
     if neurons.kind == "closed_form":
         peaks = _peaks(phases, models, device)
         return peaks | _closed_form("align neurons", neurons, models, watched, device, align)
-    steps = replace(neurons, num_steps=_NUM_STEPS)
-    return _peaks([*phases, ("align neurons", partial(align, fm, proxy.model, steps, watched))], models, device)
+    few_steps = replace(neurons, num_steps=_NUM_STEPS)
+    return _peaks([*phases, ("align neurons", partial(align, fm, proxy.model, few_steps, watched))], models, device)
 
 
 def client_peak(config: Config, proxy: Proxy, data: FederatedData, device: DeviceKind) -> Peaks:
