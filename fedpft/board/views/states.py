@@ -16,7 +16,7 @@ MEANINGS = {
 
 
 def state_mark(state: str, reason: str | None = None, doing: str = "") -> str:
-    """Return a state with its sign; below it why it ended without a result, or what it is doing, where that is known."""
+    """Return a state with its sign; below it why it ended without a result, or what it does, where that is known."""
     sign = f'<span aria-hidden="true">{GLYPHS[state]}</span>'
     more = reason if state in ("stopped", "failed") else doing
     why = f'<span class="why quiet">{text(more)}</span>' if more else ""
