@@ -161,6 +161,12 @@ def test_picture_shades_shares():
     ]
 
 
+def test_of_data_without_labels_the_picture_tells_sizes_alone():
+    written = "\n".join(partition_picture([[3], [5]], ["all"], 80))
+    assert "size             min 3" in written
+    assert "label" not in written
+
+
 @pytest.mark.parametrize("num_labels", [2, 10, 30, 500])
 def test_picture_fits_and_summarises_many_clients(num_labels: int):
     histogram = np.ones((100, num_labels), dtype=int)
