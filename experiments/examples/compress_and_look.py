@@ -1,6 +1,7 @@
 """Compress a model, align it in closed form, and look at how far it is from the original: no federated learning.
 
 A pre-trained BERT (MiniLM) that comes as a Python package, and the reference that comes with Python as public text.
+Two CPU cores need some minutes, most of them for the scorer `greedy`.
 """
 
 import argparse

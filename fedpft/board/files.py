@@ -84,7 +84,7 @@ class Holder:
 
     @property
     def content(self) -> dict[str, Any]:
-        """`host`, `pid`, `since`, `what`; nothing if nobody does."""
+        """`host`, `pid`, `since`, `what`, `doing`; nothing if nobody does."""
         return self._file.content if self._file.stamp else {}
 
     def alive(self, now: float) -> bool | None:

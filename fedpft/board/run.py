@@ -44,12 +44,12 @@ class BoardRun(BoardFolder):
             error: what the run's sweep says of it.
 
         """
-        before = (self._alive, self._rounds, self.error)
+        before = (self._alive, self._rounds, self.error, self.doing)
         changed = [self._config.look(), self._result.look(), self._ended.look()]
         self._rounds, self.error = stamp(self.folder / ROUNDS_FILE), error
         self.holder.look(now)
         self._alive = self.holder.alive(now)
-        return any(changed) or before != (self._alive, self._rounds, self.error)
+        return any(changed) or before != (self._alive, self._rounds, self.error, self.doing)
 
     def follow(self) -> bool:
         """Read on in the rounds, a piece at a time; return whether there is more to read."""
@@ -83,6 +83,12 @@ class BoardRun(BoardFolder):
         ended = self._ended.content.get("kind") if self._ended.stamp else None
         has_failed = self.error is not None or gave_up or ended == "failed"
         return state_of(has_result=self._result.stamp is not None, alive=self._alive, has_failed=has_failed)
+
+    @property
+    def doing(self) -> str:
+        """What its server works on, in its own words, while it runs; empty: its clients do, or nobody knows."""
+        found = self.holder.content.get("doing") if self.state == "running" else None
+        return found if isinstance(found, str) else ""
 
     @property
     def is_there(self) -> bool:

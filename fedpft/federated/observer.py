@@ -49,3 +49,47 @@ class SilentObserver(SilentProgress):
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """Ignore."""
+
+
+class Forwarding:
+    """Passes everything on; for who wants to hear some of it.
+
+    Args:
+        observer: hears everything.
+
+    """
+
+    def __init__(self, observer: RunObserver) -> None:
+        self._observer = observer
+
+    def stage(self, title: str) -> None:
+        """Pass on."""
+        self._observer.stage(title)
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Pass on."""
+        self._observer.progress(done, total, metrics)
+
+    def note(self, line: str) -> None:
+        """Pass on."""
+        self._observer.note(line)
+
+    def run_started(self, record: Mapping[str, Any]) -> None:
+        """Pass on."""
+        self._observer.run_started(record)
+
+    def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
+        """Pass on."""
+        self._observer.round_started(round_index, num_rounds, client_ids)
+
+    def client_finished(self, update: ClientUpdate) -> None:
+        """Pass on."""
+        self._observer.client_finished(update)
+
+    def client_failed(self, failure: ClientFailure) -> None:
+        """Pass on."""
+        self._observer.client_failed(failure)
+
+    def round_finished(self, record: Mapping[str, Any]) -> None:
+        """Pass on."""
+        self._observer.round_finished(record)

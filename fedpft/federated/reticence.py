@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpft.config import PrivacyConfig
 from fedpft.federated.messages import ClientFailure, ClientUpdate
-from fedpft.federated.observer import RunObserver
+from fedpft.federated.observer import Forwarding, RunObserver
 from fedpft.tracking.trackers import Tracker
 
 if TYPE_CHECKING:  # plotly is loaded with the first figure
@@ -90,32 +90,18 @@ class _Tracker:
         self._tracker.fail()
 
 
-class _Observer:
+class _Observer(Forwarding):
     def __init__(self, observer: RunObserver, privacy: PrivacyConfig) -> None:
-        self._observer, self._privacy = observer, privacy
-
-    def stage(self, title: str) -> None:
-        self._observer.stage(title)
-
-    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        self._observer.progress(done, total, metrics)
-
-    def note(self, line: str) -> None:
-        self._observer.note(line)
-
-    def run_started(self, record: Mapping[str, Any]) -> None:
-        self._observer.run_started(record)
+        super().__init__(observer)
+        self._privacy = privacy
 
     def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
-        self._observer.round_started(round_index, num_rounds, () if self._privacy.strict else client_ids)
+        super().round_started(round_index, num_rounds, () if self._privacy.strict else client_ids)
 
     def client_finished(self, update: ClientUpdate) -> None:
         if not self._privacy.strict:
-            self._observer.client_finished(update)
+            super().client_finished(update)
 
     def client_failed(self, failure: ClientFailure) -> None:
         if not self._privacy.strict:
-            self._observer.client_failed(failure)
-
-    def round_finished(self, record: Mapping[str, Any]) -> None:
-        self._observer.round_finished(told(record, self._privacy))
+            super().client_failed(failure)

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpft.federated.messages import ClientFailure, ClientUpdate
-from fedpft.federated.observer import RunObserver
+from fedpft.federated.observer import Forwarding, RunObserver
 from fedpft.report.fidelity import heat_map
 from fedpft.tracking.trackers import Tracker
 
 
-class Curves:
+class Curves(Forwarding):
     """An observer that passes everything on.
 
     It logs each step of an alignment as `align/step`, `align/step_loss`, and after each measurement of the fidelity
@@ -26,47 +25,32 @@ class Curves:
     def __init__(
         self, observer: RunObserver, tracker: Tracker, steps: int = 0, past: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        self._observer, self._tracker = observer, tracker
+        super().__init__(observer)
+        self._tracker = tracker
         self._aligning, self.steps = False, steps
         self._measured = [record for record in past if "fidelity" in record]
 
     def stage(self, title: str) -> None:
         """Pass on, and note whether the new stage is an alignment."""
         self._aligning = title.startswith("align")
-        self._observer.stage(title)
+        super().stage(title)
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Pass on; log an alignment's loss."""
         if self._aligning and "loss" in metrics:
             self.steps += 1
             self._tracker.log_stage({"align/step": self.steps, "align/step_loss": metrics["loss"]})
-        self._observer.progress(done, total, metrics)
-
-    def note(self, line: str) -> None:
-        """Pass on."""
-        self._observer.note(line)
+        super().progress(done, total, metrics)
 
     def run_started(self, record: Mapping[str, Any]) -> None:
         """Pass on; begin the heat map."""
         self._log_fidelity(record)
-        self._observer.run_started(record)
-
-    def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
-        """Pass on."""
-        self._observer.round_started(round_index, num_rounds, client_ids)
-
-    def client_finished(self, update: ClientUpdate) -> None:
-        """Pass on."""
-        self._observer.client_finished(update)
-
-    def client_failed(self, failure: ClientFailure) -> None:
-        """Pass on."""
-        self._observer.client_failed(failure)
+        super().run_started(record)
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """Pass on; add a column to the heat map."""
         self._log_fidelity(record)
-        self._observer.round_finished(record)
+        super().round_finished(record)
 
     def _log_fidelity(self, record: Mapping[str, Any]) -> None:
         if "fidelity" in record:

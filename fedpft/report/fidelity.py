@@ -91,7 +91,7 @@ def kept_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def gap_meaning(result: Mapping[str, Any]) -> str:
     """Return in words what the sign of the leakage gap (Delta) says."""
     gain = result["fidelity"]["leakage_gap"] * (1 if result.get("metric_goal", "max") == "max" else -1)
-    whose = "the owner keeps it" if gain > 0 else "nothing is kept"
+    whose = "the FM is better" if gain > 0 else "the FM is no better"
     return f"plugged-in FM minus sub-FM: {whose}"
 
 

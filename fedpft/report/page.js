@@ -122,7 +122,7 @@ function compareTwo(pair) {
     rows.push(row);
   }
   pair.querySelector("tbody").replaceChildren(...rows);
-  pair.querySelector("output").textContent = rows.length ? `${rows.length} differ` : "nothing that they recorded differs";
+  pair.querySelector("output").textContent = rows.length ? `${rows.length} differ${rows.length === 1 ? "s" : ""}` : "nothing that they recorded differs";
 }
 
 function show(plots) {

@@ -78,7 +78,9 @@ def partition_picture(histogram: Sequence[Sequence[int]], label_names: Sequence[
     if len(counts) > _MAX_CLIENT_ROWS:
         yield f"   ... {len(counts) - _MAX_CLIENT_ROWS} more"
     yield f"{len(counts)} clients, {counts.sum()} examples; over all clients:"
-    quantities = {"size": sizes, "labels held": (counts > 0).sum(axis=1), "largest share %": 100 * shares.max(axis=1)}
+    quantities = {"size": sizes}
+    if len(label_names) > 1:
+        quantities |= {"labels held": (counts > 0).sum(axis=1), "largest share %": 100 * shares.max(axis=1)}
     for name, values in quantities.items():
         low, median, high = np.quantile(values, (0.1, 0.5, 0.9))
         ends = (

@@ -22,7 +22,7 @@ from fedpft.data.histogram import partition_table
 from fedpft.data.sources.memory import GivenData
 from fedpft.federated.broadcast import local_settings
 from fedpft.federated.dropped import never_through
-from fedpft.federated.observer import RunObserver, SilentObserver
+from fedpft.federated.observer import Forwarding, RunObserver, SilentObserver
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
 from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.metrics.table import METRICS
@@ -38,7 +38,7 @@ from fedpft.run.tuning import tune
 from fedpft.storage.checkpoint import FOLDER, Checkpoints, RunCheckpoint
 from fedpft.storage.client_states import ClientStatesOnDisk
 from fedpft.storage.ending import forget_ending, note_ending
-from fedpft.storage.lock import held
+from fedpft.storage.lock import held, tell
 from fedpft.storage.output import (
     PARTITION_FILE,
     ROUNDS_FILE,
@@ -93,7 +93,23 @@ def run(
     with held(Path(config.output_dir)):
         output_dir = Path(config.output_dir).resolve()
         with notifying(config, output_dir) as hearing:
-            return _run(config, output_dir, observer or SilentObserver(), saved, given, hearing)
+            return _run(config, output_dir, _Telling(observer or SilentObserver(), output_dir), saved, given, hearing)
+
+
+class _Telling(Forwarding):
+    """Tells who looks at the folder what the server is doing; the clients' part of a round is no stage."""
+
+    def __init__(self, observer: RunObserver, folder: Path) -> None:
+        super().__init__(observer)
+        self._folder = folder
+
+    def stage(self, title: str) -> None:
+        tell(self._folder, title)
+        super().stage(title)
+
+    def round_started(self, round_index: int, num_rounds: int, client_ids: Sequence[int]) -> None:
+        tell(self._folder, "")
+        super().round_started(round_index, num_rounds, client_ids)
 
 
 def _run(

@@ -1,7 +1,7 @@
 """One process at a time writes into a folder of a run, sweep or suite; who comes second hears who, where, since when.
 
     output_dir/.lock        held while somebody writes, released by the system when its holder dies
-    output_dir/.lock.json   who that is; its time of modification is the holder's last sign of life
+    output_dir/.lock.json   who that is and what it does; its time of modification is the holder's last sign of life
 
 A network file system may be mounted without locks between its machines: each then has a `.lock` of its own. So who gets
 it also looks for a sign of life of a process on another machine. Times are compared by the clock of the file server.
@@ -13,7 +13,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -79,6 +79,13 @@ def held(folder: Path, what: str = "run", patience_seconds: float = 0.0) -> Iter
                 path.rmdir()
 
 
+def tell(folder: Path, doing: str) -> None:
+    """Tell who looks at a folder that this process holds what is going on there, in a few words; empty: nothing."""
+    folder = folder.resolve()
+    if folder in _held and (holder := _holder(folder)).get("doing", "") != doing:
+        _write(folder, {**holder, "doing": doing})
+
+
 def _unusable(folder: Path, error: Exception) -> ConfigError:
     reason = getattr(error, "strerror", None) or error
     return ConfigError(f"output_dir: found {str(folder)!r}, allowed: a folder that can be written; {reason}")
@@ -119,7 +126,7 @@ def _try(folder: Path) -> BaseFileLock | dict[str, Any]:
 
 
 def _holder(folder: Path) -> dict[str, Any]:
-    """Return what the holder wrote: `host`, `pid`, `since`, `what`; empty: nobody did, or not yet."""
+    """Return what the holder wrote: `host`, `pid`, `since`, `what`, `doing`; empty: nobody did, or not yet."""
     try:
         found = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -138,7 +145,10 @@ def _silence(folder: Path) -> float:
 
 def _sign(folder: Path, what: str) -> None:
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    holder = {"what": what, "pid": os.getpid(), "host": platform.node(), "since": since}
+    _write(folder, {"what": what, "pid": os.getpid(), "host": platform.node(), "since": since})
+
+
+def _write(folder: Path, holder: Mapping[str, Any]) -> None:
     temporary = folder / f"{HOLDER_FILE}.tmp"
     with suppress(OSError):  # a full disk will be told of by what fills it
         temporary.write_text(json.dumps(holder) + "\n", encoding="utf-8")

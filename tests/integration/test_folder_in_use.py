@@ -8,6 +8,7 @@ from fedpft.config import ConfigError, dump_config, load_config
 from fedpft.config.suite import HeadConfig, SuiteConfig
 from fedpft.config.sweep import SweepConfig
 from fedpft.config.trials import planned_trials
+from fedpft.federated.observer import SilentObserver
 from fedpft.run.pipeline import run
 from fedpft.run.resume import go_on
 from fedpft.storage.lock import HOLDER_FILE
@@ -53,3 +54,22 @@ def test_a_folder_in_use_is_refused_and_not_touched(tmp_path, monkeypatch, place
     with pytest.raises(ConfigError, match=r"where a run is in progress \(process 7 on elsewhere, since today\)"):
         write(folder)
     assert {path: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before
+
+
+def test_a_run_says_what_its_server_works_on_and_nothing_while_clients_train(tmp_path):
+    said = {}
+
+    class Watcher(SilentObserver):
+        def stage(self, title):
+            said[title] = doing()
+
+        def client_finished(self, update):
+            said["clients"] = doing()
+
+    def doing():
+        return json.loads((tmp_path / "out" / HOLDER_FILE).read_text())["doing"]
+
+    run(load_config(None, [*tiny_text_run(tmp_path), "federated.rounds=1"]), Watcher())
+    assert said.pop("clients") == ""
+    assert said == {title: title for title in said}
+    assert {"load FM", "construct sub-FM", "evaluate untuned FM", "write results"} <= said.keys()

@@ -38,6 +38,8 @@ def _now(run: BoardRun) -> Iterator[str]:
     """Yield what the run is doing."""
     total = run.num_rounds
     said = [state_mark(run.state), f"round {run.round}" + (f" of {total}" if total else "")]
+    if run.doing:
+        said.append(text(run.doing))
     if (end := run.end) is not None:
         said.append(f"{until(end)} left")
     if run.history.epsilon is not None:

@@ -69,7 +69,7 @@ def run_row(run: BoardRun, private: bool, *, pick: bool) -> str:
     name = f'<a href="/run/{run.key}">{text(short)}</a><span class="quiet">{about}</span>'
     name = f'<div class="name">{box * pick}<span>{name}</span></div>'
     cells = [
-        state_mark(run.state, run.reason),
+        state_mark(run.state, run.reason, run.doing),
         _round(run),
         _metric(run),
         _time(run),

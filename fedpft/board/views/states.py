@@ -15,8 +15,9 @@ MEANINGS = {
 """State -> what it means; only a job is pending."""
 
 
-def state_mark(state: str, reason: str | None = None) -> str:
-    """Return a state with its sign, and of what ended without a result the reason, if there is one."""
+def state_mark(state: str, reason: str | None = None, doing: str = "") -> str:
+    """Return a state with its sign; below it why it ended without a result, or what it does, where that is known."""
     sign = f'<span aria-hidden="true">{GLYPHS[state]}</span>'
-    why = f'<span class="why quiet">{text(reason)}</span>' if reason and state in ("stopped", "failed") else ""
+    more = reason if state in ("stopped", "failed") else doing
+    why = f'<span class="why quiet">{text(more)}</span>' if more else ""
     return f'<span class="state {state}" title="{MEANINGS[state]}">{sign} {state}</span>{why}'

@@ -83,7 +83,7 @@ def as_instructions(
     require_text(dataset, response_column, "task.response_column")
     columns = template.columns if template is not None else ()
     for column in columns:
-        require_text(dataset, column, KEY)
+        require_text(dataset, column, template.key if template is not None else KEY)
 
     def fill(batch: dict[str, list[str]]) -> dict[str, list[str]]:
         rows = zip(*(batch[column] for column in columns), strict=True)
@@ -111,8 +111,9 @@ def find_template(config: TaskConfig, own: str | None) -> PromptTemplate | None:
         ConfigError: no template, one without the prompt column, or a chat template with nothing to ask.
 
     """
-    column, chosen = config.prompt_column, config.prompt_template
+    column, chosen, key = config.prompt_column, config.prompt_template, KEY
     if chosen is None and column is not None:
+        key = "task.prompt_column"
         chosen = f"{{{column}}}" if config.chat_template else f"{{{column}}}\n"
     elif chosen is None and own is not None:
         chosen = bare_template(own) if config.chat_template else own
@@ -120,7 +121,7 @@ def find_template(config: TaskConfig, own: str | None) -> PromptTemplate | None:
         if config.chat_template:
             fail("task.chat_template", True, "false, because there is neither task.prompt_column nor prompt_template")
         return None
-    template = PromptTemplate(chosen)
+    template = PromptTemplate(chosen, key)
     if column is not None and column not in template.columns:
         fail(KEY, chosen, f"a text with {{{column}}}, the task.prompt_column")
     return template

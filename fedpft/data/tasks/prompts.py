@@ -38,6 +38,8 @@ class PromptTemplate:
     """
 
     text: str
+    key: str = KEY
+    """The setting that names its columns, for errors."""
 
     def __post_init__(self) -> None:
         if not self.columns:

@@ -86,7 +86,7 @@ AXES: dict[str, Axis] = {
     ),
     "client_flops": Axis(
         title="compute of a client and round",
-        short="compute",
+        short="compute a round",
         of=lambda r: r.get("client_flops_per_round"),
         shown=format_flops,
         unit="FLOP",

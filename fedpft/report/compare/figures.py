@@ -63,6 +63,7 @@ def curve_figure(comparison: Comparison, model: str) -> "Figure | None":
     last = max(max(trace.x) for trace in figure.data)
     rounds_axis = {"title": "round", "rangemode": "tozero", "dtick": max(1, last // 6)}
     figure.update_layout(height=_HEIGHT, margin=_MARGIN, xaxis=rounds_axis)
+    figure.update_yaxes(range=_range([value for trace in figure.data for value in trace.y]))
     return _with_metric_axis(figure, comparison)
 
 
@@ -98,6 +99,7 @@ def pareto_figure(comparison: Comparison, axis: str) -> "Figure":
     better = "less" if what.goal == "min" else "more"
     price_axis = {"title": f"{what.title}; {better} is better", "range": _range(prices.values()), **unit}
     figure.update_layout(height=_HEIGHT, margin=_MARGIN, xaxis=price_axis)
+    figure.update_yaxes(range=_range([value for group in priced for value in group.values.values()]))
     return _with_metric_axis(figure, comparison)
 
 
@@ -244,9 +246,9 @@ def _percent(comparison: Comparison) -> dict[str, str]:
     return {"tickformat": ".0~%"} if metric_row(comparison.metric).is_fraction else {}
 
 
-def _range(prices: Collection[float]) -> list[float] | None:
-    """Return an axis's range around prices that are equal, of which plotly would number the last digits; else None."""
-    low, high = min(prices), max(prices)
+def _range(values: Collection[float]) -> list[float] | None:
+    """Return an axis's range around values that are equal, where plotly's is as wide as it likes; else None."""
+    low, high = min(values), max(values)
     middle = (low + high) / 2
     around = abs(middle) / 10 or 1.0
     return [middle - around, middle + around] if high - low < around / 100 else None

@@ -76,9 +76,9 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
     if comparison.num_unfinished:
         yield note(
             f"Not finished yet: {_count(comparison.num_unfinished, 'run')}. There are curves, but numbers and verdicts "
-            "are of finished seeds alone and may turn. Who looks after every seed and stops at the first difference "
-            "finds one by chance more often than 5 % of the time: choose the number of seeds before, and judge when "
-            "all are finished."
+            "are of finished seeds alone and may turn. Whoever tests again after each seed and stops at the first "
+            "difference finds one by chance more often than 5 % of the time: choose the number of seeds before, and "
+            "judge when all are finished."
         )
     if said_of_others := elsewhere_note(comparison.groups):
         yield note(said_of_others)
@@ -93,7 +93,8 @@ def _count(number: int, what: str) -> str:
 
 def _sections(comparison: Comparison) -> Iterator[str]:
     yield _filter(comparison)
-    yield section("Groups", _table(comparison), note("◆ Pareto-optimal in the metric and this price"))
+    fronts = note("◆ Pareto-optimal in the metric and this price") if comparison.axes else ""
+    yield section("Groups", _table(comparison), fronts)
     metric = metric_title(comparison.metric)
     curves = {title: curve_figure(comparison, model) for model, title in CURVES.items()}
     about = "Mean over seeds; the band is from the lowest to the highest seed. Round 0 is the untuned FM."

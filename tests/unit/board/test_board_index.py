@@ -12,6 +12,7 @@ import pytest
 from fedpft.board.history import MAX_POINTS, History
 from fedpft.board.index import Index
 from fedpft.board.state import Sign, is_alive
+from fedpft.board.views.run import run_page
 from fedpft.board.views.runs import run_row
 from fedpft.board.views.sweep import stops_figure, sweep_page
 from fedpft.config import dump_config, load_config
@@ -117,6 +118,25 @@ def test_signs_of_life_count_whatever_the_other_machines_clock_says(ages, host, 
     holder = {"host": platform.node() if host == "here" else host, "pid": process.pid}
     seen = 1e9 - ages["seen"] if "seen" in ages else None
     assert is_alive(holder, Sign(file_time=1e9 - ages["file"], seen=seen), now=1e9) == alive
+
+
+def test_what_the_server_works_on_shows_while_the_run_goes_on(tmp_path):
+    folder = unfinished(tmp_path / "run", rounds=())
+    hold(folder, doing="align layers")
+    index = index_of(tmp_path)
+    (run,) = index.runs
+    version = index.version
+    assert "align layers" in run_row(run, private=False, pick=True)
+    assert "align layers" in run_page(run).parts["now"]
+    hold(folder, doing="evaluate <untuned> FM")
+    look(index)
+    assert index.version > version
+    assert "evaluate &lt;untuned&gt; FM" in run_row(run, private=False, pick=True)
+    hold(folder, age=SILENT_SECONDS + 1, doing="load FM")
+    assert "load FM" not in run_row(index_of(tmp_path).runs[0], private=False, pick=True), "its process is silent"
+    (folder / ".lock.json").unlink()
+    look(index)
+    assert (run.state, run.doing) == ("stopped", "")
 
 
 def test_what_a_run_writes_shows_at_the_next_look(tmp_path):

@@ -1,3 +1,4 @@
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedpft.cli import environment
-from fedpft.cli.environment import CACHES, settle_caches
+from fedpft.cli.environment import CACHES, hush_libraries, settle_caches
 
 
 @pytest.fixture
@@ -17,6 +18,17 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
+
+
+def test_the_hubs_tries_are_not_said_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"FEDPFT_VERBOSE": "1"})
+    hush_libraries()
+    assert os.environ == {"FEDPFT_VERBOSE": "1"}
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # restored afterwards
+    with warnings.catch_warnings():
+        hush_libraries()
+    assert os.environ["HF_HUB_VERBOSITY"] == "error"
 
 
 def test_a_home_that_takes_files_is_left_alone(home):

@@ -44,9 +44,9 @@ def test_the_page_shows_title_accuracies_and_figures():
 
 def test_the_page_says_what_the_owner_keeps_and_what_the_sub_fm_gives_away():
     html = page(RESULT | METER | {"skill": {"agreement": 0.9, "hidden": 0.5, "loss": None}}, CONFIG, ROUNDS)
-    assert "plugged-in FM minus sub-FM: the owner keeps it</span></th><td>+8.2 points" in html
+    assert "plugged-in FM minus sub-FM: the FM is better</span></th><td>+8.2 points" in html
     assert html.count("shared skill") == 2
-    assert "owner keeps" not in page(RESULT, CONFIG, ROUNDS)
+    assert "plugged-in FM minus sub-FM" not in page(RESULT, CONFIG, ROUNDS)
 
 
 def test_the_page_says_on_what_at_which_price_and_with_which_settings_but_not_where():

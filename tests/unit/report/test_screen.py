@@ -161,6 +161,12 @@ def test_picture_shades_shares():
     ]
 
 
+def test_of_data_without_labels_the_picture_tells_sizes_alone():
+    written = "\n".join(partition_picture([[3], [5]], ["all"], 80))
+    assert "size             min 3" in written
+    assert "label" not in written
+
+
 @pytest.mark.parametrize("num_labels", [2, 10, 30, 500])
 def test_picture_fits_and_summarises_many_clients(num_labels: int):
     histogram = np.ones((100, num_labels), dtype=int)
@@ -241,7 +247,7 @@ def test_result_shows_the_meter_and_its_cost():
     assert "hidden error, last layer 0.41 -> 0.25 0: the FM's own" in rows
     assert "gradient cosine none -> 0.50 1: the FM's direction" in rows
     assert "gradient norm ratio 1.00 -> 1.00 1: the FM's length" in rows
-    assert "leakage gap +8.2 points plugged-in FM minus sub-FM: the owner keeps it" in rows
+    assert "leakage gap +8.2 points plugged-in FM minus sub-FM: the FM is better" in rows
     assert "fidelity meter 1.3 s 1.0 % of the rounds' time" in rows
     assert "gradient cosine by layer, from 0: 0.88 0.50" in rows
 
@@ -256,8 +262,8 @@ def test_the_line_of_layers_is_left_out_where_it_does_not_fit(num_layers: int, s
 
 
 @pytest.mark.parametrize(("gap", "goal", "said"), [
-    (0.1, "max", "the owner keeps it"), (-0.1, "max", "nothing is kept"),
-    (0.0, "max", "nothing is kept"), (-0.1, "min", "the owner keeps it"),
+    (0.1, "max", "the FM is better"), (-0.1, "max", "the FM is no better"),
+    (0.0, "max", "the FM is no better"), (-0.1, "min", "the FM is better"),
 ])  # fmt: skip
 def test_the_sign_of_the_leakage_gap_is_said_in_words(gap: float, goal: str, said: str):
     assert gap_meaning({"fidelity": {"leakage_gap": gap}, "metric_goal": goal}).endswith(said)

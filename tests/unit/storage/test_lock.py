@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from fedpft.config import ConfigError
 from fedpft.storage import lock
-from fedpft.storage.lock import HOLDER_FILE, SILENT_SECONDS, held
+from fedpft.storage.lock import HOLDER_FILE, SILENT_SECONDS, held, tell
 
 HOLD = (
     "import sys, time; from pathlib import Path; from fedpft.storage.lock import held\n"
@@ -43,6 +43,18 @@ def test_who_comes_second_hears_who_holds_it_where_and_since_when_and_a_dead_hol
     assert (tmp_path / "out" / HOLDER_FILE).exists()
     with held(tmp_path / "out"):
         assert json.loads((tmp_path / "out" / HOLDER_FILE).read_text())["pid"] == os.getpid()
+
+
+def test_who_holds_it_says_what_it_is_doing_and_nobody_else_does(tmp_path):
+    file = tmp_path / HOLDER_FILE
+    with held(tmp_path):
+        before = json.loads(file.read_text())
+        tell(tmp_path, "align layers")
+        assert json.loads(file.read_text()) == before | {"doing": "align layers"}
+        tell(tmp_path, "")
+        assert json.loads(file.read_text()) == before | {"doing": ""}
+    tell(tmp_path, "align layers")
+    assert not file.exists()
 
 
 def test_a_link_to_a_held_folder_is_held(tmp_path, holder):

@@ -77,6 +77,7 @@ def test_without_a_prompt_a_text_is_learned_whole(tmp_path):
         ({"prompt_column": None, "chat_template": True}, r"task\.chat_template: found True, allowed: false, because"),
         ({"kind": "classification", "text_columns": ("question",)}, r"task\.prompt_column: .* of kind classification"),
         ({"text_columns": ("question",)}, r"task\.text_columns: .*kind causal_lm, but prompt_column, response_column"),
+        ({"prompt_column": "ask"}, r"task\.prompt_column: found 'ask', allowed: a column of the data: quest"),
         ({"response_column": "reply"}, r"task\.response_column: found 'reply', allowed: a column of the data: quest"),
         ({"label_column": "subject"}, r"task\.label_column: found 'subject', allowed: a column of the data"),
         ({"metrics": ("accuracy",)}, r"task\.metrics: found 'accuracy', allowed: for causal_lm: loss, perplexity"),

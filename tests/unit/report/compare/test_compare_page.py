@@ -46,6 +46,14 @@ def test_curves_are_means_and_bands_go_from_the_lowest_to_the_highest_seed(compa
     assert by_group(curve_figure(comparison, "sub_fm"), "lines+markers")[HALF].x == (2,)
 
 
+def test_around_a_single_value_the_metrics_axis_is_narrow(tmp_path):
+    run_folder(tmp_path / "run", fm=0.8)
+    found = compare([tmp_path])
+    assert curve_figure(found, "sub_fm").layout.yaxis.range == (pytest.approx(0.63), pytest.approx(0.77))
+    assert curve_figure(found, "fm").layout.yaxis.range is None, "0.25 and 0.8"
+    assert pareto_figure(found, "bytes").layout.yaxis.range == (pytest.approx(0.72), pytest.approx(0.88))
+
+
 def test_the_front_is_drawn_and_what_is_off_it_fades(comparison):
     figure = pareto_figure(comparison, "bytes")
     front, points = figure.data[0], by_group(figure)
