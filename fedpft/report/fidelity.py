@@ -8,12 +8,19 @@ from fedpft.report.scores import metric_change
 if TYPE_CHECKING:  # plotly is loaded with the first figure
     from plotly.graph_objects import Figure
 
+_FAR, _NONE, _NEAR, _LONG = "#fdae6b", "#f7f7f7", "#92c5de", "#bdb5dd"
 PANELS = (
-    ("hidden_error", "Hidden error: 0 is the FM's own state", {"colorscale": "Oranges", "zmin": 0, "zmax": 1}),
-    ("gradient_cosine", "Gradient cosine: 1 is the FM's direction", {"colorscale": "RdBu", "zmin": -1, "zmax": 1}),
-    ("gradient_norm_ratio", "Gradient norm ratio: 1 is the FM's length", {"colorscale": "PuOr", "zmin": 0, "zmax": 2}),
-)
-"""Quantity, title, and a colour range that is the same in every run."""
+    ("hidden_error", "Hidden error: 0 is the FM's own state", {"colorscale": [_NONE, _FAR], "zmin": 0, "zmax": 1}),
+    (
+        "gradient_cosine", "Gradient cosine: 1 is the FM's direction",
+        {"colorscale": [_FAR, _NONE, _NEAR], "zmin": -1, "zmax": 1},
+    ),
+    (
+        "gradient_norm_ratio", "Gradient norm ratio: 1 is the FM's length",
+        {"colorscale": [_FAR, _NONE, _LONG], "zmin": 0, "zmax": 2},
+    ),
+)  # fmt: skip
+"""Quantity, title, and a colour range: the same in every run, and so light that grey numbers are read on all of it."""
 
 _LAYER_HEIGHT, _GAP, _TOP, _BOTTOM = 24, 56, 30, 45  # pixels; the gap holds one panel's rounds and the next one's title
 

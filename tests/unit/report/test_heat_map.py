@@ -37,6 +37,17 @@ def test_colours_mean_the_same_in_every_run():
     assert ranges[0] == ranges[1] == [(0, 1), (-1, 1), (0, 2)]
 
 
+def test_plotlys_grey_numbers_have_the_contrast_of_wcag_on_every_colour():
+    def brightness(colour):
+        parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.05 + sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    colours = [colour for panel in heat_map(RECORDS).data for _, colour in panel.colorscale]
+    assert len(colours) == 8
+    assert min(map(brightness, colours)) / brightness("#444444") >= 4.5
+
+
 @pytest.mark.parametrize("num_layers", [1, 3, 12, 48])
 def test_cells_have_the_same_height_however_many_layers(num_layers):
     figure = heat_map([record(0, *[0.5] * num_layers)])
