@@ -49,6 +49,7 @@ Merge = Annotated[
     bool, typer.Option("--merge", help="Fold LoRA into the FM; else it lies beside the untuned FM, in adapter/.")
 ]
 Rounds = Annotated[int, typer.Option(help="Rounds of each run, at least 2.")]
+Full = Annotated[bool, typer.Option("--full", help="Show all settings, also those that are the defaults.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster that this machine is in: `auto` or host:port; default: one of its own.")
 ]
@@ -78,8 +79,14 @@ def resume(run_dir: RunDir, overrides: Overrides = None, address: Address = None
 
 
 @app.command()
-def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address = None, form: Format = "text") -> None:
-    """Show what a run would do, without training: config, partition, parameters, bytes, actors."""
+def plan(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    address: Address = None,
+    full: Full = False,
+    form: Format = "text",
+) -> None:
+    """Show what a run would do, without training: settings, partition, parameters, bytes, memory, actors."""
     config = _load(config_path, overrides, address)
     from fedpft.report.plan import print_plan
     from fedpft.run.planning import plan as make_plan
@@ -88,7 +95,7 @@ def plan(config_path: ConfigPath, overrides: Overrides = None, address: Address 
     if form == "json":
         print_json(planned)
     else:
-        print_plan(Console(), planned)
+        print_plan(Console(), planned, full=full)
 
 
 @app.command()

@@ -48,3 +48,20 @@ def _trains_on_cpu(settings: Mapping[str, str]) -> bool:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and kind == "ray" and gpus == 0)
     is_float32 = settings.get("fm.dtype", '"float32"') == '"float32"'
     return on_cpu and precision == "32-true" and is_float32
+
+
+def own_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that are not the defaults, in their sections, tuples as lists."""
+    return _difference(asdict(config), asdict(Config()))
+
+
+def _difference(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that differ; free-form sections (`fm.config`) have no defaults."""
+    different: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            if inner := _difference(value, defaults.get(key, {})):
+                different[key] = inner
+        elif key not in defaults or value != defaults[key]:
+            different[key] = list(value) if isinstance(value, tuple) else value
+    return different

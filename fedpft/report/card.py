@@ -1,7 +1,6 @@
 """The model card of an exported FM: the hub's metadata, and what a reader must know of the run."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from fedpft.config import Config
+from fedpft.config.compare import own_settings
 from fedpft.data.corpora.public import CORPORA
 from fedpft.data.tasks.table import TASKS
 from fedpft.report.compute import compute_rows
@@ -166,17 +166,4 @@ def _facts(result: Mapping[str, Any], config: Config) -> Iterator[tuple[str, str
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    found = _difference(asdict(config), asdict(Config()))
-    return {key: value for key, value in found.items() if key not in PRIVATE_SETTINGS}
-
-
-def _difference(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that differ, tuples as lists; free-form sections (`fm.config`) have no defaults."""
-    different: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            if inner := _difference(value, defaults.get(key, {})):
-                different[key] = inner
-        elif key not in defaults or value != defaults[key]:
-            different[key] = list(value) if isinstance(value, tuple) else value
-    return different
+    return {key: value for key, value in own_settings(config).items() if key not in PRIVATE_SETTINGS}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.filesize import decimal as format_bytes
 
@@ -17,15 +18,19 @@ _SHADE_LIMITS = (0.0, 0.1, 0.25, 0.5)  # largest share of each shade but the las
 _LABEL_WIDTH = 7
 
 
-def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
-    """Print what `fedpft plan` knows: the resolved config, the partition, sizes, traffic, actors and notes.
+def print_plan(console: Console, plan: Mapping[str, Any], *, full: bool = False) -> None:
+    """Print what `fedpft plan` knows: settings, the partition, sizes, traffic, actors and notes.
 
-    Keys of `plan` shown: config_yaml, label_histogram (clients x labels; None: kept back), label_names, num_params_fm,
-    num_params_sub_fm, num_params_adapter, num_transformer_params_fm, num_transformer_params_sub_fm,
-    bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server, client_states_bytes, local_step,
-    actors, pool, memory, data, privacy, secure_aggregation, notes; by method.
+    Keys of `plan` shown: own_settings, or with `full` config_yaml; label_histogram (clients x labels; None: kept back),
+    label_names, num_params_fm, num_params_sub_fm, num_params_adapter, num_transformer_params_fm,
+    num_transformer_params_sub_fm, bytes_up_per_client_round, bytes_down_per_client_round, bytes_held_by_server,
+    client_states_bytes, local_step, actors, pool, memory, data, privacy, secure_aggregation, notes; by method.
     """
-    console.print(plan["config_yaml"].rstrip(), markup=False, soft_wrap=True)
+    settings = plan["config_yaml"]
+    if not full:
+        console.print("[bold]Settings[/bold] other than the defaults; --full shows all:")
+        settings = yaml.safe_dump(plan["own_settings"], sort_keys=False, allow_unicode=True)
+    console.print(settings.rstrip(), markup=False, soft_wrap=True)
     if plan["label_histogram"] is not None:
         console.print(
             "\n[bold]Partition[/bold]: label shares in each client: · none, ░ to 10 %, ▒ to 25 %, ▓ to 50 %, █ more"

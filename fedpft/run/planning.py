@@ -10,6 +10,7 @@ import torch
 
 from fedpft.config import Config, ConfigError, doubtful_settings, dump_config, reported_name
 from fedpft.config.adversary import OMNISCIENT
+from fedpft.config.compare import own_settings
 from fedpft.config.gpus import server_claim
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.histogram import label_groups, label_histograms
@@ -73,6 +74,7 @@ def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
     held, lines = holdings(config, fm, proxy, data, construction, pool_actors) if counts_memory else ([], [])
     return {
         "config_yaml": dump_config(config.shown()),
+        "own_settings": own_settings(config.shown()),
         "method": reported_name(config.method, config.align),
         "label_names": label_groups(data)[1],
         "label_histogram": None if config.privacy.strict else np.concatenate(list(label_histograms(data))),

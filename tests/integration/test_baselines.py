@@ -168,7 +168,7 @@ def test_of_the_full_model_nothing_is_called_a_sub_fm_and_nothing_is_compared(se
         finished = run(config, screen)
     print_result(console, finished.result, {})
     text = console.file.getvalue()
-    print_plan(console, plan(config, counts_memory=False) | {"config_yaml": ""})
+    print_plan(console, plan(config, counts_memory=False) | {"own_settings": {}})
     page = (tmp_path / "out/report.html").read_text()
     shown = [console.file.getvalue(), page[:4000], page[-20_000:]]  # plotly's own program lies between
     assert not any(word in part.lower() for part in shown for word in ("sub-fm", "fidelity", "gradient", "leakage"))

@@ -17,7 +17,8 @@ SIZES = {"num_params_fm": 22_713_600, "num_params_sub_fm": 14_123_456, "num_para
 SIZES |= {"num_transformer_params_fm": 85_054_464, "num_transformer_params_sub_fm": 49_641_984}
 SIZES |= {"bytes_up_per_client_round": 604_936, "bytes_down_per_client_round": 704_936}
 PLAN = SIZES | {
-    "config_yaml": "name: demo\nfm:\n  path: package://a/b\n",
+    "config_yaml": "name: demo\nseed: 42\nfm:\n  path: package://a/b\n",
+    "own_settings": {"name": "demo", "fm": {"path": "package://a/b"}},
     "method": "fedpft",
     "label_histogram": [[10, 0, 0], [2, 8, 30]],
     "label_names": ["asyncio", "email", "xml"],
@@ -135,7 +136,9 @@ def test_plan_shows_config_partition_costs_and_warnings(terminal: bool):
     text = written(console)
     assert ("\x1b" in text) == terminal
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
-    assert text.startswith(PLAN["config_yaml"])
+    assert text.startswith(
+        "Settings other than the defaults; --full shows all:\nname: demo\nfm:\n  path: package://a/b\n\n"
+    )
     assert "data: shared, as task.data says" in text
     for shown in (
         "22.71 M",
@@ -150,6 +153,12 @@ def test_plan_shows_config_partition_costs_and_warnings(terminal: bool):
         "note: method.scorer has no effect [yet]",
     ):
         assert shown in text
+
+
+def test_a_full_plan_shows_every_setting():
+    console = make_console(terminal=False)
+    print_plan(console, PLAN, full=True)
+    assert written(console).startswith(PLAN["config_yaml"])
 
 
 def test_picture_shades_shares():
