@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, quiet libraries, and the numbers computed with the authors' code."""
 
+import functools
 import gc
 import json
 import logging
@@ -19,6 +20,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 import pytest
 import torch
 from hypothesis import settings
+from lightning.fabric.utilities import registry
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
@@ -37,6 +39,8 @@ gc.disable()  # until all tests are collected: nothing goes away, and looking fo
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 hush_lightning()
+# each Fabric and Trainer asks for plugins, and looking through what is installed takes longer than making one
+registry.entry_points = functools.cache(registry.entry_points)
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 OUTSIDE = ("the authors' numbers are not at", "the authors' statistics are not", "no data at", "no real data at")
