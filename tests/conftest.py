@@ -26,8 +26,10 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from fedpft.federated import step_costs
 from fedpft.interrupt import SIGNALS
 from fedpft.models.loading import resize_ffns
+from fedpft.models.recompute import recomputed_layers
 from fedpft.trainer import hush_lightning
 
 settings.register_profile("fixed", derandomize=True, database=None)
@@ -129,6 +131,28 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     """Keep sub-FMs in a folder of this test session, not in the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDPFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+_COUNTS: dict[str, step_costs.StepCount] = {}
+
+
+@pytest.fixture(scope="module")
+def steps_counted_once() -> Iterator[None]:
+    """Count a step once for all runs of one architecture and shape of batch: of a tiny run that takes a fifth."""
+    count = step_costs.count_step
+
+    def counted(module: Any, batch: Mapping[str, Tensor]) -> step_costs.StepCount:
+        weights = [(name, w.shape, w.dtype, w.requires_grad) for name, w in module.named_parameters()]
+        configs = [m.config.to_dict() | {"_name_or_path": ""} for m in module.modules() if isinstance(m, PreTrainedModel)]
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()}
+        key = str((module, weights, configs[:1], shapes, len(recomputed_layers(module))))
+        if key not in _COUNTS:
+            _COUNTS[key] = count(module, batch)
+        return _COUNTS[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_costs, "count_step", counted)
         yield
 
 
