@@ -73,6 +73,7 @@ def test_an_audit_has_canary_examples(straight):
 
 def test_a_strict_run_with_secure_aggregation_tells_no_clients_size_and_can_be_audited(settings, tmp_path):
     more = ["privacy.secure_aggregation=true", "privacy.strict=true", "federated.rounds=1"]
+    more += ["privacy.target_epsilon=null", "privacy.noise_multiplier=0.5"]
     config = load_config(None, [*settings, *more, f"output_dir={tmp_path / 'out'}"])
     result = run(config).result
     assert "releases" not in result["privacy"]
