@@ -144,9 +144,9 @@ def steps_counted_once() -> Iterator[None]:
 
     def counted(module: Any, batch: Mapping[str, Tensor]) -> step_costs.StepCount:
         weights = [(name, w.shape, w.dtype, w.requires_grad) for name, w in module.named_parameters()]
-        configs = [m.config.to_dict() | {"_name_or_path": ""} for m in module.modules() if isinstance(m, PreTrainedModel)]
+        config = next((m.config.to_dict() for m in module.modules() if isinstance(m, PreTrainedModel)), {})
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()}
-        key = str((module, weights, configs[:1], shapes, len(recomputed_layers(module))))
+        key = str((module, weights, config | {"_name_or_path": ""}, shapes, len(recomputed_layers(module))))
         if key not in _COUNTS:
             _COUNTS[key] = count(module, batch)
         return _COUNTS[key]

@@ -39,7 +39,7 @@ def _packed_defaults() -> bytes:
 
 
 def _merged(*layers: Any) -> DictConfig:
-    """Return the defaults with these layers over them; unpacking is many times as fast as OmegaConf's way of copying."""
+    """Return the defaults with these layers over them; unpacking is several times as fast as OmegaConf's copy."""
     merged = OmegaConf.unsafe_merge(pickle.loads(_packed_defaults()), *copy.deepcopy(layers))
     assert isinstance(merged, DictConfig)
     return merged
@@ -71,7 +71,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     return config
 
 
-_type_hints = cache(get_type_hints)
+@cache
+def _type_hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _check_lists(config: Any, prefix: str = "") -> None:

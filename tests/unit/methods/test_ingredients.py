@@ -258,7 +258,7 @@ def override(settings, name, value):
 
 
 def with_value(config, name, value):
-    """Return a config with one key changed, checked as every config is; reading all of them anew takes most of a test."""
+    """Return a config with one key changed, checked as every config is; reading all anew takes many times as long."""
     section, _, rest = name.partition(".")
     if rest:
         value = with_value(getattr(config, section), rest, value)
