@@ -78,7 +78,8 @@ def _type_hints(kind: Any) -> dict[str, Any]:
 
 def _check_lists(config: Any, prefix: str = "") -> None:
     """Raise a ConfigError for a list with an item of another type, which OmegaConf lets through."""
-    for name, hint in _type_hints(type(config)).items():
+    of: Any = type(config)
+    for name, hint in _type_hints(of).items():
         value, key = getattr(config, name), prefix + name
         if is_dataclass(value):
             _check_lists(value, f"{key}.")
