@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, quiet libraries, and the numbers computed with the authors' code."""
 
+import functools
 import gc
 import json
 import logging
@@ -19,13 +20,16 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 import pytest
 import torch
 from hypothesis import settings
+from lightning.fabric.utilities import registry
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from fedpft.federated import step_costs
 from fedpft.interrupt import SIGNALS
 from fedpft.models.loading import resize_ffns
+from fedpft.models.recompute import recomputed_layers
 from fedpft.trainer import hush_lightning
 
 settings.register_profile("fixed", derandomize=True, database=None)
@@ -37,6 +41,8 @@ gc.disable()  # until all tests are collected: nothing goes away, and looking fo
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 hush_lightning()
+# each Fabric and Trainer asks for plugins, and looking through what is installed takes longer than making one
+registry.entry_points = functools.cache(registry.entry_points)
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 OUTSIDE = ("the authors' numbers are not at", "the authors' statistics are not", "no data at", "no real data at")
@@ -125,6 +131,28 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     """Keep sub-FMs in a folder of this test session, not in the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDPFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+_COUNTS: dict[str, step_costs.StepCount] = {}
+
+
+@pytest.fixture(scope="module")
+def steps_counted_once() -> Iterator[None]:
+    """Count a step once for all runs of one architecture and shape of batch: of a tiny run that takes a fifth."""
+    count = step_costs.count_step
+
+    def counted(module: Any, batch: Mapping[str, Tensor]) -> step_costs.StepCount:
+        weights = [(name, w.shape, w.dtype, w.requires_grad) for name, w in module.named_parameters()]
+        config = next((m.config.to_dict() for m in module.modules() if isinstance(m, PreTrainedModel)), {})
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()}
+        key = str((module, weights, config | {"_name_or_path": ""}, shapes, len(recomputed_layers(module))))
+        if key not in _COUNTS:
+            _COUNTS[key] = count(module, batch)
+        return _COUNTS[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_costs, "count_step", counted)
         yield
 
 

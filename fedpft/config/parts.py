@@ -30,7 +30,8 @@ def take_words(layer: DictConfig) -> dict[str, str]:
         ConfigError: `parts` holds anything but words for sections.
 
     """
-    plain = [section for section in SECTIONS if not OmegaConf.is_interpolation(layer, section)]
+    there = layer.keys()
+    plain = [section for section in SECTIONS if section in there and not OmegaConf.is_interpolation(layer, section)]
     short = {section: layer.pop(section) for section in plain if _is_word(layer.get(section))}
     written = layer.pop(KEY, OmegaConf.create())
     require(isinstance(written, DictConfig), KEY, written, "sections and words such as `{fm: bert}`")

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # as OmegaConf
 _NULL, _STR, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "merge"))
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _BEGIN_OF_NUMBERS = tuple("+-.0123456789")  # to OmegaConf 1e3 is a number, to YAML a text
@@ -40,7 +41,7 @@ class SettingsOf:
 def read_yaml(text: str, kind: Any) -> DictConfig | ListConfig:
     """Read a file's text, keys of the dataclass `kind`."""
     with suppress(Exception):  # whatever is wrong is told below, with its line in the text as written
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_LOADER)
         if isinstance(node, yaml.MappingNode) and _quote(node, kind):
             return OmegaConf.load(io.StringIO(yaml.serialize(node)))
     return OmegaConf.load(io.StringIO(text))
@@ -51,12 +52,12 @@ def read_assignment(item: str, kind: Any) -> DictConfig:
     key, _, value = item.partition("=")
     hint = _at(kind, key.strip())
     try:
-        node = yaml.compose(value, Loader=yaml.SafeLoader)
+        node = yaml.compose(value, Loader=_LOADER)
     except yaml.YAMLError:
         node = None
     is_null = isinstance(node, yaml.ScalarNode) and node.tag == _NULL and node.value == value.strip()
     is_null &= _required(hint) is not hint  # what cannot be null is a text that says so
-    written = isinstance(node, yaml.ScalarNode) and node.style is None and not is_null
+    written = isinstance(node, yaml.ScalarNode) and not node.style and not is_null
     block = isinstance(node, yaml.CollectionNode) and not node.flow_style
     if _is_text(hint) and value.strip() and (node is None or written or block):
         return OmegaConf.from_dotlist([f"{key}={quoted(value.strip())}"])
@@ -112,7 +113,7 @@ def _quote(node: yaml.Node, hint: Any) -> bool:
     if isinstance(node, yaml.ScalarNode):
         is_text = _is_text(hint) or (_may_be_text(hint) and node.tag not in _NUMBERS)
         looks_else = node.tag not in (_NULL, _STR) or node.value[:1] in _BEGIN_OF_NUMBERS
-        changed = is_text and node.style is None and looks_else
+        changed = is_text and not node.style and looks_else
         if changed:
             node.tag, node.style = _STR, '"'
     elif isinstance(node, yaml.SequenceNode):

@@ -16,7 +16,7 @@ import numpy as np
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.config.checks import require
 from fedpft.config.sweep import LISTS, Dimension, SweepConfig, as_overrides
-from fedpft.config.texts import escaped
+from fedpft.config.texts import escaped, quoted
 from fedpft.metrics.table import METRICS
 
 TRIALS_FOLDER = "trials"
@@ -53,7 +53,8 @@ class Trial:
     def from_json(text: str) -> "Trial":
         """Return the trial of :meth:`to_json`."""
         content = json.loads(text)
-        config = load_config(None, as_overrides(escaped(content["config"])))
+        sections = escaped(content["config"])  # each in one piece, which is many times as fast as key by key
+        config = load_config(None, [f"{name}={quoted(settings)}" for name, settings in sections.items()])
         return Trial(name=content["name"], settings=content["settings"], config=config)
 
 

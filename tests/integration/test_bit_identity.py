@@ -27,6 +27,7 @@ def files_of(settings, folder, *overrides):
     return adapter, (folder / "out/sub_fm/model.safetensors").read_bytes(), result["fm"], result["sub_fm"]
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_two_actors_and_sequential_give_bit_identical_adapters(settings, sequential, tmp_path):
     assert files_of(settings, tmp_path, "pool.kind=ray", "pool.actors=2") == sequential

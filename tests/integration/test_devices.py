@@ -20,6 +20,8 @@ from tests.tiny import tiny_batch, tiny_causal_run, tiny_fm, tiny_package, tiny_
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 AUTO = ["pool.accelerator=auto", "server.accelerator=auto", "federated.rounds=2", "align.neurons.interval=1"]
+AUTO += ["federated.clients_per_round=2", "evaluation.interval=2", "evaluation.fidelity_examples=8"]
+AUTO += ["task.max_eval_examples=16", "public.max_examples=24"]
 MIXED = ["server.precision=bf16-mixed", "pool.precision=bf16-mixed"]
 
 
@@ -37,6 +39,11 @@ RUNS = {
     "fedot": (five_layers, ["method={name: fedot, adapter_layers: 1, kept_layers: 4}"]),
     "full": (tiny_text_run, ["method.name=full", "pool.clients_per_batch=2", "federated.partition.size_imbalance=0"]),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_counts():
+    """Count steps in each run, in place of once for all: that must mix no devices either."""
 
 
 @pytest.mark.parametrize("name", RUNS)

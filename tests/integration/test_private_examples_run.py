@@ -19,6 +19,11 @@ from tests.tiny import tiny_text_run
 PRIVATE = ["federated={rounds: 3, batch_size: 3}", "privacy={kind: example, target_epsilon: 20.0, clip: 0.5}"]
 
 
+@pytest.fixture(autouse=True)
+def _few_canary_runs(monkeypatch):
+    monkeypatch.setattr("fedpft.run.audit.CANARY_RELEASES", 0)  # the least that an audit makes; seconds otherwise
+
+
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     return [*tiny_text_run(tmp_path_factory.mktemp("data")), *PRIVATE]
@@ -47,7 +52,7 @@ def test_plan_result_rounds_page_and_card_carry_the_guarantee(settings, straight
     records = [json.loads(line) for line in (straight / "rounds.jsonl").read_text().splitlines()]
     assert records[-1]["privacy/epsilon"] == privacy["epsilon"]
     assert {"clients", "client_losses", "clients/clipped"} <= set(records[1]["simulation_only"])
-    planned = plan(load_config(None, settings))
+    planned = plan(load_config(None, settings), counts_memory=False)
     assert privacy["epsilon"] <= planned["privacy"]["epsilon_by_round"][3] <= 20
     assert planned["privacy"]["noise_multiplier"] == privacy["noise_multiplier"]
     screen = Console(width=300)
@@ -68,6 +73,7 @@ def test_an_audit_has_canary_examples(straight):
 
 def test_a_strict_run_with_secure_aggregation_tells_no_clients_size_and_can_be_audited(settings, tmp_path):
     more = ["privacy.secure_aggregation=true", "privacy.strict=true", "federated.rounds=1"]
+    more += ["privacy.target_epsilon=null", "privacy.noise_multiplier=0.5"]
     config = load_config(None, [*settings, *more, f"output_dir={tmp_path / 'out'}"])
     result = run(config).result
     assert "releases" not in result["privacy"]

@@ -112,19 +112,6 @@ class TestInAProcess:
         with pytest.raises(ZeroDivisionError, match="in serve"):
             server.serve_elsewhere(raises(ZeroDivisionError("odd")), HERE, SilentObserver(), 0)
 
-    @pytest.mark.parametrize(
-        ("number", "line"), [(signal.SIGKILL, "^the server's process ended "), (signal.SIGTERM, "was told to end; ")]
-    )
-    def test_a_process_that_ends_is_one_line_with_the_way_on(self, number, line):
-        def serve(config, observer):
-            os.kill(os.getpid(), number)
-            time.sleep(60)
-
-        with pytest.raises(RunStoppedError, match=line) as raised:
-            server.serve_elsewhere(serve, HERE, SilentObserver(), 0)
-        assert str(raised.value).endswith("; go on with: fedpft resume outputs/${name}")
-        assert "\n" not in str(raised.value)
-
     @pytest.mark.parametrize("waits_for_ray", [pytest.param(False, marks=pytest.mark.cluster), True])
     def test_a_signal_here_interrupts_it_there_and_waits_until_it_has_cleaned_up(self, tmp_path, waits_for_ray):
         def serve(config, observer):
@@ -152,6 +139,19 @@ class TestInAProcess:
             server.serve_elsewhere(serve, HERE, SilentObserver(), 0)
         thread.join()
         assert (tmp_path / "cleaned").exists()
+
+    @pytest.mark.parametrize(
+        ("number", "line"), [(signal.SIGTERM, "was told to end; "), (signal.SIGKILL, "^the server's process ended ")]
+    )
+    def test_a_process_that_ends_is_one_line_with_the_way_on(self, number, line):
+        def serve(config, observer):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+        with pytest.raises(RunStoppedError, match=line) as raised:
+            server.serve_elsewhere(serve, HERE, SilentObserver(), 0)
+        assert str(raised.value).endswith("; go on with: fedpft resume outputs/${name}")
+        assert "\n" not in str(raised.value)
 
     def test_more_gpus_than_any_node_has_are_refused_at_once(self):
         found = HERE

@@ -110,7 +110,7 @@ def test_a_clients_steps_are_those_that_it_makes():
 
 
 def test_a_state_that_went_through_json_goes_on_to_the_same_epsilon():
-    made = guarantee(noise_multiplier=None, target_epsilon=30.0)
+    made = guarantee(noise_multiplier=None, target_epsilon=5.0)
     state = after(made, {0, 1}, {3, 1})
     saved = json.loads(json.dumps(state))
     again = ExampleLevel.of(made.settings, FEDERATED, SIZES, saved["noise_multiplier"])

@@ -117,4 +117,4 @@ def test_a_verdict_tells_the_same_from_the_unknown(tmp_path):
     assert comparison_json(wide)["same_within"] == pytest.approx(0.01)
     for bad in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=r"--same-within: found .*, allowed: a number > 0"):
-            compare([tmp_path], same_within=bad)
+            compare([tmp_path / "a1"], same_within=bad)
