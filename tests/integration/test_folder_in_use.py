@@ -69,7 +69,8 @@ def test_a_run_says_what_its_server_works_on_and_nothing_while_clients_train(tmp
     def doing():
         return json.loads((tmp_path / "out" / HOLDER_FILE).read_text())["doing"]
 
-    run(load_config(None, [*tiny_text_run(tmp_path), "federated.rounds=1"]), Watcher())
+    settings = [*tiny_text_run(tmp_path), "federated.rounds=1", f"cache.dir={tmp_path / 'cache'}"]
+    run(load_config(None, settings), Watcher())
     assert said.pop("clients") == ""
     assert said == {title: title for title in said}
     assert {"load FM", "construct sub-FM", "evaluate untuned FM", "write results"} <= said.keys()
