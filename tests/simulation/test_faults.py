@@ -110,6 +110,7 @@ def test_a_fault_that_passes_changes_no_bit(pool, faults, expected, fault):
     assert [record.get("retries", 0) for record in records] == [0, 0, 1]
 
 
+@pytest.mark.cluster
 def test_an_actor_that_dies_while_it_takes_over_weights_is_replaced_and_changes_no_bit(pool, faults, expected):
     before = numbers(pool)
     faults("weights", "kill")

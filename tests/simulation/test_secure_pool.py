@@ -115,8 +115,10 @@ def test_the_driver_gets_no_update_in_the_clear_and_the_right_sum(shared_pool, a
 
 @pytest.mark.parametrize(
     ("faults", "dropped"),
-    [({"1-1.0": "fail"}, [1]), ({"unmask-1.0": "kill"}, [])],
-    ids=["a client drops out", "an actor dies over shares"],
+    [
+        pytest.param({"1-1.0": "fail"}, [1], id="a client drops out"),
+        pytest.param({"unmask-1.0": "kill"}, [], id="an actor dies over shares", marks=pytest.mark.cluster),
+    ],
 )
 def test_faults_in_a_pool_cost_the_client_that_fails_and_no_bit_of_the_others(
     shared_pool, monkeypatch, faults, dropped

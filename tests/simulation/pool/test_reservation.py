@@ -130,6 +130,7 @@ def test_a_signal_while_waiting_leaves_no_claim(claim, monkeypatch):
     wait_until_free(2)
 
 
+@pytest.mark.cluster
 def test_two_pools_share_the_cluster_and_both_give_the_bits_of_one_alone():
     def run(pool):
         pool.broadcast(PACKAGE)

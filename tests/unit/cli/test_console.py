@@ -55,6 +55,7 @@ for words in COMMANDS:
 """
 
 
+@pytest.mark.cluster
 def test_a_run_on_an_old_system_leaves_files_that_every_command_reads(tmp_path):
     config = load_config(None, [*tiny_text_run(tmp_path), "name=größe", "federated.rounds=1", "align.layers.kind=none"])
     (tmp_path / "base.yaml").write_text(dump_config(config), encoding="utf-8")
