@@ -26,6 +26,7 @@ WATCH = """
   for (const name of ["error", "warn"]) console[name] = (...said) => wrong.push(name + ": " + said.join(" "));
 """
 """Before anything of a page: collects what goes wrong."""
+BLANK = "about:blank"
 PATIENCE_SECONDS = 60.0
 
 
@@ -37,7 +38,7 @@ class Browser:
         assert CHROMIUM is not None
         self._profile = tempfile.mkdtemp()
         self._runner = asyncio.Runner()
-        command = [CHROMIUM, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={self._profile}", "about:blank"]
+        command = [CHROMIUM, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={self._profile}", BLANK]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._numbers = itertools.count(1)
         self._runner.run(self._connect())
@@ -67,7 +68,9 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.do("Emulation.setEmulatedMedia", features=[scheme])
         self.do("Page.navigate", url=address)
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait(
+            f"document.readyState === 'complete' && (location.href === 'about:blank') === {json.dumps(address == BLANK)}"
+        )
 
     def ask(self, script: str) -> Any:
         """Return the value of an expression."""

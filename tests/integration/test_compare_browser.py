@@ -1,12 +1,8 @@
 """The comparison's page in a real browser, headless, without a network: what it draws, what boxes and lists do."""
 
 import csv
-import html
 import io
 import json
-import re
-import shutil
-import subprocess
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -14,34 +10,18 @@ import pytest
 
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.files import write_comparison
-from tests.browser import CHROMIUM, FLAGS, Browser
+from tests.browser import CHROMIUM, Browser
 from tests.run_folders import run_folder, sweep_folder
 
-PAGE_FLAGS = ["--window-size=1200,900", "--virtual-time-budget=8000"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome in PATH")
 
-WATCH = """<script>
-const wrong = [];
-addEventListener("error", event => wrong.push("error: " + event.message));
-addEventListener("securitypolicyviolation", event => wrong.push("request: " + event.blockedURI));
-for (const name of ["error", "warn"]) console[name] = (...said) => wrong.push(name + ": " + said.join(" "));
-</script>"""
-"""Before anything of the page: collects what goes wrong."""
-
-PROBE = """<script>
-addEventListener("load", () => setTimeout(() => {
+PROBE = """(() => {
+  %s
   const found = (() => { %s })();
   const [inner, scroll] = [innerWidth, document.documentElement.scrollWidth];
-  const requests = performance.getEntriesByType("resource").length;
-  const said = JSON.stringify({...found, wrong, inner, scroll, requests});
-  const answer = document.createElement("pre");
-  answer.id = "probe";
-  answer.textContent = said;
-  document.body.append(answer);
-  parent.postMessage(said, "*");
-}, 500));
-</script>"""
-"""After all of the page: `return {...}` is what the test gets."""
+  return {...found, wrong, inner, scroll, requests: performance.getEntriesByType("resource").length};
+})()"""
+"""Helpers and a script, whose `return {...}` is what the test gets."""
 
 HELPERS = """
   const plots = [...document.querySelectorAll(".js-plotly-plot")];
@@ -49,6 +29,8 @@ HELPERS = """
   const shown = plot => new Set(visible(plot).map(trace => trace.legendgroup)).size;
   const rows = () => [...document.querySelectorAll("tr[data-group]")].filter(row => row.offsetParent).length;
 """
+DRAWN = """(plots => plots.length && plots.every(plot => plot._fullLayout && plot.querySelector(".main-svg")))(
+  [...document.querySelectorAll(".js-plotly-plot")])"""
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +39,30 @@ def page(tmp_path_factory):
     return write_comparison(compare([sweep_folder(folder / "runs")]), folder / "out")["page"]
 
 
-def probe(page, script, extra="", *flags):
-    """Return what a script says of the page, with `wrong`, its widths `inner` and `scroll`, and `requests`."""
-    text = page.read_text(encoding="utf-8")
-    text = text.replace("<style>", f"{WATCH}<style>", 1).replace("</main>", f"{extra}</main>", 1)
-    probed = page.with_name("probed.html")
-    probed.write_text(text.replace("</body>", PROBE % (HELPERS + script) + "</body>"), encoding="utf-8")
-    return read(probed, *flags)
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as browser:
+        yield browser
 
 
-def read(path, *flags):
-    """Return the JSON in `#probe` once the page has settled."""
-    profile = path.with_name("profile")
-    command = [CHROMIUM, *FLAGS, *PAGE_FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", path.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    shutil.rmtree(profile, ignore_errors=True)
-    found = re.search('<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
-    assert found, dom[-2000:]
-    return json.loads(html.unescape(found[1]))
+@pytest.fixture
+def probe(browser):
+    """Return a function that opens a page and returns what a script says of it, with `wrong` and its widths."""
+
+    def look(page, script, **screen):
+        browser.open("about:blank")
+        browser.open(page.as_uri(), **screen)
+        browser.wait(DRAWN)
+        return browser.ask(PROBE % (HELPERS, script))
+
+    return look
 
 
+PHONE = {"width": 390, "height": 800}
 QUARTER = "fedpft, retained_ratio=0.25"
 
 
-def test_it_opens_without_errors_or_requests_and_draws_its_figures(page):
+def test_it_opens_without_errors_or_requests_and_draws_its_figures(probe, page):
     found = probe(page, "return {plots: plots.length, groups: plots.map(shown), size: plots.map(p => p.clientHeight)}")
     assert (found["wrong"], found["requests"]) == ([], 0)
     assert found["plots"] == 7, "curves, costs, parallel coordinates, fidelity, partition, clients' accuracy, spread"
@@ -88,12 +70,17 @@ def test_it_opens_without_errors_or_requests_and_draws_its_figures(page):
     assert min(found["size"]) > 100
 
 
-def test_a_request_would_be_noticed_and_is_forbidden(page):
-    found = probe(page, "return {}", '<img src="https://example.org/x.png" alt="">')
+def test_a_request_would_be_noticed_and_is_forbidden(probe, page):
+    other = page.with_name("other.html")
+    text = page.read_text(encoding="utf-8")
+    other.write_text(
+        text.replace("</main>", '<img src="https://example.org/x.png" alt=""></main>', 1), encoding="utf-8"
+    )
+    found = probe(other, "return {}")
     assert found["wrong"] == ["request: https://example.org/x.png"]
 
 
-def test_a_box_hides_its_group_everywhere_and_brings_it_back(page):
+def test_a_box_hides_its_group_everywhere_and_brings_it_back(probe, page):
     script = """
       const box = document.querySelector(".filter input"), seen = () => [rows(), ...plots.map(shown)];
       const before = seen();
@@ -112,7 +99,7 @@ def test_a_box_hides_its_group_everywhere_and_brings_it_back(page):
     assert found["focused"]
 
 
-def test_a_list_chooses_the_figure_and_the_filter_holds_for_it(page):
+def test_a_list_chooses_the_figure_and_the_filter_holds_for_it(probe, page):
     script = """
       const [model, price] = document.querySelectorAll("select");
       const title = () => [...document.querySelectorAll(".js-plotly-plot")].filter(plot => plot.offsetParent)[1]
@@ -131,7 +118,7 @@ def test_a_list_chooses_the_figure_and_the_filter_holds_for_it(page):
     assert (found["groups"], found["options"]) == (2, 6)
 
 
-def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(page):
+def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(probe, page):
     script = """
       const buttons = [...document.querySelectorAll("button")].filter(each => each.offsetParent);
       const acting = [...document.querySelectorAll("input, select, .wide"), ...buttons];
@@ -147,25 +134,13 @@ def test_all_that_acts_or_scrolls_can_be_reached_by_keyboard_and_has_a_name(page
     assert found["images"]
 
 
-def probe_phone(page, script):
-    """Return what :func:`probe` does, of the page on a screen of 390 pixels."""
-    probe(page, script)
-    phone = page.with_name("phone.html")
-    phone.write_text(
-        '<iframe src="probed.html" style="width: 390px; height: 800px; border: 0"></iframe><pre id="probe"></pre>'
-        "<script>"
-        'addEventListener("message", event => document.getElementById("probe").textContent = event.data)</script>'
-    )
-    return read(phone)
-
-
-def test_a_phone_shows_it_without_scrolling_sideways(page):
-    found = probe_phone(page, "return {plots: plots.length}")
+def test_a_phone_shows_it_without_scrolling_sideways(probe, page):
+    found = probe(page, "return {plots: plots.length}", **PHONE)
     assert (found["inner"], found["wrong"], found["plots"]) == (390, [], 7)
     assert found["scroll"] <= 390
 
 
-def test_many_groups_of_long_names_fit_a_phone_and_their_verdicts_unfold_by_keyboard(tmp_path):
+def test_many_groups_of_long_names_fit_a_phone_and_their_verdicts_unfold_by_keyboard(probe, tmp_path):
     for index in range(6):
         settings = [f"align.neurons.update_ratio=0.{index + 1}25", f"align.neurons.interval={index % 3 + 1}"]
         run = run_folder(tmp_path / str(index), *settings, fm=0.7 + index / 100)
@@ -177,25 +152,25 @@ def test_many_groups_of_long_names_fit_a_phone_and_their_verdicts_unfold_by_keyb
       document.activeElement.click();
       return {before, after: folded.offsetHeight};
     """
-    found = probe_phone(page, script)
+    found = probe(page, script, **PHONE)
     assert (found["inner"], found["wrong"]) == (390, [])
     assert found["after"] > found["before"] + 100
     assert found["scroll"] <= 390
 
 
-def test_a_dark_screen_has_light_text_also_in_figures(page):
+def test_a_dark_screen_has_light_text_also_in_figures(probe, page):
     script = """
       const style = getComputedStyle(document.body);
       return {text: style.color, back: style.backgroundColor, figure: plots[0]._fullLayout.font.color};
     """
     light = probe(page, script)
-    dark = probe(page, script, "", "--blink-settings=preferredColorScheme=0")
+    dark = probe(page, script, dark=True)
     assert (light["back"], light["figure"]) == ("rgb(255, 255, 255)", "#1f2328")
     assert (dark["back"], dark["figure"]) == ("rgb(20, 24, 29)", "#e6edf3")
     assert dark["text"] != light["text"]
 
 
-def test_every_figure_is_saved_as_svg_and_csv_without_a_request(page):
+def test_every_figure_is_saved_as_svg_and_csv_without_a_request(probe, page):
     script = """
       const saved = [];
       HTMLAnchorElement.prototype.click = function () { saved.push([this.download, this.href]); };
@@ -218,16 +193,14 @@ def test_every_figure_is_saved_as_svg_and_csv_without_a_request(page):
     assert {"y_above", "y_below"} <= prices[0].keys()
 
 
-def test_the_saved_image_is_an_svg_of_what_is_shown_dark_on_white(page):
+def test_the_saved_image_is_an_svg_of_what_is_shown_dark_on_white(browser, probe, page):
     script = """
       HTMLAnchorElement.prototype.click = function () { document.body.dataset.saved = this.href; };
       document.querySelector('[data-export="svg"]').click()
     """
-    with Browser() as browser:
-        browser.open(page.as_uri(), dark=True)
-        browser.ask(script)
-        image = unquote(browser.wait("document.body.dataset.saved").partition(",")[2])
-        assert browser.ask("wrong") == []
+    assert probe(page, script, dark=True)["wrong"] == []
+    image = unquote(browser.wait("document.body.dataset.saved").partition(",")[2])
+    assert browser.ask("wrong") == []
     root = ElementTree.fromstring(image)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert int(root.get("width")) > 300
@@ -236,7 +209,7 @@ def test_the_saved_image_is_an_svg_of_what_is_shown_dark_on_white(page):
     assert "rgb(31, 35, 40)" in image
 
 
-def test_two_lists_choose_the_runs_whose_differences_are_told(page):
+def test_two_lists_choose_the_runs_whose_differences_are_told(probe, page):
     script = """
       const [first, second] = document.querySelectorAll("[data-pair]");
       const told = () => [...document.querySelectorAll(".pair tbody tr")]

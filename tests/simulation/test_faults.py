@@ -77,6 +77,7 @@ def pids(pool):
     return [ray.get(actor.handle.pid.remote()) for actor in pool._crew.actors]
 
 
+@pytest.mark.cluster
 def test_without_faults_the_run_is_the_sequential_one(pool, expected):
     adapter, records, failures = run(pool)
     assert adapter == expected
