@@ -68,9 +68,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.do("Emulation.setEmulatedMedia", features=[scheme])
         self.do("Page.navigate", url=address)
-        self.wait(
-            f"document.readyState === 'complete' && (location.href === 'about:blank') === {json.dumps(address == BLANK)}"
-        )
+        is_there = f"(location.href === '{BLANK}') === {json.dumps(address == BLANK)}"
+        self.wait(f"document.readyState === 'complete' && {is_there}")
 
     def ask(self, script: str) -> Any:
         """Return the value of an expression."""

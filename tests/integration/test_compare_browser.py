@@ -10,7 +10,7 @@ import pytest
 
 from fedpft.report.compare.comparison import compare
 from fedpft.report.compare.files import write_comparison
-from tests.browser import CHROMIUM, Browser
+from tests.browser import BLANK, CHROMIUM, Browser
 from tests.run_folders import run_folder, sweep_folder
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome in PATH")
@@ -50,7 +50,7 @@ def probe(browser):
     """Return a function that opens a page and returns what a script says of it, with `wrong` and its widths."""
 
     def look(page, script, **screen):
-        browser.open("about:blank")
+        browser.open(BLANK)
         browser.open(page.as_uri(), **screen)
         browser.wait(DRAWN)
         return browser.ask(PROBE % (HELPERS, script))
