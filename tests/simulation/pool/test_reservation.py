@@ -98,6 +98,7 @@ def test_without_room_a_run_waits_says_for_what_and_gets_it_when_it_is_free(clai
     second.release()
 
 
+@pytest.mark.cluster
 def test_lines_about_waiting_become_rarer(claim):
     claim(2)
     with pytest.warns(UserWarning, match="^pool: waiting for 1 x 1 CPU") as caught, pytest.raises(ConfigError):

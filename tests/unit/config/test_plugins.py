@@ -28,6 +28,19 @@ def largest(updates, weights, config):
     """The update of the client with the most examples."""
     return updates[np.argmax(weights)]
 
+class CountedMean:
+    """A streaming mean, which counts its rounds."""
+    def __init__(self, config):
+        self.kind = config.kind
+    def init(self, start, most, memory):
+        return np.zeros(len(start)), 0.0, memory.get("rounds", np.zeros(1))
+    def add(self, state, adapter, weight):
+        total, weights, rounds = state
+        return total + weight * adapter, weights + weight, rounds
+    def finish(self, state):
+        total, weights, rounds = state
+        return total / weights, {"rounds": rounds + 1}
+
 class SignStep:
     """A step of a fixed size for each number, which counts its rounds."""
     def __init__(self, config):
@@ -64,6 +77,13 @@ def raises(updates, weights, config): raise KeyError("no such thing")
 def spoils(updates, weights, config):
     updates[0] = 0
     return updates[0]
+class Short:
+    def __init__(self, config): pass
+    def init(self, start, most, memory): return None
+    def add(self, state, adapter, weight): return None
+    def finish(self, state): return np.zeros(2), {}
+class Unfinished(Short):
+    def add(self, state, adapter, weight): raise ValueError("cannot add")
 class Step:
     def __init__(self, config): self.lr = config.lr
     def init(self, adapter): return {"m": 0.0}
@@ -117,6 +137,20 @@ def test_a_server_optimiser_of_others_gets_its_settings_and_what_it_remembered(p
     adapter, arrays = one_round(config)
     assert adapter.tolist() == [1.5, 1.5, 1.5]
     assert one_round(config, arrays)[1]["server/rounds"].tolist() == [2]
+
+
+def test_an_aggregator_of_others_may_be_a_class_that_streams_and_remembers(package):
+    config = load_config(None, ["federated.aggregator.kind=somebodys_parts:CountedMean"])
+    adapter, arrays = one_round(config)
+    assert adapter == pytest.approx((9 * np.array([2, 0, 3]) + 8 * np.array([4, 4, 4])) / 17)
+    assert one_round(config, arrays)[1]["aggregator/rounds"].tolist() == [2]
+
+
+@pytest.mark.parametrize(("name", "why"), [("Short", r"of shape \(2,\)"), ("Unfinished", "ValueError: cannot add")])
+def test_what_such_a_class_gets_wrong_is_one_line_with_its_name(package, name, why):
+    config = load_config(None, [f"federated.aggregator.kind=faulty_parts:{name}"])
+    with pytest.raises(RunStoppedError, match=rf"^federated\.aggregator\.kind = faulty_parts:{name} failed: .*{why}"):
+        one_round(config)
 
 
 def test_the_command_lists_own_parts_and_those_of_others_and_imports_none(package):

@@ -17,7 +17,7 @@ from fedpft.report.plan import memory_rows
 from fedpft.run.planned_memory import Holding
 from fedpft.run.planning import plan
 from tests.language_models import LLAMA_8B, QWEN_05B, weightless_run
-from tests.tiny import TINY_CONFIGS, tiny_fm
+from tests.tiny import TINY_CONFIGS, tiny_fm, tiny_text_run
 
 KB = 1024
 CONFIGS = Path(__file__).parents[3] / "experiments" / "configs"
@@ -104,6 +104,15 @@ def test_a_plan_says_which_of_its_parts_does_not_fit_where_without_any_weights(t
     assert any("its weights are not on this machine" in note for note in planned["notes"])
     shown = [(title, note.split("; ")[-1]) for title, _, note in memory_rows(planned["memory"])]
     assert ("server, GPU", "does not fit into 600.0 MB") in shown
+
+
+def test_a_plan_of_a_method_of_ones_own_has_its_sizes_and_says_what_is_not_counted(tmp_path):
+    method = "experiments.examples.own_method:EveryOtherLayer"
+    planned = plan(load_config(None, [*tiny_text_run(tmp_path), f"method.name={method}"]))
+    assert planned["num_params_sub_fm"] < planned["num_params_fm"]
+    assert any(part["holder"] == "driver" for part in planned["memory"])
+    said = f"memory: what method.name = {method} holds while it makes its proxy is not counted"
+    assert said in planned["notes"]
 
 
 def test_a_memory_of_a_gpu_is_above_zero():
