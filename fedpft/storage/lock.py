@@ -31,7 +31,8 @@ SILENT_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
 _WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
 """What a file system says that has no locks; a file that exists or not does instead."""
-_held: set[Path] = set()
+_held: dict[Path, dict[str, Any]] = {}
+"""Folder -> what this process says there of itself."""
 
 
 @contextmanager
@@ -63,12 +64,13 @@ def held(folder: Path, what: str = "run", patience_seconds: float = 0.0) -> Iter
         raise _unusable(folder, error) from None
     ended = threading.Event()
     try:
-        _sign(folder, what)
+        holder = _signature(what)
+        _write(folder, holder)
         threading.Thread(target=_live, args=(folder / HOLDER_FILE, ended), daemon=True).start()
-        _held.add(folder)
+        _held[folder] = holder
         yield
     finally:
-        _held.discard(folder)
+        _held.pop(folder, None)
         ended.set()
         with suppress(OSError):  # a disk that went away is no reason to hide why the run ended
             for name in (HOLDER_FILE, LOCK_FILE):
@@ -82,8 +84,9 @@ def held(folder: Path, what: str = "run", patience_seconds: float = 0.0) -> Iter
 def tell(folder: Path, doing: str) -> None:
     """Tell who looks at a folder that this process holds what is going on there, in a few words; empty: nothing."""
     folder = folder.resolve()
-    if folder in _held and (holder := _holder(folder)).get("doing", "") != doing:
-        _write(folder, {**holder, "doing": doing})
+    if folder in _held and _held[folder].get("doing", "") != doing:
+        _held[folder] |= {"doing": doing}
+        _write(folder, _held[folder])
 
 
 def _unusable(folder: Path, error: Exception) -> ConfigError:
@@ -143,9 +146,9 @@ def _silence(folder: Path) -> float:
         return SILENT_SECONDS
 
 
-def _sign(folder: Path, what: str) -> None:
+def _signature(what: str) -> dict[str, Any]:
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    _write(folder, {"what": what, "pid": os.getpid(), "host": platform.node(), "since": since})
+    return {"what": what, "pid": os.getpid(), "host": platform.node(), "since": since}
 
 
 def _write(folder: Path, holder: Mapping[str, Any]) -> None:

@@ -141,7 +141,7 @@ def test_a_run_in_progress_is_left_out(tmp_path: Path, monkeypatch):
     folder = stopped(tmp_path / "run", round_line(1))
     monkeypatch.setattr(module, "check_tracking", lambda tracking: None)
     with held(folder):
-        monkeypatch.setattr("fedpft.storage.lock._held", set())  # as another process sees it
+        monkeypatch.setattr("fedpft.storage.lock._held", {})  # as another process sees it
         (said,) = told(folder)
     assert said.startswith("left out: output_dir: ")
 

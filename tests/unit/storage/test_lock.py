@@ -51,8 +51,9 @@ def test_who_holds_it_says_what_it_is_doing_and_nobody_else_does(tmp_path):
         before = json.loads(file.read_text())
         tell(tmp_path, "align layers")
         assert json.loads(file.read_text()) == before | {"doing": "align layers"}
+        file.write_text("cut o")
         tell(tmp_path, "")
-        assert json.loads(file.read_text()) == before | {"doing": ""}
+        assert json.loads(file.read_text()) == before | {"doing": ""}, "still who it is, whatever became of the file"
     tell(tmp_path, "align layers")
     assert not file.exists()
 
@@ -109,7 +110,7 @@ def test_where_the_file_system_has_no_locks_a_file_does(tmp_path, monkeypatch):
 
     monkeypatch.setattr(FileLock, "acquire", missing)
     with held(tmp_path):
-        monkeypatch.setattr(lock, "_held", set())  # as another process sees it
+        monkeypatch.setattr(lock, "_held", {})  # as another process sees it
         with pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
             held(tmp_path).__enter__()
     assert not list(tmp_path.iterdir())
