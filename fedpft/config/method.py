@@ -102,8 +102,8 @@ class LayerAlignConfig:
     every down projection, which takes seconds. With the method `fedot` the emulator is distilled; with `full` there is
     nothing to align."""
     num_examples: int = 400
-    """With `closed_form`, how many public examples are read; the seed draws which. Their hidden states are held in
-    memory."""
+    """With `closed_form`, how many public examples are read; the seed draws which. Their hidden states lie in temporary
+    files while it works."""
     refit: Literal["down", "bias"] = "down"
     """With `closed_form`, what is fitted: the whole down projection (`down`), or its bias only (`bias`). In post-LN
     families the closing LayerNorm is fitted as well."""

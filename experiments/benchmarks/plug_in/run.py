@@ -40,11 +40,17 @@ FURTHER_TASKS = {
 SEEDS = (42, 43, 44)
 ALL_SEEDS = (*SEEDS, 45, 46)
 """Of the cells that the aims are about."""
+CLOSED = ("align.layers.kind=closed_form", "align.layers.num_examples=800")
 ALIGNMENTS = {
     "none": ("align.layers.kind=none", "align.neurons.kind=none"),
-    "closed": ("align.layers.kind=closed_form", "align.layers.num_examples=800", "align.neurons.kind=none"),
-}
-"""How the sub-FM is aligned: not at all, or once, in a minute, before the rounds."""
+    "closed": (*CLOSED, "align.neurons.kind=none"),
+    "refit": (
+        *CLOSED, "align.neurons.kind=closed_form", "align.neurons.update_ratio=1", "align.neurons.interval=3",
+        "align.neurons.num_examples=400",
+    ),
+}  # fmt: skip
+"""How the sub-FM is aligned: not at all; once, in a minute, before the rounds; and then again after every third round,
+with the adapter of that round in both models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +106,10 @@ def all_runs() -> Iterator[Run]:
         for seed in ALL_SEEDS:
             for task in ("qnli", "sst2"):
                 yield Run(task=task, size=size, aligned="closed", format="task", seed=seed)
-    for seed in SEEDS:
-        for task in ("qnli", "sst2"):
-            yield Run(task=task, size=67, aligned="none", format="task", seed=seed)
+    for aligned in ("refit", "none"):
+        for seed in SEEDS:
+            for task in ("qnli", "sst2"):
+                yield Run(task=task, size=67, aligned=aligned, format="task", seed=seed)
 
 
 def main() -> None:
