@@ -330,7 +330,7 @@ def tiny_vision_run(folder: Path) -> list[str]:
 
 TINY_RUN = [
     "name=tiny",
-    "method.retained_ratio=0.5",
+    "method={retained_ratio: 0.5, plug_in: copy}",
     "lora={rank: 2, lora_alpha: 4}",
     "align.layers={num_steps: 3, batch_size: 4}",
     "align.neurons={interval: 2, num_steps: 3, batch_size: 4, lr: 1e-2}",

@@ -63,8 +63,8 @@ def doubtful_settings(config: Config) -> list[str]:
             "server.devices has no effect without a distillation (align.layers.kind, "
             "align.neurons.kind, method.plug_in)"
         )
-    if method.name != "full" and method.plug_in == "copy" and config.align.adapter != AdapterAlignConfig():
-        lines.append("align.adapter has no effect with method.plug_in = copy")
+    if method.name != "full" and config.plugs_in_by == "copy" and config.align.adapter != AdapterAlignConfig():
+        lines.append(f"align.adapter has no effect: the adapter is copied (method.plug_in = {method.plug_in})")
     lines += _idle_privacy(config)
     if unread := unread_settings(config, method.name):
         lines.append(f"no effect with method.name = {method.name}: {', '.join(unread)}")

@@ -42,10 +42,11 @@ class MethodConfig:
     kept_layers: int | None = None
     """With `fedot` and `fedproxy`, how many layers the proxy has. With `fedot` the adapter's are among them, and the
     others are its frozen emulator. null keeps 7 of 12 layers, the paper's budget."""
-    plug_in: Literal["copy", "distill"] = "copy"
+    plug_in: Literal["auto", "copy", "distill"] = "auto"
     """How the tuned adapter gets back into the FM. `copy` takes its values as they are (the paper). `distill` starts
-    from them and makes a few label-free steps on public data towards the tuned proxy's outputs (`align.adapter`). With
-    `full` there is nothing to carry back."""
+    from them and makes a few label-free steps on public data towards the tuned proxy's outputs (`align.adapter`).
+    `auto` distils with `fedpft` where no neurons are aligned between rounds, so that nobody has brought the sub-FM near
+    to the FM since the adapter began to move, and copies otherwise. With `full` there is nothing to carry back."""
 
     def __post_init__(self) -> None:
         known = self.name in METHOD_NAMES or self.is_own
@@ -168,7 +169,7 @@ class NeuronAlignConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterAlignConfig:
-    """Distillation of the FM's adapter towards the tuned proxy, on the server: `method.plug_in = distill`."""
+    """Distillation of the FM's adapter towards the tuned proxy, on the server, where `method.plug_in` asks for it."""
 
     num_steps: int = 120
     """How many optimiser steps are made at every evaluation of the plugged-in FM."""

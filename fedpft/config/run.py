@@ -196,6 +196,13 @@ class Config:
         return ("public" if self.privacy.is_on else "clients") if chosen == "auto" else chosen
 
     @property
+    def plugs_in_by(self) -> Literal["copy", "distill"]:
+        """How the tuned adapter gets back into the FM."""
+        chosen = self.method.plug_in
+        is_left_alone = self.method.name == "fedpft" and self.align.neurons.kind == "none"
+        return ("distill" if is_left_alone else "copy") if chosen == "auto" else chosen
+
+    @property
     def local_memory(self) -> int:
         """How many numbers a client that trains keeps for each weight, besides value and gradient."""
         of_examples = 2 * self.federated.batch_size if self.privacy.is_of_examples else 0  # value and gradient of each
@@ -237,5 +244,5 @@ class Config:
 
     def distillations(self) -> dict[str, LayerAlignConfig | NeuronAlignConfig | AdapterAlignConfig]:
         """Return the alignments that descend, by their sections."""
-        kinds = {"layers": self.align.layers.kind, "neurons": self.align.neurons.kind, "adapter": self.method.plug_in}
+        kinds = {"layers": self.align.layers.kind, "neurons": self.align.neurons.kind, "adapter": self.plugs_in_by}
         return {f"align.{name}": getattr(self.align, name) for name, kind in kinds.items() if "distill" in kind}

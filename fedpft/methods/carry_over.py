@@ -40,7 +40,7 @@ class CarryOver:
 
     def __init__(self, method: Method, proxy: Proxy, public: PublicData, config: Config, progress: Progress) -> None:
         self._method, self._public, self._config, self._progress = method, public, config, progress
-        self._distils = config.method.plug_in == "distill" and not proxy.is_fm
+        self._distils = config.plugs_in_by == "distill" and not proxy.is_fm
         self._last: tuple[np.ndarray, np.ndarray, CarriedOver] | None = None
 
     def __call__(self, adapter: np.ndarray) -> CarriedOver:

@@ -124,7 +124,7 @@ def round_peaks(config: Config, fm: AdaptedModel, proxy: Proxy, data: FederatedD
         pairs, kept = proxy.layer_pairs, proxy.neurons
         meter = partial(measure_fidelity, fm, proxy.model, batch, server=server, layers=pairs, neurons=kept)
         phases.append(("measure fidelity", meter))
-    if config.method.plug_in == "distill" and not proxy.is_fm:
+    if config.plugs_in_by == "distill" and not proxy.is_fm:
         steps = replace(config.align.adapter, num_steps=_NUM_STEPS)
         few = replace(context, public=_longest_public(data, 4 * steps.batch_size))  # a quarter of them is held out
         phases.append(("carry adapter over", partial(align_adapter, fm, proxy.model, steps, few)))

@@ -219,7 +219,7 @@ def test_result_has_the_promised_keys_and_true_numbers(finished):
     assert {key: finished.rounds[-1][key] for key in ("fm", "sub_fm")} == {key: result[key] for key in ("fm", "sub_fm")}
     assert (result["metric"], result["metric_goal"]) == ("accuracy", "max")
     models = {"untuned_fm", "fm", "sub_fm"} | ({"fm_copied"} & result.keys())
-    assert ("fm_copied" in models) == (finished.config.method.plug_in == "distill")
+    assert ("fm_copied" in models) == (finished.config.plugs_in_by == "distill")
     assert result["metrics"] == {key: {"accuracy": result[key]} for key in models}
     assert result["bytes_up_per_client_round"] == 4 * result["num_params_adapter"]
     assert {"torch", "transformers", "peft", "lightning", "python"} <= result["versions"].keys()

@@ -47,6 +47,7 @@ RUN = [
     "method.retained_ratio=0.5",
     "align.layers={num_steps: 2, batch_size: 4}",
     "align.neurons.kind=none",
+    "method.plug_in=copy",
     "pool={kind: ray, actors: 2, accelerator: cpu, start_timeout_seconds: 1200}",
     "server.accelerator=cpu",
     "tracking.wandb=disabled",

@@ -95,7 +95,7 @@ def test_unknown_key_names_itself_and_the_closest(override, expected):
         ("federated.lr=fast", "federated.lr", "'fast'", "Float"),
         ("seed=null", "seed", "'None'", "int"),
         ("federated.rounds=[1,2]", "federated.rounds", "[1, 2]", "Integer"),
-        ("method.plug_in=paste", "method.plug_in", "'paste'", "['copy', 'distill']"),
+        ("method.plug_in=paste", "method.plug_in", "'paste'", "['auto', 'copy', 'distill']"),
         ("method.scorer=magnitude", "method.scorer", "'magnitude'", "weight_norm, activation, greedy, random"),
         ("pool.actors=true", "pool.actors", "'true'", "auto, per_client or an integer > 0"),
     ],
@@ -266,7 +266,7 @@ def test_settings_without_effect_are_named():
     assert "pool.client_timeout_seconds has no effect with pool.kind = sequential" in lines
     assert "federated.speed_sigma has no effect without federated.deadline or federated.over_selection" in lines
     assert not any("pool.actors" in line for line in lines)
-    untrained = ["server.devices=2", "align.layers.kind=closed_form", "align.neurons.kind=none"]
+    untrained = ["server.devices=2", "align.layers.kind=closed_form", "align.neurons.kind=none", "method.plug_in=copy"]
     assert any(line.startswith("server.devices has no") for line in doubtful_settings(load_config(overrides=untrained)))
     assert doubtful_settings(load_config(overrides=["server.devices=2"])) == []
     assert doubtful_settings(load_config()) == []

@@ -6,7 +6,15 @@ import torch
 
 from fedpft.align.adapter import align_adapter
 from fedpft.align.public import PublicData
-from fedpft.config import AdapterAlignConfig, AlignConfig, Config, MethodConfig, ServerConfig
+from fedpft.config import (
+    AdapterAlignConfig,
+    AlignConfig,
+    Config,
+    MethodConfig,
+    NeuronAlignConfig,
+    ServerConfig,
+    load_config,
+)
 from fedpft.methods import carry_over as module_under_test
 from fedpft.methods.base import Proxy
 from fedpft.methods.carry_over import CarryOver
@@ -29,12 +37,14 @@ def made(monkeypatch):
 
     monkeypatch.setattr(module_under_test, "align_adapter", align)
 
-    def make(plug_in="distill", is_fm=False, lr=1e-3):
+    def make(plug_in="distill", is_fm=False, lr=1e-3, neurons="distill"):
         method, batch = FakeMethod(), tiny_batch("bert", batch_size=16)
         rows = [{name: value[row] for name, value in batch.items()} for row in range(16)]
         config = Config(
             method=MethodConfig(plug_in=plug_in),
-            align=AlignConfig(adapter=AdapterAlignConfig(num_steps=2, batch_size=4, lr=lr)),
+            align=AlignConfig(
+                adapter=AdapterAlignConfig(num_steps=2, batch_size=4, lr=lr), neurons=NeuronAlignConfig(kind=neurons)
+            ),
             server=ServerConfig(accelerator="cpu"),
         )
         public = PublicData(dataset=rows, collate=torch.utils.data.default_collate)
@@ -50,7 +60,10 @@ def tuned(method, seed=0):
     return adapter + np.random.default_rng(seed).normal(0, 0.1, adapter.shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("settings", [{"plug_in": "copy"}, {"is_fm": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"plug_in": "copy"}, {"is_fm": True}, {"plug_in": "auto"}, {"plug_in": "auto", "neurons": "closed_form"}],
+)
 def test_without_a_distillation_the_fm_has_the_proxys_adapter_and_nothing_is_told(made, settings):
     run = made(**settings)
     adapter = tuned(run.method)
@@ -90,3 +103,20 @@ def test_a_refused_adapter_is_a_copy(made):
     assert carried.is_copy
     assert not carried.record["plug_in"]["accepted"]
     assert np.array_equal(get_adapter(carried.fm), adapter)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["align.neurons.kind=none"], "distill"),
+        (["align.neurons.kind=closed_form"], "copy"),
+        (["align.neurons.kind=none", "method.plug_in=copy"], "copy"),
+        (["method.plug_in=distill"], "distill"),
+        (["align.neurons.kind=none", "method.name=fedot"], "copy"),
+        (["align.neurons.kind=none", "method.name=full"], "copy"),
+    ],
+)
+def test_by_default_an_adapter_is_distilled_where_nothing_brings_the_sub_fm_near_to_the_fm_between_rounds(
+    settings, expected
+):
+    assert load_config(None, settings).plugs_in_by == expected
