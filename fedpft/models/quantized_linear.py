@@ -116,8 +116,9 @@ def dequantize(codes: Tensor, scales: Tensor, kind: QuantKind, shape: tuple[int,
     if kind == "int8":
         return _library().int8_vectorwise_dequant(codes, scales).to(dtype)
     library = _library()
-    state = library.QuantState(absmax=scales, shape=torch.Size(shape), dtype=dtype, blocksize=BLOCK, quant_type=kind)
-    return library.dequantize_4bit(codes, state)
+    made = torch.float32 if dtype == torch.float64 else dtype
+    state = library.QuantState(absmax=scales, shape=torch.Size(shape), dtype=made, blocksize=BLOCK, quant_type=kind)
+    return library.dequantize_4bit(codes, state).to(dtype)
 
 
 @cache
