@@ -91,8 +91,8 @@ def quantized_lines(config: Config, model: AdaptedModel) -> list[str]:
     )
     layers = quantizable(model)
     return [
-        f"pool.quantize = {kind}: clients hold {before / 1e6:.1f} MB of frozen weights in {after / 1e6:.1f} MB: "
-        f"{len(layers)} linear layers in few bits, all else as it is"
+        f"pool.quantize = {kind}: of {before / 1e6:.1f} MB of frozen weights {after / 1e6:.1f} MB are sent and held by "
+        f"clients: {len(layers)} linear layers in few bits, embeddings and all else as they are"
     ]
 
 

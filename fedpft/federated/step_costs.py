@@ -59,7 +59,8 @@ class StepCosts:
     counts: tuple[StepCount, ...]
     """One for each length that was counted."""
     fixed_bytes: int
-    """Weights, and for each trainable one its gradient and what the rule of the steps keeps, AdamW two moments."""
+    """Weights as clients hold them, and for each trainable one its gradient and what the rule of the steps keeps, AdamW
+    two moments."""
 
     def flops(self, batch: Mapping[str, Tensor]) -> int:
         """Return the FLOPs of a step on a batch."""

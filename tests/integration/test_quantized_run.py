@@ -109,7 +109,7 @@ def test_a_plan_counts_codes_where_clients_hold_them(data):
     store = "object store of each node"
     assert 0.3 * full[store] < few[store] < 0.9 * full[store]
     (line,) = [note for note in plans[1]["notes"] if "pool.quantize" in note]
-    assert line.startswith("pool.quantize = nf4: clients hold ")
+    assert line.startswith("pool.quantize = nf4: of ")
     assert not [note for note in plans[0]["notes"] if "pool.quantize" in note]
     steps = [one["local_step"] for one in plans]
     assert steps[1]["memory_bytes_sub_fm"] < steps[0]["memory_bytes_sub_fm"]

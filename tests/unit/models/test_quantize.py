@@ -1,6 +1,7 @@
 """Frozen weights in 8 and 4 bits, by bitsandbytes: what they compute, what they take, and what stays as it is."""
 
 import copy
+import importlib
 import sys
 
 import bitsandbytes
@@ -13,12 +14,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import ConfigError, LoraConfig
-from fedpft.models import quantized_linear
+from fedpft.models import lora, quantized_linear
 from fedpft.models.ffn import find_ffns
 from fedpft.models.live_memory import live_memory
 from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, set_adapter
 from fedpft.models.quantize import pack_quantized, quantizable, quantize_changes
-from fedpft.models.quantized_linear import QuantizedLinear, check_quantizer, linear_weight
+from fedpft.models.quantized_linear import QuantizedLinear, check_quantizer, linear_weight, without_bitsandbytes
 from fedpft.models.weights import as_array, pack_model, unpack_model
 from tests.tiny import (
     FAMILIES,
@@ -103,15 +104,29 @@ def test_lora_on_ffns_lies_on_quantised_layers_too():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_computes_what_bitsandbytes_own_does(kind):
     torch.manual_seed(0)
-    layer, x = nn.Linear(96, 40), torch.randn(5, 7, 96)
+    layer, x = nn.Linear(128, 40), torch.randn(5, 7, 128)
     if kind == "nf4":
-        theirs = bitsandbytes.nn.Linear4bit(96, 40, quant_type="nf4", compress_statistics=False)
+        theirs = bitsandbytes.nn.Linear4bit(128, 40, quant_type="nf4", compress_statistics=False)
     else:
-        theirs = bitsandbytes.nn.Linear8bitLt(96, 40, has_fp16_weights=False)
+        theirs = bitsandbytes.nn.Linear8bitLt(128, 40, has_fp16_weights=False)
     theirs.load_state_dict(layer.state_dict())
     theirs = theirs.train().to("cpu")  # which quantises; a CPU multiplies floats while it trains
     rtol = 1e-6 if kind == "nf4" else 1e-2  # they round to float16 before
     torch.testing.assert_close(QuantizedLinear(layer, kind)(x), theirs(x), rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("shape", [(33, 35), (16, 24), (24, 16), (40, 96), (8, 128)])
+def test_each_block_of_64_has_its_own_scale_whatever_the_length_of_rows(shape, monkeypatch):
+    """Where rows end within a block, bitsandbytes 0.50 has wrong numbers on some CPUs; for odd ones it compiles."""
+    monkeypatch.setattr(bitsandbytes.backends.default.ops, "_dequantize_4bit_compute", None)
+    layer = nn.Linear(*reversed(shape))
+    made = QuantizedLinear(layer, "nf4").weight(torch.float32)
+    assert made.shape == shape
+    blocks = (weight.detach().flatten().split(64) for weight in (made, layer.weight))
+    for block, weights in zip(*blocks, strict=True):
+        largest = weights.abs().max()
+        assert (block - weights).abs().max() < 0.16 * largest, "half of the widest gap of the 16 values"
+        torch.testing.assert_close(block[weights.abs().argmax()].abs(), largest)
 
 
 @pytest.mark.parametrize(("kind", "num_bytes"), [("int8", 40 * 96 + 4 * 40), ("nf4", 40 * 96 // 2 + 4 * 40 * 96 // 64)])
@@ -220,3 +235,19 @@ def test_a_device_that_cannot_do_it_is_one_line(monkeypatch):
     with pytest.raises(ConfigError, match=r"^pool\.quantize: found 'nf4', which bitsandbytes .* cannot do on cpu \(T"):
         check_quantizer("nf4")
     check_quantizer("int8")
+
+
+def test_peft_does_not_import_bitsandbytes_for_us_and_finds_it_for_others(monkeypatch):
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    with lora._plain_layers():
+        assert not lora.is_bnb_available()
+        with pytest.raises(ImportError):
+            importlib.import_module("bitsandbytes")
+    assert "bitsandbytes" not in sys.modules
+    assert lora.is_bnb_available()
+
+
+def test_whoever_uses_bitsandbytes_goes_on_with_it():
+    with without_bitsandbytes():
+        assert sys.modules["bitsandbytes"] is bitsandbytes
+    assert sys.modules["bitsandbytes"] is bitsandbytes
