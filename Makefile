@@ -53,7 +53,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "installing into $(VENV) (some minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedpft needs Python 3.11 or newer")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[quickstart,sweep,board,dashboard,tensorboard,mlflow,trackio,privacy,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[quickstart,sweep,board,dashboard,tensorboard,mlflow,trackio,privacy,quantize,dev]"
 	@touch $@
 
 clean:

@@ -47,6 +47,11 @@ class PoolConfig:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Lightning's precision of local training. There is no float16, whose gradient scaler would carry over from client
     to client."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """In how many bits clients hold the frozen weights of the proxy's attention and FFNs. `int8` takes 8 and a scale
+    for each row; `nf4` is QLoRA's, 4.5 with its scales. The server quantises once and sends so much less; what it
+    keeps itself and evaluates is not quantised. LoRA and head stay float32. It needs `pip install
+    'fedpft[quantize]'`."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of local training. `auto` takes the GPU that the actor was given, or any GPU with `sequential`."""
     matmul_precision: Literal["highest", "high"] = "highest"

@@ -1,6 +1,9 @@
 """From the run's settings, proxy and data to what is broadcast to every place that plays clients."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+
+import numpy as np
 
 from fedpft.config import Config
 from fedpft.data.datamodule import FederatedData
@@ -11,7 +14,10 @@ from fedpft.federated.messages import LocalSettings
 from fedpft.federated.package import ClientPackage
 from fedpft.federated.step_costs import StepCosts
 from fedpft.methods.base import Proxy
-from fedpft.models.weights import pack_model
+from fedpft.models.lora import AdaptedModel
+from fedpft.models.quantize import pack_quantized, quantizable, quantize_changes
+from fedpft.models.quantized_linear import QuantKind, check_quantizer
+from fedpft.models.weights import PackedModel, pack_model
 from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.trainer import accelerator
 
@@ -30,7 +36,7 @@ def client_package(
     """
     train, partition = poisoned(config, data, adversaries)
     return ClientPackage(
-        proxy=pack_model(proxy.model),
+        proxy=packed_proxy(config, proxy.model),
         watched_layers=proxy.watched_layers,
         train=train,
         partition=partition,
@@ -39,6 +45,60 @@ def client_package(
         ranks=client_ranks(config, partition.num_clients),
         step_costs=step_costs,
     )
+
+
+def packed_proxy(config: Config, model: AdaptedModel) -> PackedModel:
+    """Return a proxy as clients hold it.
+
+    Raises:
+        ConfigError: `pool.quantize` asks for what cannot be done here.
+
+    """
+    kind = quant_kind(config)
+    return pack_model(model) if kind is None else pack_quantized(model, kind)
+
+
+def packed_changes(config: Config, model: AdaptedModel, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Return changed weights of a proxy as clients take them over."""
+    kind = quant_kind(config)
+    return weights if kind is None else quantize_changes(model, weights, kind)
+
+
+def check_quantize(config: Config) -> None:
+    """Refuse `pool.quantize` where this machine cannot do it, before any actor starts.
+
+    The server quantises on a CPU, and `sequential` clients compute here; actors look for themselves.
+
+    Raises:
+        ConfigError: names the setting and what to install.
+
+    """
+    kind, pool = quant_kind(config), config.pool
+    if kind is not None:
+        check_quantizer(kind)
+        if pool.kind == "sequential":
+            check_quantizer(kind, accelerator(pool.accelerator))
+
+
+def quantized_lines(config: Config, model: AdaptedModel) -> list[str]:
+    """Return a line on what `pool.quantize` leaves of a proxy, which may be on the meta device; none without it."""
+    kind = quant_kind(config)
+    if kind is None:
+        return []
+    before, after = (
+        sum(p.nbytes for p in m.parameters() if not p.requires_grad)
+        for m in (model, packed_proxy(config, model).skeleton)
+    )
+    layers = quantizable(model)
+    return [
+        f"pool.quantize = {kind}: of {before / 1e6:.1f} MB of frozen weights {after / 1e6:.1f} MB are sent and held by "
+        f"clients: {len(layers)} linear layers in few bits, embeddings and all else as they are"
+    ]
+
+
+def quant_kind(config: Config) -> QuantKind | None:
+    """Return in what clients hold frozen weights; None: as the server does."""
+    return None if config.pool.quantize == "none" else config.pool.quantize
 
 
 def local_settings(config: Config) -> LocalSettings:

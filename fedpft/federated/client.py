@@ -46,6 +46,7 @@ from fedpft.models.activations import ActivationCounts, InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
 from fedpft.models.lora import adapter_layout, rank_mask
+from fedpft.models.quantize import check_layers
 from fedpft.models.recompute import recompute_layers
 from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
 from fedpft.models.weights import replace_weights, unpack_model
@@ -75,6 +76,7 @@ class LocalClient:
             precision=package.settings.precision,  # type: ignore[arg-type]
         )
         self._fabric.to_device(module)
+        check_layers(module.proxy, self._fabric.device)
         self._module = module
         self._adapter = FlatAdapter(module.proxy)
         self._proxys_own = self._adapter.values[0].clone()

@@ -73,7 +73,7 @@ CROSSINGS: Mapping[type[Any], Crossing] = {
 """Message -> how it travels. Changed weights of the proxy's FFNs travel beside them, after an alignment."""
 
 SIZES: Mapping[str, str] = {
-    "proxy": "the sub-FM's weights",
+    "proxy": "the sub-FM's weights, those of attention and FFNs in few bits with `pool.quantize`",
     "adapter": "4 bytes a number of LoRA and head",
     "shared": "as the adapter, where SCAFFOLD is used",
     "states": "of each of the round's clients as the adapter, where SCAFFOLD is used",

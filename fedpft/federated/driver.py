@@ -117,6 +117,8 @@ class Driver:
     pool: ClientPool
     rule: ServerRule = field(default_factory=ServerRule)
     """From the updates to the next adapter."""
+    packed: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda weights: weights
+    """Changed weights of the proxy -> the same as clients hold them."""
     exchange: Exchange = field(default_factory=Exchange)
     """What travels besides the adapter, or of it."""
     evaluate: Callable[[np.ndarray], Mapping[str, Any]]
@@ -333,10 +335,11 @@ class Driver:
         counts = aggregation.counts if self.public_counts is None else self.public_counts(state.adapter)
         assert counts is not None, "every client counts when the plan says so"
         change = self.method.after_round(state.rounds_done, state.adapter, counts)
-        self.pool.replace_weights(change.weights)
+        weights = self.packed(change.weights)
+        self.pool.replace_weights(weights)
         record.update(change.metrics)
         record["time/align_seconds"] = time.perf_counter() - start
-        pending_bytes = sum(value.nbytes for value in change.weights.values())
+        pending_bytes = sum(value.nbytes for value in weights.values())
         return replace(state, proxy_version=state.proxy_version + 1, pending_bytes=pending_bytes)
 
     def _record(

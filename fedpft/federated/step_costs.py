@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.local_tuning import LocalTuningModule
+from fedpft.models.quantize import quantize_layers
+from fedpft.models.quantized_linear import QuantKind
 from fedpft.models.recompute import keeping_activations, recompute_layers, recomputed_layers
 from fedpft.models.weights import skeleton_of
 
@@ -57,7 +59,8 @@ class StepCosts:
     counts: tuple[StepCount, ...]
     """One for each length that was counted."""
     fixed_bytes: int
-    """Weights, and for each trainable one its gradient and what the rule of the steps keeps, AdamW two moments."""
+    """Weights as clients hold them, and for each trainable one its gradient and what the rule of the steps keeps, AdamW
+    two moments."""
 
     def flops(self, batch: Mapping[str, Tensor]) -> int:
         """Return the FLOPs of a step on a batch."""
@@ -83,6 +86,7 @@ def step_costs(
     any_length: bool = True,
     num_memory: int = 2,
     recomputes: bool = False,
+    quantize: QuantKind | None = None,
 ) -> StepCosts | None:
     """Count local steps of a model; it is not changed.
 
@@ -92,12 +96,15 @@ def step_costs(
         num_memory: numbers that the rule of the steps keeps for each trainable weight, besides its gradient.
         any_length: whether texts of other lengths will be asked for; if not, one count is enough.
         recomputes: whether the layers' activations are computed again in the backward pass.
+        quantize: in what clients hold frozen weights; None: as the model does.
 
     Returns:
         None, with a warning, for a model whose computation depends on values.
 
     """
     skeleton = _without_fused_attention(skeleton_of(model).to("meta").train())
+    if quantize is not None:
+        quantize_layers(skeleton, quantize)
     if recomputes:
         recompute_layers(skeleton)
     module = LocalTuningModule(skeleton)
@@ -194,6 +201,7 @@ def compare_steps(
     num_memory: int = 2,
     *,
     recomputes: bool = False,
+    quantize: QuantKind | None = None,
 ) -> dict[str, Any]:
     """Return what a step on the batch costs with the FM and with the sub-FM, for `result.json`; empty if unknown.
 
@@ -201,12 +209,12 @@ def compare_steps(
         batch: a labelled one.
         fm: with the adapter.
         costs: the sub-FM's.
-        num_memory, recomputes: as for :func:`step_costs`.
+        num_memory, recomputes, quantize: as for :func:`step_costs`.
 
     """
     if costs is None:
         return {}
-    fm_costs = step_costs(fm, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
+    fm_costs = step_costs(fm, batch, any_length=False, num_memory=num_memory, recomputes=recomputes, quantize=quantize)
     if fm_costs is None:
         return {}
     length = num_tokens(batch)

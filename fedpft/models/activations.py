@@ -92,7 +92,8 @@ class InactivityCounter:
     def __init__(self, ffns: Sequence[FFN], num_clients: int = 1) -> None:
         self._ffns = ffns
         self._zeros = [
-            torch.zeros(num_clients, f.num_neurons, dtype=torch.int64, device=f.down_weight.device) for f in ffns
+            torch.zeros(num_clients, f.num_neurons, dtype=torch.int64, device=next(f.down.parameters()).device)
+            for f in ffns
         ]
         self._positions = np.zeros((num_clients, len(ffns)), dtype=np.int64)
         self._clients: Sequence[int] = (0,)

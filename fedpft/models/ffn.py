@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedpft.models.families import FFNLocation, known_family
+from fedpft.models.quantized_linear import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FFN:
     @property
     def num_neurons(self) -> int:
         """N."""
-        return self.down_weight.shape[1]
+        return self.down.in_features if isinstance(self.down, QuantizedLinear) else self.down_weight.shape[1]
 
     @property
     def up_weight(self) -> Tensor:

@@ -9,15 +9,13 @@ and of fewer layers a proxy has a layout of its own (`fedpft.methods.plugin.adap
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
-from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -27,7 +25,14 @@ from fedpft.models.ffn import ffn_location
 from fedpft.models.head import head_modules
 from fedpft.models.lora_targets import lora_targets
 from fedpft.models.precision import head_as_backbone, head_in_float32
+from fedpft.models.quantized_linear import without_bitsandbytes
 from fedpft.seeding import isolated_torch_rng
+
+with without_bitsandbytes():
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import PeftModel, get_peft_model
+    from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+    from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, load_peft_weights
 
 AdaptedModel = PeftModel
 """A transformers model with an attached adapter."""
@@ -70,7 +75,7 @@ def attach_lora(
     )
     head_in_float32(model)
     training = model.training
-    with isolated_torch_rng(seed):
+    with isolated_torch_rng(seed), _plain_layers():
         return get_peft_model(model, peft_config).train(training)  # peft leaves its own dropouts active
 
 
@@ -178,7 +183,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """
     head_in_float32(model)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of tensors that do not fit: they are an error below
+        with (
+            warnings.catch_warnings(action="ignore"),
+            _plain_layers(),
+        ):  # of tensors that do not fit: they are an error below
             adapted = PeftModel.from_pretrained(model, str(folder))
         stored = load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # peft, safetensors, json and the system each have their own
@@ -209,6 +217,22 @@ def without_adapter(model: PeftModel) -> PreTrainedModel:
     plain = model.unload()
     head_as_backbone(plain)
     return plain
+
+
+@contextmanager
+def _plain_layers() -> Iterator[None]:
+    """Let peft wrap layers without a look at bitsandbytes, of whose layers none is here; peft forgets it again."""
+    with without_bitsandbytes():
+        try:
+            _forget_bitsandbytes()
+            yield
+        finally:
+            _forget_bitsandbytes()
+
+
+def _forget_bitsandbytes() -> None:
+    for found in (is_bnb_available, is_bnb_4bit_available):
+        found.cache_clear()
 
 
 def _is_adapter(name: str) -> bool:

@@ -20,7 +20,7 @@ import torch
 from fedpft.config import Config, dump_config
 from fedpft.data.histogram import partition_table
 from fedpft.data.sources.memory import GivenData
-from fedpft.federated.broadcast import local_settings
+from fedpft.federated.broadcast import check_quantize, local_settings
 from fedpft.federated.dropped import never_through
 from fedpft.federated.observer import Forwarding, RunObserver, SilentObserver
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
@@ -28,6 +28,7 @@ from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.metrics.table import METRICS
 from fedpft.models.lora import save_adapter, without_adapter
 from fedpft.models.origin import origin_of
+from fedpft.models.quantized_linear import quantizer
 from fedpft.privacy.table import guarantee_of
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
@@ -124,6 +125,7 @@ def _run(
     (check_writable if saved else check_claimable)(output_dir)
     check_trackers(config.tracking)
     check_devices(config)
+    check_quantize(config)
     set_arithmetic(config)
     if config.server.num_threads is not None:
         torch.set_num_threads(config.server.num_threads)
@@ -250,4 +252,5 @@ def run_environment(config: Config) -> dict[str, Any]:
         "clients' accelerator": local_settings(config).accelerator,
         "clients' matmul precision": products,
         **({} if config.fm.dtype == "float32" else {"frozen weights": config.fm.dtype}),
+        **({} if config.pool.quantize == "none" else {"clients' frozen weights by": quantizer()}),
     }

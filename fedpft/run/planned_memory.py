@@ -13,9 +13,11 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from fedpft.config import Config, PoolConfig
 from fedpft.data.datamodule import FederatedData
+from fedpft.federated.broadcast import packed_proxy
 from fedpft.federated.memory import CUDA_CONTEXT_BYTES, MARGIN, process_memory
 from fedpft.methods.base import Proxy
 from fedpft.models.ffn import find_ffns
@@ -77,12 +79,16 @@ def holdings(
         client_peak(config, proxy, data, clients),
     )
     trained = client.by_phase.get("train a client", 0)
-    sizes = {"FM": model_bytes(fm), "proxy": model_bytes(proxy.model), "FFNs": _changed_bytes(proxy)}
+    sent = packed_proxy(config, proxy.model).skeleton
+    sizes = {
+        **{"FM": model_bytes(fm), "proxy": model_bytes(proxy.model), "FFNs": _changed_bytes(proxy, proxy.model)},
+        **{"sent": model_bytes(sent), "sent FFNs": _changed_bytes(proxy, sent)},
+    }
     parts = [_driver(config, phases.by_phase, sizes, trained, server, clients)]
     if server == "cuda":
         parts.append(_server_gpu(config, phases.by_phase, sizes, trained, clients))
     if config.pool.kind == "ray":
-        parts += _actors(config, proxy, trained, num_actors, clients)
+        parts += _actors(config, proxy, sizes["sent"], trained, num_actors, clients)
         rows = 0 if config.task.data == "shared" else data.train.data.nbytes
         parts.append(_object_store(config, sizes, rows))
         parts += _this_machine(config, parts, num_actors)
@@ -120,10 +126,10 @@ def _driver(
 ) -> Holding:
     models = sizes["FM"] + (0 if sizes["proxy"] == sizes["FM"] else sizes["proxy"])
     if server == "cuda":  # the FM is loaded into RAM before it moves; later the proxy is packed
-        by_phase = {"load FM": sizes["FM"], "send proxy": sizes["proxy"] + 2 * sizes["FFNs"]}
+        by_phase = {"load FM": sizes["FM"], "send proxy": sizes["sent"] + 2 * sizes["FFNs"]}
     else:
         by_phase = {"load FM": sizes["FM"], **phases}
-        by_phase["send proxy"] = models + sizes["proxy"] + sizes["FFNs"]
+        by_phase["send proxy"] = models + sizes["sent"] + sizes["FFNs"]
         if "align neurons" in by_phase:  # its weights before and after
             by_phase["align neurons"] += 2 * sizes["FFNs"]
     if config.pool.kind == "sequential" and clients == "cpu":  # the packed proxy is what the client reads
@@ -149,28 +155,32 @@ def _server_gpu(
     )  # fmt: skip
 
 
-def _actors(config: Config, proxy: Proxy, trained: int, num_actors: int, clients: DeviceKind) -> list[Holding]:
+def _actors(
+    config: Config, proxy: Proxy, sent: int, trained: int, num_actors: int, clients: DeviceKind
+) -> list[Holding]:
     pool, during = config.pool, "train a client"
     libraries = round(1e9 * pool.memory_per_actor_gigabytes)
     if clients == "cpu":
         adapter = sum(parameter.nbytes for parameter in adapter_parameters(proxy.model).values())
-        own = max(0, trained - (model_bytes(proxy.model) - adapter))  # frozen weights lie in the object store
+        own = max(0, trained - (sent - adapter))  # frozen weights lie in the object store
         return [Holding(holder="each actor", kind="RAM", num_bytes=libraries + own, during=during)]
     share = float(pool.gpus_per_actor) if pool.gpus_per_actor != "auto" and pool.gpu_claim < 1 else 1.0
     on_gpu = Holding(
         holder="each actor", kind="GPU", num_bytes=trained + CUDA_CONTEXT_BYTES, during=during,
         room_bytes=_gpu_room(pool.gpu_gigabytes), share=share,
     )  # fmt: skip
-    in_ram = libraries + model_bytes(proxy.model)  # on its way to the GPU
+    in_ram = libraries + sent  # on its way to the GPU
     return [Holding(holder="each actor", kind="RAM", num_bytes=in_ram, during="receive proxy"), on_gpu]
 
 
 def _object_store(config: Config, sizes: Mapping[str, int], rows: int) -> Holding:
-    changed = 2 * sizes["FFNs"] if config.align.neurons.kind != "none" else 0  # the new ones while the old are read
+    changed = (
+        2 * sizes["sent FFNs"] if config.align.neurons.kind != "none" else 0
+    )  # the new ones while the old are read
     room = None
     if _on_this_machine(config.pool):
         room = min(int(OBJECT_STORE_SHARE * psutil.virtual_memory().available), _shared_memory())
-    num_bytes = sizes["proxy"] + rows + changed
+    num_bytes = sizes["sent"] + rows + changed
     return Holding(
         holder="object store of each node",
         kind="shared memory",
@@ -224,7 +234,7 @@ def _most(by_phase: Mapping[str, int]) -> tuple[str, int]:
     return max(by_phase.items(), key=lambda item: item[1])
 
 
-def _changed_bytes(proxy: Proxy) -> int:
-    """Return the size of the FFNs that an alignment may change."""
-    ffns = find_ffns(proxy.model)
+def _changed_bytes(proxy: Proxy, model: nn.Module) -> int:
+    """Return the size of the FFNs that an alignment may change, in the proxy or in what is sent of it."""
+    ffns = find_ffns(model)
     return sum(parameter.nbytes for layer in proxy.watched_layers for parameter in ffns[layer].parameters())

@@ -15,6 +15,7 @@ from fedpft.config.gpus import server_claim
 from fedpft.data.datamodule import FederatedData
 from fedpft.data.histogram import label_groups, label_histograms
 from fedpft.federated.aggregators.lora import tuned_factors
+from fedpft.federated.broadcast import check_quantize, quant_kind, quantized_lines
 from fedpft.federated.client_ranks import client_ranks
 from fedpft.federated.exchange import traffic
 from fedpft.federated.pool import SequentialPool
@@ -53,6 +54,7 @@ def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
         ConfigError: a setting with which `run` could not build its proxy or place its actors.
 
     """
+    check_quantize(config)
     pool_actors = planned_actors(config)
     data = load_data(config, SilentProgress())
     if config.method.is_own:
@@ -64,8 +66,8 @@ def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
         fm, proxy = sketched.with_adapters(config)
     batch = typical_batch(data, config.federated.batch_size)
     num_memory = config.local_memory
-    recomputes = config.federated.gradient_checkpointing
-    step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory, recomputes=recomputes)
+    how: Any = {"recomputes": config.federated.gradient_checkpointing, "quantize": quant_kind(config)}
+    step = step_costs(proxy.model, batch, any_length=False, num_memory=num_memory, **how)
     layout = adapter_layout(proxy.model)
     guarantee, num_parameters = guarantee_of(config, data.partition.sizes), len(head_mask(layout))
     num_tuned = max(int(tuned_mask(layout, tuned_factors(config.federated.lora_aggregation, i)).sum()) for i in (1, 2))
@@ -82,7 +84,7 @@ def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
         **(sent if secure is None else secure.traffic(sent, drawn)),
         **held_by_server(config.federated, layout),
         **_kept_of_clients(config, num_parameters),
-        **compare_steps(batch, fm, step, num_memory, recomputes=recomputes),
+        **compare_steps(batch, fm, step, num_memory, **how),
         "actors": pool_actors,
         "pool": config.pool.kind,
         "memory": [part.record() for part in held],
@@ -94,6 +96,7 @@ def plan(config: Config, *, counts_memory: bool = True) -> dict[str, Any]:
             *(guarantee.warnings(num_tuned) if guarantee else ()),
             *origin_of(fm).notes,
             *_kept_updates(config, num_parameters),
+            *quantized_lines(config, proxy.model),
             *lines,
         ],
     }

@@ -16,7 +16,7 @@ from fedpft.data.datamodule import FederatedData
 from fedpft.data.digest import public_identity
 from fedpft.data.histogram import label_histograms
 from fedpft.federated.adversary.clients import draw_adversaries
-from fedpft.federated.broadcast import client_package
+from fedpft.federated.broadcast import client_package, packed_changes, quant_kind
 from fedpft.federated.client_ranks import client_ranks
 from fedpft.federated.control_variates import ClientStates
 from fedpft.federated.driver import Driver, ServerState
@@ -133,9 +133,9 @@ def tune(
     observer.stage("count FLOPs")
     batch = typical_batch(data, config.federated.batch_size)
     num_memory = config.local_memory
-    recomputes = config.federated.gradient_checkpointing
-    step = step_costs(proxy.model, batch, num_memory=num_memory, recomputes=recomputes)
-    compared = compare_steps(batch, method.plug_in(state.adapter), step, num_memory, recomputes=recomputes)
+    how: Any = {"recomputes": config.federated.gradient_checkpointing, "quantize": quant_kind(config)}
+    step = step_costs(proxy.model, batch, num_memory=num_memory, **how)
+    compared = compare_steps(batch, method.plug_in(state.adapter), step, num_memory, **how)
     observer.stage(f"send proxy and data to {pool.num_actors} actor(s)")
     adversaries = draw_adversaries(config, data.partition.num_clients)
     noise = guarantee.local if guarantee else None
@@ -156,6 +156,7 @@ def tune(
         num_neurons=proxy.num_neurons,
         method=method,
         pool=pool,
+        packed=partial(packed_changes, config, proxy.model),
         exchange=make_exchange(config.federated, data.partition.sizes, layout, states, ranks),
         rule=server_rule(config.federated, layout),
         secure=secure,

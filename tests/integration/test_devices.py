@@ -36,6 +36,10 @@ RUNS = {
     "bert": (tiny_text_run, ["align.layers.kind=closed_form+distill", "method.scorer=greedy"]),
     "vit": (tiny_vision_run, ["method.scorer=activation"]),  # pre-trained
     "llama": (tiny_causal_run, [*MIXED, "align.layers.kind=closed_form", "align.neurons.kind=closed_form"]),
+    "nf4": (
+        tiny_causal_run,
+        [*MIXED, "pool.quantize=nf4", "align.layers.kind=none", "federated.gradient_checkpointing=true"],
+    ),
     "fedot": (five_layers, ["method={name: fedot, adapter_layers: 1, kept_layers: 4}"]),
     "full": (tiny_text_run, ["method.name=full", "pool.clients_per_batch=2", "federated.partition.size_imbalance=0"]),
 }

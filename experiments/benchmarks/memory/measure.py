@@ -25,6 +25,8 @@ from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.models.live_memory import live_memory
 from fedpft.models.lora import AdaptedModel, attach_lora
+from fedpft.models.quantize import pack_quantized
+from fedpft.models.weights import unpack_model
 
 SHAPE = {
     "vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -32,6 +34,7 @@ SHAPE = {
 }  # fmt: skip
 Models = tuple[AdaptedModel, AdaptedModel]
 Batch = Mapping[str, Tensor]
+Prepare = Callable[[Models], Models]
 
 
 def models(*, empty: bool) -> Models:
@@ -52,15 +55,24 @@ def meter(both: Models, batch: Batch) -> None:
     measure_fidelity(*both, batch, server=ServerConfig(accelerator="cpu"))
 
 
-def counted(work: Callable[[Models, Batch], None], batch: Batch) -> int:
-    both = models(empty=True)
+def as_they_are(both: Models) -> Models:
+    return both
+
+
+def in_four_bits(both: Models) -> Models:
+    """Return the same with the sub-FM as clients hold it with `pool.quantize=nf4`."""
+    return both[0], unpack_model(pack_quantized(both[1], "nf4"))
+
+
+def counted(work: Callable[[Models, Batch], None], batch: Batch, prepare: Prepare) -> int:
+    both = prepare(models(empty=True))
     with live_memory(*both) as memory:
         work(both, batch)
     return memory.peak_bytes - num_bytes(*both)
 
 
-def measured(work: Callable[[Models, Batch], None], batch: Batch) -> int:
-    libc, both = ctypes.CDLL("libc.so.6"), models(empty=False)
+def measured(work: Callable[[Models, Batch], None], batch: Batch, prepare: Prepare) -> int:
+    libc, both = ctypes.CDLL("libc.so.6"), prepare(models(empty=False))
     for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         libc.mallopt(option, 2**18)
     work(both, batch)
@@ -81,8 +93,13 @@ def num_bytes(*chosen: nn.Module) -> int:
 def main() -> None:
     ids = torch.randint(3, 8000, (8, 96))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-    for name, work in {"client step": client_step, "fidelity meter": meter}.items():
-        print(json.dumps({name: {"counted_bytes": counted(work, batch), "measured_bytes": measured(work, batch)}}))
+    for name, work, prepare in (
+        ("client step", client_step, as_they_are),
+        ("client step on 4 bits", client_step, in_four_bits),
+        ("fidelity meter", meter, as_they_are),
+    ):
+        found = {"counted_bytes": counted(work, batch, prepare), "measured_bytes": measured(work, batch, prepare)}
+        print(json.dumps({name: {"models_bytes": num_bytes(*prepare(models(empty=True))), **found}}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from fedpft.config.client import CLIENT_STEPS
 from fedpft.federated.messages import ClientFailure, Masking, MaskingStep, RoundPlan
 from fedpft.federated.pool import SequentialPool
 from fedpft.models.lora import get_adapter
+from fedpft.models.quantize import pack_quantized, quantize_changes
 from fedpft.models.weights import unpack_model
 from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.privacy.fixed_point import FixedPoint
@@ -108,6 +109,27 @@ def test_every_pool_returns_bit_identical_updates(pool, expected):
     assert found == expected
     assert found[0][0][5] is not None
     assert found[1][0][5] is None
+
+
+def play_quantised(pool):
+    """Run a round on frozen weights in 4 bits, and one after a change of them."""
+    model = unpack_model(PACKAGE.proxy)
+    pool.broadcast(replace(package_for(pool), proxy=pack_quantized(model, "nf4")))
+    rounds = [fingerprint(pool.run(plan(1), CLIENTS))]
+    pool.replace_weights(quantize_changes(model, changed_weights(), "nf4"))
+    return [*rounds, fingerprint(pool.run(plan(2), CLIENTS))]
+
+
+@pytest.fixture(scope="module")
+def expected_quantised():
+    return play_quantised(SequentialPool())
+
+
+def test_on_quantised_weights_every_pool_returns_bit_identical_updates(pool, expected, expected_quantised):
+    found = play_quantised(pool)
+    assert found == expected_quantised
+    assert found[0] != found[1]
+    assert found[0] != expected[0]
 
 
 @pytest.fixture(scope="module")

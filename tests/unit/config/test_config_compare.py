@@ -30,7 +30,7 @@ WHERE = "name=x output_dir=x pool.kind=sequential pool.actors=7 pool.address=aut
 SIZES = "pool.gpus_per_actor=auto pool.memory_per_actor_gigabytes=2 server.num_gpus=1"
 WHO = "tracking.tags=[x] tracking.wandb=disabled checkpoint.interval=9"
 NUMBERS = "seed=1 federated.rounds=9 pool.threads_per_client=2 server.num_threads=3 pool.precision=bf16-mixed"
-MORE_NUMBERS = "pool.accelerator=cpu evaluation.interval=9 fm.config.hidden_dropout_prob=0.0"
+MORE_NUMBERS = "pool.accelerator=cpu pool.quantize=nf4 evaluation.interval=9 fm.config.hidden_dropout_prob=0.0"
 
 
 @pytest.mark.parametrize("setting", [*WHERE.split(), *SIZES.split(), *WHO.split()])
@@ -52,6 +52,7 @@ def test_what_numbers_depend_on_may_not(setting):
         (["pool.kind=sequential"], False),
         (["pool.gpus_per_actor=0.5"], False),
         (["pool.precision=bf16-mixed"], False),
+        (["pool.quantize=nf4"], True),
     ],
 )
 def test_how_many_clients_train_together_may_change_where_no_bit_depends_on_it(where, is_harmless):

@@ -145,6 +145,7 @@ LEAVES_THE_SUB_FM = {
     "pool.threads_per_client": 2,
     "pool.address": "auto",
     "pool.precision": "bf16-mixed",
+    "pool.quantize": "nf4",
     "pool.accelerator": "auto",
     "pool.deterministic": True,
     "pool.matmul_precision": "high",
