@@ -7,8 +7,8 @@
 
 An operation (`TorchDispatchMode`, so in backward and in optimisers too) whose tensors lie on several devices raises as
 torch would, and is noted, because a pool's retries swallow an exception. Attributes, moves and factories are a
-`TorchFunctionMode`'s. Both belong to the thread that entered. Not seen: gradients that cross devices by themselves (those
-of a move go back with it), kernels that read memory past torch, streams, and how long anything takes.
+`TorchFunctionMode`'s. Both belong to the thread that entered. Not seen: gradients that cross devices by themselves
+(those of a move go back with it), kernels that read memory past torch, streams, and how long anything takes.
 """
 
 import sys

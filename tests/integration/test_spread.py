@@ -156,8 +156,11 @@ def cpu(model):
     return [tensor.detach().cpu() for tensor in model.state_dict().values()]
 
 
+KINDS = [name for name in vars(Work) if name not in ("on_gpu", "sub_fm", "adapted", "masks") and name[0] != "_"]
+
+
 @pytest.mark.parametrize("family", ["bert", "llama"])
-@pytest.mark.parametrize("name", [name for name in vars(Work) if name not in ("on_gpu", "sub_fm", "adapted", "masks") and name[0] != "_"])
+@pytest.mark.parametrize("name", KINDS)
 def test_what_the_server_does_on_two_gpus_gives_the_numbers_of_one(family, name):
     numbers = []
     for places in ((), (0, 1, 1, 1), (0, 0, 1, 1)):

@@ -68,7 +68,7 @@ def test_without_hooks_a_model_over_two_gpus_would_mix_them():
     with pretended_cuda(2) as gpus:
         find_ffns(model.to("cuda"))[1].layer.to(GPUS[1])
         batch = {name: value.to("cuda") for name, value in tiny_batch("bert").items()}
-        with pytest.raises(RuntimeError, match="cuda:0, cuda:1|cuda:1, cuda:0"):
+        with pytest.raises(RuntimeError, match=r"cuda:0, cuda:1|cuda:1, cuda:0"):
             model(**batch)
     assert len(gpus.violations) == 1
 
@@ -206,9 +206,7 @@ def test_an_fm_that_is_pre_trained_here_is_not_spread():
 
 
 def test_a_claim_of_whole_gpus_can_be_combined_with_actors_that_have_theirs():
-    Config(
-        fm=FMConfig(device_map="auto"), server=ServerConfig(num_gpus=4), pool=PoolConfig(gpus_per_actor=0.5)
-    )
+    Config(fm=FMConfig(device_map="auto"), server=ServerConfig(num_gpus=4), pool=PoolConfig(gpus_per_actor=0.5))
 
 
 def test_an_fm_is_spread_where_that_is_asked_for_and_there_are_several_gpus():
