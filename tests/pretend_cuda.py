@@ -183,6 +183,7 @@ class _Attributes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         gpu, kwargs = self._gpu, dict(kwargs or {})
+        kwargs.pop("pin_memory", None)
         handler = _HANDLERS.get(func)
         if handler is not None and args and isinstance(args[0], Tensor) and not args[0].is_meta:
             return handler(self, func, args, kwargs)

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from fedpft.config import ConfigError
 from fedpft.models.ffn import find_ffns
 from fedpft.models.on_disk import at
 
 
-def spread_over_gpus(fm: PreTrainedModel) -> str:
+def spread_over_gpus(fm: nn.Module) -> str:
     """Move an FM to the GPUs of this process and return where its layers then lie, in a line.
 
     Raises:
@@ -33,10 +32,10 @@ def spread_over_gpus(fm: PreTrainedModel) -> str:
     places = gpu_of_layers(fm)
     spread(fm, [torch.device("cuda", place) for place in places], torch.device("cuda", 0))
     runs = [(gpu, [layer for layer, _ in run]) for gpu, run in groupby(enumerate(places), key=lambda item: item[1])]
-    return "FM  " + ", ".join(f"layers {layers[0]} to {layers[-1]} on GPU {gpu}" for gpu, layers in runs)
+    return ", ".join(f"layers {layers[0]} to {layers[-1]} on GPU {gpu}" for gpu, layers in runs)
 
 
-def gpu_of_layers(fm: PreTrainedModel) -> list[int]:
+def gpu_of_layers(fm: nn.Module) -> list[int]:
     """Return the GPU of each layer of an FM, which may be on the meta device, by what is free on this process' GPUs.
 
     Raises:
@@ -72,7 +71,7 @@ def share_out(rest: int, layers: Sequence[int], room: Sequence[int]) -> list[int
     return places.tolist() if (held <= room).all() else None
 
 
-def spread(model: PreTrainedModel, places: Sequence[torch.device], first: torch.device) -> None:
+def spread(model: nn.Module, places: Sequence[torch.device], first: torch.device) -> None:
     """Move each layer to its place and all else to the first device, and let inputs follow the weights.
 
     Args:
@@ -94,8 +93,7 @@ def follow_weights(model: nn.Module) -> None:
 
     Where that is done already, nothing happens: it is asked for again when modules were wrapped.
     """
-    layers = {ffn.layer for ffn in find_ffns(model)}
-    _follow(model, layers)
+    _follow(model, {ffn.layer for ffn in find_ffns(model)})
 
 
 def stay(model: nn.Module) -> None:

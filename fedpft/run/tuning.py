@@ -93,7 +93,7 @@ def tune(
     public = public_data(data)
     if spreads_fm(config):
         observer.stage("spread FM over GPUs")
-        observer.note(spread_over_gpus(fm))
+        observer.note(f"FM  {spread_over_gpus(fm)}")
     method = find_method(config.method.name)(fm, public, config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 

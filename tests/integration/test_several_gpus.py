@@ -33,6 +33,7 @@ from fedpft.models.digest import backbone_digest
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
 from fedpft.models.spread import spread
+from fedpft.run.audit import audit
 from fedpft.run.pipeline import run
 from tests.integration.test_devices import AUTO
 from tests.pretend_cuda import pretended_cuda
@@ -40,12 +41,9 @@ from tests.tiny import tiny_batch, tiny_causal_run, tiny_fm, tiny_lm, tiny_text_
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SERVER, LORA = ServerConfig(), LoraConfig(rank=2, dropout=0.0)
-NO_DROPOUT = {
-    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    "llama": {},
-    "deberta-v2": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-}
 MODELS = {"bert": tiny_fm, "llama": tiny_lm}
+NO_DROPOUT = {"bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, "llama": {}}
+"""Each GPU draws a dropout of its own."""
 
 
 class Work:
@@ -185,22 +183,36 @@ def whole_run(folder, make, settings, num_gpus):
     return result
 
 
-@pytest.mark.parametrize(
-    ("make", "settings"),
-    [
-        (tiny_text_run, ["align.layers.kind=closed_form+distill", "method.scorer=greedy"]),
-        (tiny_causal_run, ["align.layers.kind=closed_form", "align.neurons.kind=closed_form"]),
-    ],
-    ids=["bert", "llama"],
-)
-def test_a_run_with_an_fm_over_two_gpus_ends_like_one_on_one(make, settings, tmp_path, monkeypatch):
-    settings = [*settings, "method.plug_in=distill", "align.adapter.num_steps=3", "fm.device_map=auto"]
+RUNS = {
+    "bert": (tiny_text_run, ["align.layers.kind=closed_form+distill", "method.scorer=greedy"]),
+    "llama": (tiny_causal_run, ["align.layers.kind=closed_form", "align.neurons.kind=closed_form"]),
+}
+SPREAD = ["method.plug_in=distill", "align.adapter.num_steps=3", "fm.device_map=auto"]
+
+
+@pytest.fixture(autouse=True)
+def _send(monkeypatch):
+    """Let packages travel."""
 
     def send(pool, package, broadcast=SequentialPool.broadcast):
         broadcast(pool, pickle.loads(pickle.dumps(package)))
 
     monkeypatch.setattr(SequentialPool, "broadcast", send)
-    one, two = (whole_run(tmp_path / str(num), make, settings, num) for num in (1, 2))
+
+
+def test_a_run_and_its_audit_with_an_fm_over_two_gpus_mix_none_and_send_nothing_of_them(tmp_path):
+    make, settings = RUNS["bert"]
+    whole_run(tmp_path / "run", make, [*settings, *SPREAD], 2)
+    with pretended_cuda(2) as gpus:
+        audit(tmp_path / "run" / "out", num_examples=8)
+    assert gpus.violations == []
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_with_an_fm_over_two_gpus_ends_like_one_on_one(name, tmp_path):
+    make, settings = RUNS[name]
+    one, two = (whole_run(tmp_path / str(num), make, [*settings, *SPREAD], num) for num in (1, 2))
     for name in ("untuned_fm", "fm", "sub_fm"):
         assert two[name] == pytest.approx(one[name], rel=1e-3, abs=0.03), "one example of 40 is 0.025"
     assert two["plug_in"]["distilled_loss"] == pytest.approx(one["plug_in"]["distilled_loss"], rel=1e-2)
