@@ -132,10 +132,13 @@ def check_devices(config: Config) -> None:
     require(enough, "server.devices", server.devices, f"at most {num_gpus}, the GPUs that torch sees here")
 
 
-def spreads_fm(config: Config) -> bool:
-    """Whether the FM is to lie on several of the GPUs that this process sees; on one, or a CPU, it lies as a whole."""
-    on_gpu = accelerator(config.server.accelerator) == "cuda"
-    return config.fm.device_map == "auto" and on_gpu and torch.cuda.device_count() > 1
+def gpus_of_fm(config: Config) -> int:
+    """Return over how many of the GPUs that this process sees the FM is to be spread; 0: it lies as a whole."""
+    if config.fm.device_map == "none" or accelerator(config.server.accelerator) == "cpu":
+        return 0
+    seen, claimed = torch.cuda.device_count(), int(config.server.gpu_claim)
+    num_gpus = min(seen, claimed or seen)
+    return num_gpus if num_gpus > 1 else 0
 
 
 def device_kind(server: ServerConfig) -> str:

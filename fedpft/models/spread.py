@@ -22,28 +22,28 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.on_disk import at
 
 
-def spread_over_gpus(fm: nn.Module) -> str:
-    """Move an FM to the GPUs of this process and return where its layers then lie, in a line.
+def spread_over_gpus(fm: nn.Module, num_gpus: int) -> str:
+    """Move an FM to the first GPUs of this process and return where its layers then lie, in a line.
 
     Raises:
         ConfigError: as :func:`gpu_of_layers`.
 
     """
-    places = gpu_of_layers(fm)
+    places = gpu_of_layers(fm, num_gpus)
     spread(fm, [torch.device("cuda", place) for place in places], torch.device("cuda", 0))
     runs = [(gpu, [layer for layer, _ in run]) for gpu, run in groupby(enumerate(places), key=lambda item: item[1])]
     return ", ".join(f"layers {layers[0]} to {layers[-1]} on GPU {gpu}" for gpu, layers in runs)
 
 
-def gpu_of_layers(fm: nn.Module) -> list[int]:
-    """Return the GPU of each layer of an FM, which may be on the meta device, by what is free on this process' GPUs.
+def gpu_of_layers(fm: nn.Module, num_gpus: int) -> list[int]:
+    """Return the GPU of each layer of an FM, which may be on the meta device, by what is free on each GPU.
 
     Raises:
         ConfigError: together they do not hold its weights.
 
     """
     torch.cuda.empty_cache()
-    room = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+    room = [torch.cuda.mem_get_info(index)[0] for index in range(num_gpus)]
     layers = [_bytes(ffn.layer) for ffn in find_ffns(fm)]
     places = share_out(_bytes(fm) - sum(layers), layers, room)
     if places is None:

@@ -32,7 +32,7 @@ from fedpft.run.tuning import public_data
 from fedpft.run.update_attack import update_attack
 from fedpft.seeding import derive_seed, numpy_rng
 from fedpft.storage.output import AUDIT_FILE, ROUNDS_FILE, write_json
-from fedpft.trainer import Progress, SilentProgress, spreads_fm
+from fedpft.trainer import Progress, SilentProgress, gpus_of_fm
 
 NUM_EXAMPLES = 2000
 """Members and others, each at most."""
@@ -65,10 +65,10 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
     data = load_data(config, progress)
     fm, _ = untuned_fm(run_dir, config, result)
     models = {"fm": tuned_fm(run_dir, config, result)}
-    if spreads_fm(config):
+    if num_gpus := gpus_of_fm(config):
+        progress.stage("spread FM over GPUs")
         for model in (fm, models["fm"]):
-            progress.stage("spread FM over GPUs")
-            spread_over_gpus(model)
+            spread_over_gpus(model, num_gpus)
     if (run_dir / "sub_fm").exists():
         models["sub_fm"] = tuned_sub_fm(run_dir)
         progress.stage("compare the skill of FM and sub-FM")

@@ -60,7 +60,7 @@ from fedpft.storage.whole import written_whole
 from fedpft.tracking.notify import notifying
 from fedpft.tracking.services import check_trackers, make_trackers
 from fedpft.tracking.trackers import Tracker
-from fedpft.trainer import check_devices, set_arithmetic, spreads_fm
+from fedpft.trainer import check_devices, gpus_of_fm, set_arithmetic
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def _run(
     if saved is None:
         guarantee_of(config, data.partition.sizes)  # says what cannot be, before any actor starts
     SecureAggregation.of_run(config, data.partition.sizes)  # the same
-    if spreads_fm(config):
-        gpu_of_layers(architecture(config.fm, data.modality, len(data.label_names), data.kind))  # and this
+    if num_gpus := gpus_of_fm(config):
+        gpu_of_layers(architecture(config.fm, data.modality, len(data.label_names), data.kind), num_gpus)  # and this
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config, observer.note)
     try:

@@ -44,7 +44,7 @@ from fedpft.run.skill import skill_of
 from fedpft.seeding import derive_seed
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
-from fedpft.trainer import spreads_fm
+from fedpft.trainer import gpus_of_fm
 
 LAST = ("fm", "fm_copied", "sub_fm", "metric", "metric_goal", "plug_in", "attack_success")
 """Of the last evaluation, what the result has under the same name; not every run has all."""
@@ -91,9 +91,9 @@ def tune(
     record = saved.extra.get("fm", {}) if saved else {}
     record = {**fm_record(fm), **record}  # before it gets an adapter
     public = public_data(data)
-    if spreads_fm(config):
+    if num_gpus := gpus_of_fm(config):
         observer.stage("spread FM over GPUs")
-        observer.note(f"FM  {spread_over_gpus(fm)}")
+        observer.note(f"FM  {spread_over_gpus(fm, num_gpus)}")
     method = find_method(config.method.name)(fm, public, config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 

@@ -172,6 +172,24 @@ def test_what_the_server_does_on_two_gpus_gives_the_numbers_of_one(family, name)
         torch.testing.assert_close(found, numbers[0], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("places", [(), (0, 0, 1, 1)])
+def test_products_of_weights_are_never_in_half_precision_wherever_layers_lie(places):
+    """Autocast is switched off for the GPU's kind of device."""
+    switched_off, settings = [], LayerAlignConfig(num_steps=1, batch_size=8, product_weight=0.5)
+    with pretended_cuda(2), pytest.MonkeyPatch.context() as patch:
+
+        class Recorded(torch.autocast):
+            def __init__(self, device_type, *args, **kwargs):
+                switched_off.extend([] if kwargs.get("enabled", True) else [device_type])
+                super().__init__(device_type, *args, **kwargs)
+
+        patch.setattr(torch, "autocast", Recorded)
+        work = Work("bert", places)
+        align_layers(work.fm, work.sub_fm(), settings, work.context, layers=(1, 2, 3))
+    assert switched_off
+    assert set(switched_off) == {"cuda"}
+
+
 def whole_run(folder, make, settings, num_gpus):
     """Return the result of a run, and how much the GPUs pickled and refused."""
     folder.mkdir()

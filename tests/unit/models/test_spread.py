@@ -13,7 +13,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
 from fedpft.models.spread import gpu_of_layers, share_out, spread, spread_over_gpus
 from fedpft.models.weights import pack_model
-from fedpft.trainer import server_fabric, spreads_fm
+from fedpft.trainer import gpus_of_fm, server_fabric
 from tests.pretend_cuda import pretended_cuda
 from tests.tiny import FAMILIES, OPT_350M, WITHOUT_CLASSIFIER, tiny_batch, tiny_fm, tiny_lm
 
@@ -169,8 +169,8 @@ def test_an_fm_is_spread_by_what_is_free_and_a_line_says_where_its_layers_lie(mo
     fm = tiny_fm("bert", num_hidden_layers=4)
     with pretended_cuda(2):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ([3 * 2**20, 2**20][index], 2**30))
-        assert gpu_of_layers(fm) == [0, 0, 0, 1]
-        assert spread_over_gpus(fm) == "layers 0 to 2 on GPU 0, layers 3 to 3 on GPU 1"
+        assert gpu_of_layers(fm, 2) == [0, 0, 0, 1]
+        assert spread_over_gpus(fm, 2) == "layers 0 to 2 on GPU 0, layers 3 to 3 on GPU 1"
         assert devices(fm)[0] == [{GPUS[0]}] * 3 + [{GPUS[1]}]
 
 
@@ -179,7 +179,7 @@ def test_an_fm_that_all_gpus_together_do_not_hold_is_refused_in_a_line(monkeypat
     with pretended_cuda(2):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000, 2**30))
         with pytest.raises(ConfigError, match=r"^fm.device_map: found auto, .* 1e-06 \+ 1e-06 GB free, allowed: .*$"):
-            gpu_of_layers(fm)
+            gpu_of_layers(fm, 2)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,16 @@ def test_a_claim_of_whole_gpus_can_be_combined_with_actors_that_have_theirs():
     Config(fm=FMConfig(device_map="auto"), server=ServerConfig(num_gpus=4), pool=PoolConfig(gpus_per_actor=0.5))
 
 
-def test_an_fm_is_spread_where_that_is_asked_for_and_there_are_several_gpus():
-    asked, plain = Config(fm=FMConfig(device_map="auto")), Config()
-    assert not spreads_fm(asked), "there is none"
-    with pretended_cuda(1):
-        assert not spreads_fm(asked)
-    with pretended_cuda(2):
-        assert spreads_fm(asked)
-        assert not spreads_fm(plain)
+@pytest.mark.parametrize(
+    ("seen", "claimed", "expected"),
+    [(1, "auto", 0), (2, "auto", 2), (3, 0, 3), (3, 2, 2), (3, 1, 0), (2, 4, 2)],
+)
+def test_an_fm_is_spread_over_the_gpus_that_are_claimed_or_all_that_are_seen(seen, claimed, expected):
+    server = ServerConfig(num_gpus=claimed)
+    with pretended_cuda(seen):
+        assert gpus_of_fm(Config(fm=FMConfig(device_map="auto"), server=server)) == expected
+        assert gpus_of_fm(Config(server=server)) == 0
+
+
+def test_without_a_gpu_an_fm_stays_whole():
+    assert gpus_of_fm(Config(fm=FMConfig(device_map="auto"))) == 0
