@@ -10,7 +10,6 @@ and what is cut, adapted or run layer by layer stays right. (Accelerate's dispat
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,9 @@ def spread_over_gpus(fm: nn.Module, num_gpus: int) -> str:
     """
     places = gpu_of_layers(fm, num_gpus)
     spread(fm, [torch.device("cuda", place) for place in places], torch.device("cuda", 0))
-    runs = [(gpu, [layer for layer, _ in run]) for gpu, run in groupby(enumerate(places), key=lambda item: item[1])]
-    return ", ".join(f"layers {layers[0]} to {layers[-1]} on GPU {gpu}" for gpu, layers in runs)
+    layers_of = [[layer for layer, place in enumerate(places) if place == gpu] for gpu in range(num_gpus)]
+    parts = [f"layers {layers[0]} to {layers[-1]} on GPU {gpu}" for gpu, layers in enumerate(layers_of) if layers]
+    return f"{', '.join(parts)}, all else on GPU 0"
 
 
 def gpu_of_layers(fm: nn.Module, num_gpus: int) -> list[int]:

@@ -170,7 +170,7 @@ def test_an_fm_is_spread_by_what_is_free_and_a_line_says_where_its_layers_lie(mo
     with pretended_cuda(2):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ([3 * 2**20, 2**20][index], 2**30))
         assert gpu_of_layers(fm, 2) == [0, 0, 0, 1]
-        assert spread_over_gpus(fm, 2) == "layers 0 to 2 on GPU 0, layers 3 to 3 on GPU 1"
+        assert spread_over_gpus(fm, 2) == "layers 0 to 2 on GPU 0, layers 3 to 3 on GPU 1, all else on GPU 0"
         assert devices(fm)[0] == [{GPUS[0]}] * 3 + [{GPUS[1]}]
 
 
