@@ -14,6 +14,7 @@ from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.align.public_counts import count_on_public
 from fedpft.config import (
     AdapterAlignConfig,
+    ConfigError,
     LayerAlignConfig,
     LoraConfig,
     NeuronAlignConfig,
@@ -33,6 +34,7 @@ from fedpft.models.digest import backbone_digest
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
 from fedpft.models.spread import spread
+from fedpft.run import pipeline
 from fedpft.run.audit import audit
 from fedpft.run.pipeline import run
 from tests.integration.test_devices import AUTO
@@ -224,6 +226,17 @@ def test_a_run_and_its_audit_with_an_fm_over_two_gpus_mix_none_and_send_nothing_
     with pretended_cuda(2) as gpus:
         audit(tmp_path / "run" / "out", num_examples=8)
     assert gpus.violations == []
+
+
+def test_an_fm_that_its_gpus_do_not_hold_is_refused_before_an_actor_starts(tmp_path, monkeypatch):
+    config = load_config(None, [*tiny_text_run(tmp_path), *AUTO, "fm.device_map=auto"])
+    monkeypatch.setattr(pipeline, "make_pool", lambda *_: pytest.fail("a pool was made"))
+    with (
+        pretended_cuda(2),
+        pytest.raises(ConfigError, match=r"^fm.device_map: found auto, for .* GB of weights on GPUs"),
+    ):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000, 2**30))
+        run(config)
 
 
 @pytest.mark.cluster
