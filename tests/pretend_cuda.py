@@ -13,7 +13,7 @@ torch would, and is noted, because a pool's retries swallow an exception. Attrib
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -291,12 +291,12 @@ class _Autocast(torch.autocast):
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
 
-def _cuda_functions(gpu: PretendedCuda) -> dict[str, Any]:
+def _cuda_functions(gpu: PretendedCuda, free: Sequence[int]) -> dict[str, Any]:
     constants = {
         "is_available": True, "is_initialized": True, "device_count": len(gpu.gpus), "current_device": 0,
         "get_device_name": "Pretended", "get_device_capability": (8, 0), "is_bf16_supported": True,
         "memory_reserved": 0, "memory_allocated": 0,
-        "max_memory_reserved": 0, "max_memory_allocated": 0, "mem_get_info": (80 * 2**30, 80 * 2**30),
+        "max_memory_reserved": 0, "max_memory_allocated": 0,
         "empty_cache": None, "reset_peak_memory_stats": None, "set_device": None, "manual_seed_all": None,
         "manual_seed": None, "set_rng_state": None, "is_current_stream_capturing": False, "init": None,
     }  # fmt: skip
@@ -304,13 +304,15 @@ def _cuda_functions(gpu: PretendedCuda) -> dict[str, Any]:
     return patched | {
         "get_rng_state": lambda *_: torch.empty(16, dtype=torch.uint8),
         "synchronize": lambda *_: gpu.wait(),
+        "mem_get_info": lambda index=0: (free[torch.device("cuda", index).index], 80 * 2**30),
     }
 
 
 @contextmanager
-def pretended_cuda(num_gpus: int = 1) -> Iterator[PretendedCuda]:
-    """Pretend that this process has GPUs."""
+def pretended_cuda(num_gpus: int = 1, free: Sequence[int] | None = None) -> Iterator[PretendedCuda]:
+    """Pretend that this process has GPUs, with so many bytes free on each; None: 80 GiB."""
     gpu = PretendedCuda(num_gpus)
+    free = free or [80 * 2**30] * num_gpus
     enabled, group = torch.is_autocast_enabled, clip_grad._group_tensors_by_device_and_dtype
 
     def is_autocast_enabled(*device: str) -> bool:
@@ -336,7 +338,7 @@ def pretended_cuda(num_gpus: int = 1) -> Iterator[PretendedCuda]:
         stack.enter_context(mock.patch.object(Tensor, "_reduce_ex_internal", reduce_counted))
         for module in (clip_grad, optimizer):
             stack.enter_context(mock.patch.object(module, "_group_tensors_by_device_and_dtype", grouped))
-        stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu)))
+        stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu, free)))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))

@@ -231,11 +231,8 @@ def test_a_run_and_its_audit_with_an_fm_over_two_gpus_mix_none_and_send_nothing_
 def test_an_fm_that_its_gpus_do_not_hold_is_refused_before_an_actor_starts(tmp_path, monkeypatch):
     config = load_config(None, [*tiny_text_run(tmp_path), *AUTO, "fm.device_map=auto"])
     monkeypatch.setattr(pipeline, "make_pool", lambda *_: pytest.fail("a pool was made"))
-    with (
-        pretended_cuda(2),
-        pytest.raises(ConfigError, match=r"^fm.device_map: found auto, for .* GB of weights on GPUs"),
-    ):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000, 2**30))
+    line = r"^fm.device_map: found auto, for .* GB of weights on GPUs"
+    with pretended_cuda(2, free=[1000, 1000]), pytest.raises(ConfigError, match=line):
         run(config)
 
 

@@ -165,21 +165,19 @@ def test_layers_are_shared_out_in_order_to_the_same_part_of_every_gpu(rest, laye
     assert share_out(rest, layers, room) == expected
 
 
-def test_an_fm_is_spread_by_what_is_free_and_a_line_says_where_its_layers_lie(monkeypatch):
+def test_an_fm_is_spread_by_what_is_free_and_a_line_says_where_its_layers_lie():
     fm = tiny_fm("bert", num_hidden_layers=4)
-    with pretended_cuda(2):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ([3 * 2**20, 2**20][index], 2**30))
+    with pretended_cuda(2, free=[3 * 2**20, 2**20]):
         assert gpu_of_layers(fm, 2) == [0, 0, 0, 1]
         assert spread_over_gpus(fm, 2) == "layers 0 to 2 on GPU 0, layers 3 to 3 on GPU 1, all else on GPU 0"
         assert devices(fm)[0] == [{GPUS[0]}] * 3 + [{GPUS[1]}]
 
 
-def test_an_fm_that_all_gpus_together_do_not_hold_is_refused_in_a_line(monkeypatch):
+def test_an_fm_that_all_gpus_together_do_not_hold_is_refused_in_a_line():
     fm = tiny_fm("bert").to("meta")
-    with pretended_cuda(2):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000, 2**30))
-        with pytest.raises(ConfigError, match=r"^fm.device_map: found auto, .* 1e-06 \+ 1e-06 GB free, allowed: .*$"):
-            gpu_of_layers(fm, 2)
+    line = r"^fm.device_map: found auto, .* 1e-06 \+ 1e-06 GB free, allowed: .*$"
+    with pretended_cuda(2, free=[1000, 1000]), pytest.raises(ConfigError, match=line):
+        gpu_of_layers(fm, 2)
 
 
 @pytest.mark.parametrize(
