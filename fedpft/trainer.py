@@ -11,9 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import nn
 
 from fedpft.config import Config, ServerConfig
 from fedpft.config.checks import require
+from fedpft.devices import is_spread
 
 
 class Progress(Protocol):
@@ -69,10 +71,13 @@ def be_deterministic(yes: bool) -> None:
 
 
 def server_fabric(server: ServerConfig, *, mixed: bool = False) -> L.Fabric:
-    """Return what moves models and batches to the server's first device, `mixed` with `server.precision`."""
+    """Return what moves models and batches to the server's first device, `mixed` with `server.precision`.
+
+    A model that lies on several GPUs is not moved: it starts on the first.
+    """
     hush_lightning()
     precision = server.precision if mixed else "32-true"
-    return L.Fabric(accelerator=accelerator(server.accelerator), devices=1, precision=precision)
+    return _StayingFabric(accelerator=accelerator(server.accelerator), devices=1, precision=precision)
 
 
 def make_trainer(
@@ -127,6 +132,15 @@ def check_devices(config: Config) -> None:
     require(enough, "server.devices", server.devices, f"at most {num_gpus}, the GPUs that torch sees here")
 
 
+def gpus_of_fm(config: Config) -> int:
+    """Return over how many of the GPUs that this process sees the FM is to be spread; 0: it lies as a whole."""
+    if config.fm.device_map == "none" or accelerator(config.server.accelerator) == "cpu":
+        return 0
+    seen, claimed = torch.cuda.device_count(), int(config.server.gpu_claim)
+    num_gpus = min(seen, claimed or seen)
+    return num_gpus if num_gpus > 1 else 0
+
+
 def device_kind(server: ServerConfig) -> str:
     """Return the kind of device that the server works on; equal work on equal kinds gives equal bits."""
     device = server_fabric(server).device
@@ -142,8 +156,22 @@ def hush_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
 
 
+class _StayingFabric(L.Fabric):
+    """Leaves a model alone that lies on several GPUs."""
+
+    def to_device(self, obj: Any) -> Any:
+        """Move a model or a batch to the device."""
+        return obj if isinstance(obj, nn.Module) and is_spread(obj) else super().to_device(obj)
+
+
 class _StayingStrategy(SingleDeviceStrategy):
     """Leaves the module where it was trained: the same models are trained there again, and evaluated."""
+
+    def model_to_device(self) -> None:
+        """Leave a model alone that lies on several GPUs; its batches go to the first."""
+        assert self.model is not None
+        if not is_spread(self.model):
+            super().model_to_device()
 
     def teardown(self) -> None:
         """Give back all but the module's own memory."""

@@ -1,19 +1,19 @@
-"""A GPU that is not there: real values on the CPU, and a tag on each storage that is pretended to be on `cuda:0`.
+"""GPUs that are not there: real values on the CPU, and a tag on each storage that is pretended to be on `cuda:k`.
 
-    with pretended_cuda() as gpu:
+    with pretended_cuda() as gpu:          # one, or pretended_cuda(2)
         ...                                # torch.cuda.is_available(); .to("cuda"), device="cuda" and autocast work
     assert not gpu.violations              # operations that mixed devices, and what else a GPU would refuse
     gpu.syncs, gpu.uploads                 # where the CPU waited for the GPU; copies to it
 
-An operation (`TorchDispatchMode`, so in backward and in optimisers too) whose tensors lie on both devices raises as
+An operation (`TorchDispatchMode`, so in backward and in optimisers too) whose tensors lie on several devices raises as
 torch would, and is noted, because a pool's retries swallow an exception. Attributes, moves and factories are a
-`TorchFunctionMode`'s. Both belong to the thread that entered. Not seen: gradients that cross devices by themselves,
-kernels that read memory past torch, streams, and how long anything takes.
+`TorchFunctionMode`'s. Both belong to the thread that entered. Not seen: gradients that cross devices by themselves
+(those of a move go back with it), kernels that read memory past torch, streams, and how long anything takes.
 """
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import clip_grad
+from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 _aten = torch.ops.aten
 _COPIES = {_aten.copy_.default, _aten._to_copy.default}
-"""May have tensors on both devices."""
+"""May have tensors on several devices."""
 _INDEXING = {_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default, _aten._index_put_impl_.default}
 """May have indices on the CPU; those of truth values make the CPU wait for their number."""
 _WAITING = {
@@ -41,9 +42,10 @@ _WAITING = {
 
 
 class PretendedCuda:
-    """What lies on the pretended GPU, and what was done wrong with it."""
+    """What lies on the pretended GPUs, and what was done wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_gpus: int = 1) -> None:
+        self.gpus = [torch.device("cuda", index) for index in range(num_gpus)]
         self.violations: list[str] = []
         self.syncs: Counter[str] = Counter()
         """By the line of the code that is nearest to them, outside of libraries."""
@@ -52,19 +54,48 @@ class PretendedCuda:
         """Tensors of the GPU that were pickled."""
         self.forced: torch.device | None = None
         """Where the tensors lie that the running operation makes; None: where its inputs do."""
-        self._tags: dict[int, StorageWeakRef] = {}  # while a weak reference lives, its address is nobody else's
+        self._tags: dict[int, tuple[StorageWeakRef, torch.device]] = {}
+        """While a weak reference lives, its address is nobody else's."""
+
+    def place(self, tensor: Any) -> torch.device:
+        """Return the device on which a tensor is pretended to lie."""
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            return CPU
+        tag = self._tags.get(tensor.untyped_storage()._cdata)
+        return CPU if tag is None else tag[1]
 
     def holds(self, tensor: Any) -> bool:
-        """Whether a tensor lies on the pretended GPU."""
-        return isinstance(tensor, Tensor) and not tensor.is_meta and tensor.untyped_storage()._cdata in self._tags
+        """Whether a tensor lies on a pretended GPU."""
+        return self.place(tensor) != CPU
 
-    def tag(self, tensor: Any) -> None:
-        """Let a tensor's storage lie on the pretended GPU."""
-        if isinstance(tensor, Tensor) and not tensor.is_meta:
+    def device(self, named: Any) -> torch.device:
+        """Return the device that is meant: `cuda` is the first GPU."""
+        device = torch.device(named)
+        return device if device.type != "cuda" else self.gpus[device.index or 0]
+
+    def tag(self, tensor: Any, device: torch.device) -> None:
+        """Let a tensor's storage lie on a device."""
+        if isinstance(tensor, Tensor) and not tensor.is_meta and device != CPU:
             storage = tensor.untyped_storage()
-            self._tags.setdefault(storage._cdata, StorageWeakRef(storage))
+            self._tags.setdefault(storage._cdata, (StorageWeakRef(storage), device))
         if len(self._tags) % 1000 == 999:
-            self._tags = {key: reference for key, reference in self._tags.items() if not reference.expired()}
+            self._tags = {key: tag for key, tag in self._tags.items() if not tag[0].expired()}
+
+    def moved(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Return a copy of a tensor on another device; its gradient comes back from there."""
+        return _Move.apply(tensor, device, self)
+
+    def copied(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Return such a copy without a way back."""
+        if device == CPU:
+            self.wait()
+        elif self.place(tensor) == CPU:
+            self.uploads += 1
+        before, self.forced = self.forced, device
+        try:
+            return tensor.clone(memory_format=torch.preserve_format)
+        finally:
+            self.forced = before
 
     def refuse(self, what: str, error: type[Exception] = RuntimeError) -> None:
         """Note a violation and raise it."""
@@ -86,6 +117,20 @@ def _line() -> str:
     return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
 
 
+class _Move(torch.autograd.Function):
+    """A move between devices, for which autograd knows the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, device: torch.device, gpu: PretendedCuda) -> Tensor:
+        ctx.back = gpu, gpu.place(tensor)
+        return gpu.copied(tensor, device)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        gpu, device = ctx.back
+        return gpu.copied(gradient, device), None, None
+
+
 class _Operations(TorchDispatchMode):
     """Refuses what mixes devices, and lets results lie where their inputs do."""
 
@@ -96,33 +141,34 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         gpu, kwargs = self._gpu, kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        there = [gpu.holds(tensor) for tensor in tensors]
-        if any(there):
-            self._check(func, tensors, there)
+        places = [gpu.place(tensor) for tensor in tensors]
+        where = next((place for place in places if place != CPU), CPU)
+        if where != CPU:
+            self._check(func, tensors, places, where)
         result = func(*args, **kwargs)
-        onto_gpu = any(there) if gpu.forced is None else gpu.forced == CUDA
-        if onto_gpu and func is not _aten.copy_.default:
+        made_on = where if gpu.forced is None else gpu.forced
+        if made_on != CPU and func is not _aten.copy_.default:
             known = {tensor.untyped_storage()._cdata for tensor in tensors if not tensor.is_meta}
             for made in tree_leaves(result):
                 if isinstance(made, Tensor) and not made.is_meta and made.untyped_storage()._cdata not in known:
-                    gpu.tag(made)
+                    gpu.tag(made, made_on)
         return result
 
-    def _check(self, func: Any, tensors: list[Tensor], there: list[bool]) -> None:
+    def _check(self, func: Any, tensors: list[Tensor], places: list[torch.device], where: torch.device) -> None:
         gpu = self._gpu
         if func in _COPIES:
-            if func is _aten.copy_.default and there[0] != there[1]:
-                if there[1]:
+            if func is _aten.copy_.default and places[0] != places[1]:
+                if places[0] == CPU:
                     gpu.wait()
-                else:
+                elif places[1] == CPU:
                     gpu.uploads += 1
             return
         indices = slice(1, None) if func in _INDEXING else slice(0)
-        for number, (tensor, is_there) in enumerate(zip(tensors, there, strict=True)):
+        for number, (tensor, place) in enumerate(zip(tensors, places, strict=True)):
             is_index = number in range(*indices.indices(len(tensors))) and tensor.dtype in (torch.int64, torch.bool)
-            if not is_there and tensor.dim() and not tensor.is_meta and not (is_index and there[0]):
-                where = ["cuda" if on_gpu else "cpu" for on_gpu in there]
-                gpu.refuse(f"{func} with tensors on {', '.join(where)}")
+            may_differ = place == CPU and (not tensor.dim() or (is_index and places[0] != CPU))
+            if place != where and not tensor.is_meta and not may_differ:
+                gpu.refuse(f"{func} with tensors on {', '.join(map(str, places))}")
         of_truths = func in _INDEXING and any(tensor.dtype is torch.bool for tensor in tensors[1:])
         if func in _WAITING or of_truths:
             gpu.wait()
@@ -137,24 +183,24 @@ class _Attributes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         gpu, kwargs = self._gpu, dict(kwargs or {})
+        kwargs.pop("pin_memory", None)
         handler = _HANDLERS.get(func)
         if handler is not None and args and isinstance(args[0], Tensor) and not args[0].is_meta:
             return handler(self, func, args, kwargs)
         if kwargs.get("device") is None or torch.device(kwargs["device"]).type == "meta":
             return func(*args, **kwargs)
-        device = torch.device(kwargs["device"])
-        before, gpu.forced = gpu.forced, CUDA if device.type == "cuda" else CPU
+        device = gpu.device(kwargs["device"])
+        before, gpu.forced = gpu.forced, device
         kwargs["device"] = CPU
         try:
             result = func(*args, **kwargs)
         finally:
             gpu.forced = before
-        if device.type == "cuda":
-            gpu.tag(result)  # of what is made past the dispatcher, such as `torch.tensor`
+        gpu.tag(result, device)  # of what is made past the dispatcher, such as `torch.tensor`
         return result
 
     def place(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return CUDA if self._gpu.holds(args[0]) else func(*args, **kwargs)
+        return self._gpu.place(args[0]) if self._gpu.holds(args[0]) else func(*args, **kwargs)
 
     def is_cuda(self, func: Any, args: Any, kwargs: Any) -> bool:
         return self._gpu.holds(args[0])
@@ -166,36 +212,25 @@ class _Attributes(TorchFunctionMode):
         tensor, *rest = args
         copy = kwargs.pop("copy", False)
         if rest and isinstance(rest[0], Tensor):
-            rest[0:1] = [CUDA if self._gpu.holds(rest[0]) else rest[0].device, rest[0].dtype]
+            rest[0:1] = [self._gpu.place(rest[0]), rest[0].dtype]
         device, dtype, *_ = torch._C._nn._parse_to(*rest, **kwargs)
         if device is not None and device.type == "meta":
             return func(*args, **kwargs)
-        onto_gpu = self._gpu.holds(tensor) if device is None else device.type == "cuda"
-        if onto_gpu != self._gpu.holds(tensor):
-            tensor, copy = self._moved(tensor, onto_gpu), False
+        before = self._gpu.place(tensor)
+        after = before if device is None else self._gpu.device(device)
+        if after != before:
+            tensor, copy = self._gpu.moved(tensor, after), False
         return tensor.to(dtype=dtype or tensor.dtype, copy=copy)
 
     def cpu(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        return self._moved(args[0], onto_gpu=False) if self._gpu.holds(args[0]) else args[0]
+        return self._gpu.moved(args[0], CPU) if self._gpu.holds(args[0]) else args[0]
 
     def cuda(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        return args[0] if self._gpu.holds(args[0]) else self._moved(args[0], onto_gpu=True)
-
-    def _moved(self, tensor: Tensor, onto_gpu: bool) -> Tensor:
-        gpu = self._gpu
-        if onto_gpu:
-            gpu.uploads += 1
-        else:
-            gpu.wait()
-        before, gpu.forced = gpu.forced, CUDA if onto_gpu else CPU
-        try:
-            return tensor.clone(memory_format=torch.preserve_format)
-        finally:
-            gpu.forced = before
+        return args[0] if self._gpu.holds(args[0]) else self._gpu.moved(args[0], CUDA)
 
     def numpy(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self._gpu.holds(args[0]):
-            self._gpu.refuse("can't convert cuda:0 device type tensor to numpy", TypeError)
+            self._gpu.refuse(f"can't convert {self._gpu.place(args[0])} device type tensor to numpy", TypeError)
         return func(*args, **kwargs)
 
     def tolist(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -204,24 +239,20 @@ class _Attributes(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def set_grad(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if args[1] is not None and self._gpu.holds(args[0]) != self._gpu.holds(args[1]):
+        if args[1] is not None and self._gpu.place(args[0]) != self._gpu.place(args[1]):
             self._gpu.refuse("assigned grad has data located on a different device")
         return func(*args, **kwargs)
 
     def deepcopy(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        if self._gpu.holds(args[0]):
-            self._gpu.tag(result)  # storages are copied past the dispatcher
+        self._gpu.tag(result, self._gpu.place(args[0]))  # storages are copied past the dispatcher
         return result
 
     def new_tensor(self, func: Any, args: Any, kwargs: Any) -> Any:
-        on_gpu = (
-            self._gpu.holds(args[0]) if "device" not in kwargs else torch.device(kwargs.pop("device")).type == "cuda"
-        )
+        device = self._gpu.device(kwargs.pop("device")) if "device" in kwargs else self._gpu.place(args[0])
         result = func(*args, **kwargs)
-        if on_gpu:
-            self._gpu.uploads += 1
-            self._gpu.tag(result)
+        self._gpu.uploads += device != CPU
+        self._gpu.tag(result, device)
         return result
 
     def backward(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -260,12 +291,12 @@ class _Autocast(torch.autocast):
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
 
-def _cuda_functions(gpu: PretendedCuda) -> dict[str, Any]:
+def _cuda_functions(gpu: PretendedCuda, free: Sequence[int]) -> dict[str, Any]:
     constants = {
-        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
+        "is_available": True, "is_initialized": True, "device_count": len(gpu.gpus), "current_device": 0,
         "get_device_name": "Pretended", "get_device_capability": (8, 0), "is_bf16_supported": True,
         "memory_reserved": 0, "memory_allocated": 0,
-        "max_memory_reserved": 0, "max_memory_allocated": 0, "mem_get_info": (80 * 2**30, 80 * 2**30),
+        "max_memory_reserved": 0, "max_memory_allocated": 0,
         "empty_cache": None, "reset_peak_memory_stats": None, "set_device": None, "manual_seed_all": None,
         "manual_seed": None, "set_rng_state": None, "is_current_stream_capturing": False, "init": None,
     }  # fmt: skip
@@ -273,23 +304,29 @@ def _cuda_functions(gpu: PretendedCuda) -> dict[str, Any]:
     return patched | {
         "get_rng_state": lambda *_: torch.empty(16, dtype=torch.uint8),
         "synchronize": lambda *_: gpu.wait(),
+        "mem_get_info": lambda index=0: (free[torch.device("cuda", index).index], 80 * 2**30),
     }
 
 
 @contextmanager
-def pretended_cuda() -> Iterator[PretendedCuda]:
-    """Pretend that this process has a GPU."""
-    gpu = PretendedCuda()
+def pretended_cuda(num_gpus: int = 1, free: Sequence[int] | None = None) -> Iterator[PretendedCuda]:
+    """Pretend that this process has GPUs, with so many bytes free on each; None: 80 GiB."""
+    gpu = PretendedCuda(num_gpus)
+    free = free or [80 * 2**30] * num_gpus
     enabled, group = torch.is_autocast_enabled, clip_grad._group_tensors_by_device_and_dtype
 
     def is_autocast_enabled(*device: str) -> bool:
         return enabled("cpu")
 
-    def grouped(lists: Any) -> Any:
-        return {
-            (CUDA if gpu.holds(tensors[0][0]) else device, dtype): (tensors, places)
-            for (device, dtype), (tensors, places) in group(lists).items()
-        }
+    def grouped(lists: Any, with_indices: bool = False) -> Any:
+        found: dict[Any, Any] = {}
+        for (_, dtype), (tensors, indices) in group(lists, True).items():
+            for row, index in enumerate(indices):
+                columns, rows = found.setdefault((gpu.place(tensors[0][row]), dtype), ([[] for _ in tensors], []))
+                rows.append(index)
+                for column, values in zip(columns, tensors, strict=True):
+                    column += values[row : row + 1]  # some lists are empty
+        return found
 
     reduce = Tensor._reduce_ex_internal
 
@@ -299,8 +336,9 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(Tensor, "_reduce_ex_internal", reduce_counted))
-        stack.enter_context(mock.patch.object(clip_grad, "_group_tensors_by_device_and_dtype", grouped))
-        stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu)))
+        for module in (clip_grad, optimizer):
+            stack.enter_context(mock.patch.object(module, "_group_tensors_by_device_and_dtype", grouped))
+        stack.enter_context(mock.patch.multiple(torch.cuda, **_cuda_functions(gpu, free)))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))

@@ -90,14 +90,13 @@ class _Walk:
     sub_hidden: Tensor
     held_out: bool
 
-    @property
-    def states(self) -> tuple[Tensor, Tensor]:
-        """The hidden states of FM and sub-FM, (B, T, H), where they are computed on."""
-        return at(self.rows.device, (self.fm_hidden, self.sub_hidden))
+    def states(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the hidden states of FM and sub-FM, (B, T, H)."""
+        return at(device, (self.fm_hidden, self.sub_hidden))
 
     def loss(self) -> Tensor:
         """Return L1 between the two."""
-        return hidden_state_loss(*(at_tokens(state, self.rows).float() for state in self.states))
+        return hidden_state_loss(*(at_tokens(state, self.rows).float() for state in self.states(self.rows.device)))
 
 
 @torch.no_grad()
@@ -178,7 +177,7 @@ def _refit_layer(fm_ffn: FFN, ffn: FFN, walks: Sequence[_Walk], free: Tensor, *,
         if with_norm:
             _fit_norm(ffn.closing_norm, walks)
         for walk in walks:
-            walk.sub_hidden = on_disk(ffn.closing_norm(walk.states[1]))
+            walk.sub_hidden = on_disk(ffn.closing_norm(walk.states(device)[1]))
     return float(torch.stack(losses).mean())
 
 
@@ -222,7 +221,7 @@ def _fit_norm(norm: nn.Module, walks: Sequence[_Walk]) -> None:
     for walk in walks:
         if walk.held_out:
             continue
-        y, inputs = (at_tokens(state, walk.rows).double() for state in walk.states)
+        y, inputs = (at_tokens(state, walk.rows).double() for state in walk.states(weight.device))
         x = nn.functional.layer_norm(inputs, weight.shape, eps=norm.eps)  # type: ignore[arg-type]
         sums += torch.stack([x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)])
         count += len(x)

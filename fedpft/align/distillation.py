@@ -92,7 +92,7 @@ class Distillation(L.LightningModule, ABC):
         if (mask := batch.get("attention_mask")) is not None:
             rows = real_tokens(mask)
             pairs = [(at_tokens(target, rows), at_tokens(found, rows)) for target, found in pairs]
-        return [(target.float(), found.float()) for target, found in pairs]
+        return [(target.float().to(found.device), found.float()) for target, found in pairs]
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """AdamW, decay on matrices only; linear warm-up and decay over optimiser steps."""

@@ -3,6 +3,9 @@
 Whatever depends on the number of real tokens makes the CPU wait for a GPU: `real_tokens` does so once for all layers.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 
@@ -26,8 +29,13 @@ def real_tokens(attention_mask: Tensor) -> Tensor:
 
 
 def at_tokens(hidden: Tensor, rows: Tensor) -> Tensor:
-    """Return the chosen tokens' states, (tokens, H) of (B, T, H)."""
-    return hidden.flatten(0, -2).index_select(0, rows)
+    """Return the chosen tokens' states, (tokens, H) of (B, T, H), on their device."""
+    return hidden.flatten(0, -2).index_select(0, rows.to(hidden.device))
+
+
+def mean_loss(losses: Sequence[Tensor]) -> Tensor:
+    """Return the mean of scalars, of layers that may lie on several devices, on the first one's."""
+    return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
 
 
 def weight_product(up: Tensor, down: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpft.align.distillation import Distillation
-from fedpft.align.losses import hidden_state_loss, weight_product, weight_product_loss
+from fedpft.align.losses import hidden_state_loss, mean_loss, weight_product, weight_product_loss
 from fedpft.models.ffn import FFN, find_ffns
 
 
@@ -69,7 +69,7 @@ class AlignmentModule(Distillation):
         teacher, student = ([ffn.layer for ffn in ffns] for ffns in (self._teacher_ffns, self._student_ffns))
         hidden = [hidden_state_loss(*outputs) for outputs in self.hidden_states(batch, teacher, student)]
         product = hidden[0].new_zeros(()) if self.product_weight == 0 else self._product_term()
-        mean_hidden = torch.stack(hidden).mean()
+        mean_hidden = mean_loss(hidden)
         return AlignmentLoss(total=mean_hidden + self.product_weight * product, hidden=mean_hidden, product=product)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
@@ -90,10 +90,10 @@ class AlignmentModule(Distillation):
         return self
 
     def _product_term(self) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):  # squares of small weights vanish in half precision
+        device = "cuda" if self._student_ffns[0].down_weight.is_cuda else "cpu"
+        with torch.autocast(device, enabled=False):  # squares of small weights vanish in half precision
             students = [_product(ffn) for ffn in self._student_ffns]
-            losses = map(weight_product_loss, self._teacher_products(), students)
-            return torch.stack(list(losses)).mean()
+            return mean_loss(list(map(weight_product_loss, self._teacher_products(), students)))
 
     @torch.no_grad()
     def _teacher_products(self) -> list[Tensor]:
@@ -109,7 +109,7 @@ class AlignmentModule(Distillation):
                 shape = [1] * parameter.ndim
                 shape[axis] = parameter.shape[axis]
                 everywhere = neurons.repeat(shape[axis] // len(neurons))
-                masks.append((parameter, everywhere.view(shape).to(parameter.dtype)))
+                masks.append((parameter, everywhere.view(shape).to(parameter)))
         return masks
 
 

@@ -31,6 +31,11 @@ class FMConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the frozen weights: on the server, when they are sent, and on the clients. `bfloat16` takes half the
     memory and traffic. LoRA, the head, optimisers, regressions and losses are float32 or wider in either case."""
+    device_map: Literal["none", "auto"] = "none"
+    """Where the server has the FM. `none` puts it as a whole on the first GPU, or on the CPU. `auto` is for an FM that
+    one GPU cannot hold: it spreads the layers, in their order, over all GPUs that the server sees or claims
+    (`server.num_gpus`), by what is free on each. The sub-FM then lies beside the FM, layer by layer; clients get it as
+    ever. Only GPUs count: nothing is offloaded to RAM or disk. With one GPU, or none, `auto` is `none`."""
     max_length: int = 128
     """Longest text in tokens, including special tokens. Longer texts are cut."""
     config: dict[str, Any] = field(default_factory=dict)

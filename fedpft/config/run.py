@@ -175,6 +175,8 @@ class Config:
         for key, align in self.distillations().items():
             allowed = f"a divisor of {key}.batch_size = {align.batch_size}, as all share every batch"
             require(align.batch_size % devices == 0, "server.devices", devices, allowed)
+        if self.fm.device_map == "auto":
+            self._check_spread()
         self._check_precision()
         together, allowed = self.pool.clients_per_batch, "1 with federated.gradient_checkpointing"
         alone = together == 1 or not self.federated.gradient_checkpointing
@@ -207,6 +209,20 @@ class Config:
         """How many numbers a client that trains keeps for each weight, besides value and gradient."""
         of_examples = 2 * self.federated.batch_size if self.privacy.is_of_examples else 0  # value and gradient of each
         return self.federated.num_memory + of_examples
+
+    def _check_spread(self) -> None:
+        server, pool, key = self.server, self.pool, "fm.device_map"
+        allowed = "none with server.accelerator = cpu: it is GPUs over which layers are spread"
+        require(server.accelerator != "cpu", key, "auto", allowed)
+        allowed = (
+            f"none with server.devices = {server.devices}, each of which holds whole models for its part of a batch"
+        )
+        require(server.devices == 1, key, "auto", allowed)
+        allowed = "none with fm.pretrain.num_epochs > 0, which trains the whole FM on one GPU"
+        require(self.fm.pretrain.num_epochs == 0, key, "auto", allowed)
+        shares = server.num_gpus == "auto" and pool.kind == "ray" and pool.gpu_claim > 0
+        allowed = "a whole number with fm.device_map = auto: how many GPUs the FM gets, beside those of the actors"
+        require(not shares and server.gpu_claim == int(server.gpu_claim), "server.num_gpus", server.num_gpus, allowed)
 
     def _check_precision(self) -> None:
         if self.fm.dtype == "float32":

@@ -51,8 +51,7 @@ def activation_scorer(batches: Iterable[Mapping[str, Tensor]]) -> Scorer:
 
     @torch.no_grad()
     def activation(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[Tensor]:
-        device = ffns[0].down_weight.device
-        squares = [torch.zeros(ffn.num_neurons, dtype=torch.float64, device=device) for ffn in ffns]
+        squares = [torch.zeros(ffn.num_neurons, dtype=torch.float64, device=ffn.down_weight.device) for ffn in ffns]
 
         def add(position: int, activations: Tensor) -> None:
             squares[position] += activations.double().square().sum(dim=0)

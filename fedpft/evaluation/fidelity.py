@@ -96,8 +96,8 @@ def measure_fidelity(
         for start in range(0, num_examples, size):
             part = fabric.to_device({name: value[start : start + size] for name, value in batch.items()})
             for layer, (truth, found) in enumerate(zip(*(side.visit(part) for side in sides), strict=True)):
-                errors[layer] += (truth - found).square().sum()
-                energies[layer] += truth.square().sum()
+                errors[layer] += (truth - found).square().sum().to(errors.device)
+                energies[layer] += truth.square().sum().to(errors.device)
             if on_step is not None:
                 on_step(min(start + size, num_examples), num_examples, {})
     ends = zip(errors.tolist(), energies.tolist(), strict=True)
@@ -143,7 +143,7 @@ class _Side:
         mask = batch.get("attention_mask")
         rows = None if mask is None else mask.flatten().nonzero().squeeze(1)
         states = [outputs[position].detach().flatten(0, -2) for position in range(len(self._layers))]
-        return [(state if rows is None else state.index_select(0, rows)).float() for state in states]
+        return [(s if rows is None else s.index_select(0, rows.to(s.device))).float() for s in states]
 
     def gradients(self) -> list[Tensor]:
         """Return each layer's summed gradient as one float64 vector on the CPU (the mean's up to a common factor)."""
@@ -164,7 +164,7 @@ def _lora_tensors(layer: nn.Module) -> list[nn.Parameter]:
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     """Return the tensors as one float64 vector on the CPU; brought there in one piece."""
-    pieces = [tensor.detach().reshape(-1) for tensor in tensors]
+    pieces = [tensor.detach().reshape(-1).to(tensors[0].device) for tensor in tensors]
     return torch.cat(pieces).cpu().double() if pieces else torch.empty(0, dtype=torch.float64)
 
 

@@ -17,6 +17,7 @@ from fedpft.config.unread import is_read
 from fedpft.construct.block_influence import num_kept
 from fedpft.construct.compress import resolve_layers
 from fedpft.construct.layer_drop import choose_layers
+from fedpft.devices import is_spread
 from fedpft.models.digest import backbone_digest
 from fedpft.models.ffn import find_ffns
 from fedpft.storage.output import package_versions
@@ -67,7 +68,7 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
             "matmul_precision": config.server.matmul_precision,
             "deterministic": config.server.deterministic,
             "num_threads": torch.get_num_threads(),
-            **_devices(config),
+            **_devices(config, fm),
             **({} if config.fm.dtype == "float32" else {"fm_dtype": config.fm.dtype}),
         },
         "versions": {name: installed[name] for name in PACKAGES},
@@ -78,9 +79,13 @@ def sub_fm_ingredients(fm: PreTrainedModel, public: PublicData, config: Config) 
     return ingredients
 
 
-def _devices(config: Config) -> dict[str, int]:
-    shared = config.server.devices > 1 and "distill" in config.align.layers.kind
-    return {"devices": config.server.devices} if shared else {}
+def _devices(config: Config, fm: PreTrainedModel) -> dict[str, Any]:
+    """Return what a distillation's bits depend on: every GPU draws a dropout of its own."""
+    if "distill" not in config.align.layers.kind:
+        return {}
+    if is_spread(fm):
+        return {"layers_on": [next(ffn.layer.parameters()).device.index for ffn in find_ffns(fm)]}
+    return {"devices": config.server.devices} if config.server.devices > 1 else {}
 
 
 def _constructor(method: MethodConfig, num_layers: int) -> dict[str, Any]:

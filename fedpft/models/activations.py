@@ -77,7 +77,8 @@ class NeuronWatch:
                 return
             self._visited.add(position)
             activations = args[0].detach().flatten(0, -2)
-            self._visit(position, activations if self._rows is None else activations.index_select(0, self._rows))
+            rows = None if self._rows is None else self._rows.to(activations.device)
+            self._visit(position, activations if rows is None else activations.index_select(0, rows))
 
         return hook
 

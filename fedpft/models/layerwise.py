@@ -83,7 +83,7 @@ def record_calls(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> l
         if alike:
             raise _SeenEnough
 
-    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+    handles = [layer.register_forward_pre_hook(record, with_kwargs=True, prepend=True) for layer in layers]
     try:
         for batch in batches:
             seen.clear()

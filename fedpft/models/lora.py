@@ -21,11 +21,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedpft.config import ConfigError, LoraConfig
+from fedpft.devices import is_spread
 from fedpft.models.ffn import ffn_location
 from fedpft.models.head import head_modules
 from fedpft.models.lora_targets import lora_targets
 from fedpft.models.precision import head_as_backbone, head_in_float32
 from fedpft.models.quantized_linear import without_bitsandbytes
+from fedpft.models.spread import follow_weights
 from fedpft.seeding import isolated_torch_rng
 
 with without_bitsandbytes():
@@ -76,7 +78,10 @@ def attach_lora(
     head_in_float32(model)
     training = model.training
     with isolated_torch_rng(seed), _plain_layers():
-        return get_peft_model(model, peft_config).train(training)  # peft leaves its own dropouts active
+        adapted = get_peft_model(model, peft_config).train(training)  # peft leaves its own dropouts active
+    if is_spread(adapted):
+        follow_weights(adapted)
+    return adapted
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -128,7 +133,8 @@ def head_mask(layout: AdapterLayout) -> np.ndarray:
 @torch.no_grad()
 def get_adapter(model: nn.Module) -> np.ndarray:
     """Return a copy of the adapter as one (P,) float32 vector."""
-    return torch.cat([p.detach().float().reshape(-1) for p in adapter_parameters(model).values()]).cpu().numpy()
+    parts = [parameter.detach().float().reshape(-1) for parameter in adapter_parameters(model).values()]
+    return torch.cat([part.to(parts[0].device) for part in parts]).cpu().numpy()
 
 
 @torch.no_grad()

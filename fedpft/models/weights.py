@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedpft.models.spread import stay
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -74,7 +76,9 @@ def skeleton_of(model: Model) -> Model:
         if isinstance(tensor, Tensor)
     }
     memo |= {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo)  # which takes the memo's tensors instead of copying the real ones
+    skeleton = copy.deepcopy(model, memo)  # which takes the memo's tensors instead of copying the real ones
+    stay(skeleton)
+    return skeleton
 
 
 def unpack_model(packed: PackedModel) -> nn.Module:

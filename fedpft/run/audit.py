@@ -19,6 +19,7 @@ from fedpft.evaluation.example_losses import example_losses
 from fedpft.federated.sampling import draw_attendance
 from fedpft.models.loading import load_sub_fm
 from fedpft.models.lora import AdaptedModel
+from fedpft.models.spread import spread_over_gpus
 from fedpft.privacy.accountant import Event
 from fedpft.privacy.canaries import canary_bound, one_run_bound
 from fedpft.privacy.guarantee import Guarantee, PrivacyState
@@ -31,7 +32,7 @@ from fedpft.run.tuning import public_data
 from fedpft.run.update_attack import update_attack
 from fedpft.seeding import derive_seed, numpy_rng
 from fedpft.storage.output import AUDIT_FILE, ROUNDS_FILE, write_json
-from fedpft.trainer import Progress, SilentProgress
+from fedpft.trainer import Progress, SilentProgress, gpus_of_fm
 
 NUM_EXAMPLES = 2000
 """Members and others, each at most."""
@@ -64,6 +65,10 @@ def audit(run_dir: Path, progress: Progress | None = None, *, num_examples: int 
     data = load_data(config, progress)
     fm, _ = untuned_fm(run_dir, config, result)
     models = {"fm": tuned_fm(run_dir, config, result)}
+    if num_gpus := gpus_of_fm(config):
+        progress.stage("spread FM over GPUs")
+        for model in (fm, models["fm"]):
+            spread_over_gpus(model, num_gpus)
     if (run_dir / "sub_fm").exists():
         models["sub_fm"] = tuned_sub_fm(run_dir)
         progress.stage("compare the skill of FM and sub-FM")

@@ -26,9 +26,11 @@ from fedpft.federated.observer import Forwarding, RunObserver, SilentObserver
 from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
 from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.metrics.table import METRICS
+from fedpft.models.loading import architecture
 from fedpft.models.lora import save_adapter, without_adapter
 from fedpft.models.origin import origin_of
 from fedpft.models.quantized_linear import quantizer
+from fedpft.models.spread import gpu_of_layers
 from fedpft.privacy.table import guarantee_of
 from fedpft.report.curves import Curves
 from fedpft.report.page import write_page
@@ -59,7 +61,7 @@ from fedpft.storage.whole import written_whole
 from fedpft.tracking.notify import notifying
 from fedpft.tracking.services import check_trackers, make_trackers
 from fedpft.tracking.trackers import Tracker
-from fedpft.trainer import check_devices, set_arithmetic
+from fedpft.trainer import check_devices, gpus_of_fm, set_arithmetic
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def _run(
     if saved is None:
         guarantee_of(config, data.partition.sizes)  # says what cannot be, before any actor starts
     SecureAggregation.of_run(config, data.partition.sizes)  # the same
+    if num_gpus := gpus_of_fm(config):
+        gpu_of_layers(architecture(config.fm, data.modality, len(data.label_names), data.kind), num_gpus)  # and this
     observer.stage("start actors" if config.pool.kind == "ray" else "start")
     pool = make_pool(config, observer.note)
     try:

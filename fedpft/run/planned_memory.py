@@ -1,7 +1,7 @@
 """What driver, server's GPU, each actor and the object store of a run will hold at most, and what does not fit where.
 
 driver (RAM)         libraries and data, as this process has them now; FM, proxy and the server's phases without GPU
-server (GPU)         FM, proxy and the server's phases
+server (GPU)         FM, proxy and the server's phases; of an FM over several GPUs, all of them together
 actor (RAM), (GPU)   libraries; a proxy and a client's training. On a CPU all actors of a node read one proxy
 object store         of a node: the proxy, the rows, and what an alignment changed in the proxy
 """
@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import nn
 
-from fedpft.config import Config, PoolConfig
+from fedpft.config import Config, PoolConfig, ServerConfig
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.broadcast import packed_proxy
 from fedpft.federated.memory import CUDA_CONTEXT_BYTES, MARGIN, process_memory
@@ -36,7 +36,7 @@ class Holding:
 
     holder: str
     kind: str
-    """`RAM`, `GPU` or `shared memory`."""
+    """`RAM`, `GPU`, `shared memory`, or several GPUs together, e.g. `4 GPUs`."""
     num_bytes: int
     during: str
     """The phase in which it is so much."""
@@ -92,7 +92,8 @@ def holdings(
         rows = 0 if config.task.data == "shared" else data.train.data.nbytes
         parts.append(_object_store(config, sizes, rows))
         parts += _this_machine(config, parts, num_actors)
-    return parts, [*phases.notes, *client.notes, *(_misfit(part) for part in parts if part.fits is False)]
+    misfits = [_misfit(part) for part in parts if part.fits is False]
+    return parts, [*phases.notes, *client.notes, *_of_unknown_number(config.fm.device_map, parts), *misfits]
 
 
 def server_device(config: Config) -> DeviceKind:
@@ -148,11 +149,24 @@ def _server_gpu(
     if config.pool.kind == "sequential" and clients == "cuda":
         by_phase["train a client"] = sizes["FM"] + sizes["proxy"] + trained
     during, num_bytes = _most(by_phase)
+    if config.fm.device_map == "auto" and (num_gpus := _num_server_gpus(config.server)) != 1:
+        return Holding(
+            holder="server", kind=f"{num_gpus or 'several'} GPUs", during=during,
+            num_bytes=num_bytes + num_gpus * CUDA_CONTEXT_BYTES,
+            room_bytes=_gpu_room(config.server.gpu_gigabytes, num_gpus) if num_gpus else None,
+        )  # fmt: skip
     share = config.server.gpu_claim if 0 < config.server.gpu_claim < 1 else 1.0
     return Holding(
         holder="server", kind="GPU", num_bytes=num_bytes + CUDA_CONTEXT_BYTES, during=during,
         room_bytes=_gpu_room(config.server.gpu_gigabytes), share=share,
     )  # fmt: skip
+
+
+def _num_server_gpus(server: ServerConfig) -> int:
+    """Return on how many GPUs the layers of an FM can lie; 0: nobody says how many the described machine has."""
+    if server.gpu_claim:
+        return int(server.gpu_claim)
+    return torch.cuda.device_count() if server.gpu_gigabytes is None else 0
 
 
 def _actors(
@@ -190,12 +204,18 @@ def _object_store(config: Config, sizes: Mapping[str, int], rows: int) -> Holdin
     )
 
 
+def _of_unknown_number(device_map: str, parts: list[Holding]) -> list[str]:
+    unknown = any(part.kind == "several GPUs" for part in parts)
+    said = "server.num_gpus says how many GPUs share the FM; without it nobody knows here whether they hold it"
+    return [f"fm.device_map = {device_map}: {said}"] if unknown else []
+
+
 def _this_machine(config: Config, parts: list[Holding], num_actors: int) -> list[Holding]:
     """Return the sum of what lies in this machine's RAM, where all of the run does."""
     if not _on_this_machine(config.pool) or config.server.gpu_gigabytes is not None:
         return []
     times = {"driver": 1, "each actor": num_actors, "object store of each node": 1}
-    total = sum(times[part.holder] * part.num_bytes for part in parts if part.kind != "GPU")
+    total = sum(times[part.holder] * part.num_bytes for part in parts if part.kind in ("RAM", "shared memory"))
     memory = psutil.virtual_memory().total
     return [
         Holding(
@@ -219,10 +239,11 @@ def _on_this_machine(pool: PoolConfig) -> bool:
     return pool.address is None and pool.gpu_gigabytes is None
 
 
-def _gpu_room(gigabytes: float | None) -> int | None:
+def _gpu_room(gigabytes: float | None, num_gpus: int = 1) -> int | None:
     if gigabytes is not None:
-        return round(1e9 * gigabytes)
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+        return round(1e9 * gigabytes) * num_gpus
+    here = range(min(num_gpus, torch.cuda.device_count()))
+    return sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in here) if len(here) == num_gpus else None
 
 
 def _shared_memory() -> int:

@@ -37,12 +37,14 @@ from fedpft.metrics.table import METRICS
 from fedpft.models.activations import ActivationCounts
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
+from fedpft.models.spread import spread_over_gpus
 from fedpft.privacy.table import guarantee_of
 from fedpft.run.same_fm import fm_record
 from fedpft.run.skill import skill_of
 from fedpft.seeding import derive_seed
 from fedpft.storage.checkpoint import RunCheckpoint
 from fedpft.tracking.trackers import Tracker
+from fedpft.trainer import gpus_of_fm
 
 LAST = ("fm", "fm_copied", "sub_fm", "metric", "metric_goal", "plug_in", "attack_success")
 """Of the last evaluation, what the result has under the same name; not every run has all."""
@@ -89,6 +91,9 @@ def tune(
     record = saved.extra.get("fm", {}) if saved else {}
     record = {**fm_record(fm), **record}  # before it gets an adapter
     public = public_data(data)
+    if num_gpus := gpus_of_fm(config):
+        observer.stage("spread FM over GPUs")
+        observer.note(f"FM  {spread_over_gpus(fm, num_gpus)}")
     method = find_method(config.method.name)(fm, public, config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 

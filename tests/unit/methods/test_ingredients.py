@@ -10,9 +10,11 @@ from fedpft.config import LayerAlignConfig, MethodConfig, ServerConfig, config_k
 from fedpft.construct.store import key_of
 from fedpft.methods import ingredients as module_under_test
 from fedpft.methods.ingredients import can_be_cached, sub_fm_ingredients
+from fedpft.models.spread import spread
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.tuning import public_data
 from fedpft.trainer import SilentProgress
+from tests.pretend_cuda import pretended_cuda
 from tests.tiny import tiny_fm, tiny_text_run, tiny_texts, tiny_vision_run
 
 BASE = ["fm.config={hidden_act: gelu}", "public.max_examples=40", "align.layers.warmup_ratio=0.5"]
@@ -211,6 +213,7 @@ NOT_HERE = {
     ),  # content alone counts, see the digests' tests
     "fm.dtype",  # it asks for a precision, see below
     "server.accelerator",  # the device that it means counts, see below
+    "fm.device_map",  # the GPUs on which layers then lie count, see below
 }
 
 
@@ -308,6 +311,19 @@ def test_the_device_that_is_meant_counts_not_its_name(settings, base_key, monkey
         assert key(settings[0], "server.accelerator=auto") == base_key, "both are this CPU"
     monkeypatch.setattr(module_under_test, "device_kind", lambda server: "cuda something")
     assert key(settings[0]) != base_key
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("distill", True), ("closed_form+distill", True), ("closed_form", False)])
+def test_the_gpus_on_which_layers_lie_count_where_dropout_is_drawn_on_them(settings, kind, counts):
+    config = load_config(None, [*settings[0], f"align.layers.kind={kind}", "server.accelerator=auto"])
+    data = load_fm_and_data(config, SilentProgress())[1]
+    keys = set()
+    for places in ((0, 0, 0), (0, 1, 1), (0, 0, 1)):
+        fm = tiny_fm("bert")
+        with pretended_cuda(2):
+            spread(fm, [torch.device("cuda", place) for place in places], torch.device("cuda", 0))
+            keys.add(key_of(sub_fm_ingredients(fm, public_data(data), config)))
+    assert len(keys) == (3 if counts else 1)
 
 
 def test_the_pre_training_of_an_fm_counts(tmp_path):

@@ -106,6 +106,33 @@ def test_a_plan_says_which_of_its_parts_does_not_fit_where_without_any_weights(t
     assert ("server, GPU", "does not fit into 600.0 MB") in shown
 
 
+@pytest.mark.parametrize(
+    ("settings", "kind", "room", "fits"),
+    [
+        ([], "GPU", 0.75, False),
+        (["fm.device_map=auto", "server.num_gpus=4"], "4 GPUs", 3.0, True),
+        (["fm.device_map=auto", "server.num_gpus=1"], "GPU", 0.75, False),
+        (["fm.device_map=auto", "server.num_gpus=2", "server.gpu_gigabytes=0.3"], "2 GPUs", 0.6, False),
+        (["fm.device_map=auto"], "several GPUs", None, None),
+    ],
+)
+def test_a_plan_counts_the_gpus_of_a_spread_fm_together(tmp_path, settings, kind, room, fits):
+    shape = {"model_type": "llama", **TINY_CONFIGS["llama"], "vocab_size": 4096}
+    run = [
+        *weightless_run(tmp_path, shape, num_chunks=20), "fm.max_length=64", "public.chunk_length=16",
+        "federated={num_clients: 4, clients_per_round: 2, rounds: 1}", "pool={kind: ray, gpus_per_actor: 0}",
+        "server.gpu_gigabytes=0.75", "align.layers.kind=none", *settings,
+    ]  # fmt: skip
+    planned = plan(load_config(None, run))
+    (held,) = [part for part in planned["memory"] if part["holder"] == "server"]
+    assert (held["kind"], held["fits"]) == (kind, fits)
+    assert held["room_bytes"] == (None if room is None else pytest.approx(1e9 * room))
+    refused = [note for note in planned["notes"] if note.startswith(f"memory of server ({kind}) does not fit")]
+    assert len(refused) == (fits is False)
+    asked = [note for note in planned["notes"] if note.startswith("fm.device_map = auto: server.num_gpus")]
+    assert len(asked) == (fits is None)
+
+
 def test_a_plan_of_a_method_of_ones_own_has_its_sizes_and_says_what_is_not_counted(tmp_path):
     method = "experiments.examples.own_method:EveryOtherLayer"
     planned = plan(load_config(None, [*tiny_text_run(tmp_path), f"method.name={method}"]))
