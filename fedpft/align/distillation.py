@@ -7,11 +7,14 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup
 
 from fedpft.align.losses import at_tokens, real_tokens
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone
+from fedpft.models.quantized_linear import without_bitsandbytes
+
+with without_bitsandbytes():  # transformers' schedules import its trainer, and that peft
+    from transformers import get_linear_schedule_with_warmup
 
 
 class Distillation(L.LightningModule, ABC):

@@ -34,7 +34,6 @@ SHARED = (
     "align.layers.kind=closed_form",
     "align.layers.num_examples=800",
     "align.neurons.kind=none",
-    "method.plug_in=copy",
     "federated.partition.kind=dirichlet",
     "federated.partition.dirichlet_alpha=0.3",
     "federated.partition.concentration=per_label",
