@@ -127,10 +127,10 @@ def test_actors_that_share_a_gpu_are_packed_by_a_probe_and_give_the_bits_of_one_
     class Actor(ClientActor):
         """Says where it is as its name."""
 
-        def __init__(self, name, num_threads):
+        def __init__(self, name, *arithmetic):
             import ray
 
-            super().__init__(f"{name} on GPU {ray.get_gpu_ids()}", num_threads)
+            super().__init__(f"{name} on GPU {ray.get_gpu_ids()}", *arithmetic)
 
     monkeypatch.setattr(crew, "ClientActor", Actor)
     lines = []
