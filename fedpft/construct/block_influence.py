@@ -41,11 +41,9 @@ def block_influence(fm: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
                 find_backbone(fm)(**batch)
                 mask = batch.get("attention_mask")
                 for index, cosines in alike.items():
-                    real = (
-                        cosines
-                        if mask is None or mask.shape != cosines.shape
-                        else cosines[mask.bool().to(cosines.device)]
-                    )
+                    real = cosines
+                    if mask is not None and mask.shape == cosines.shape:
+                        real = cosines[mask.bool().to(cosines.device)]
                     sums[index] += real.sum().cpu()
                 count += real.numel()
     finally:

@@ -80,10 +80,8 @@ def holdings(
     )
     trained = client.by_phase.get("train a client", 0)
     sent = packed_proxy(config, proxy.model).skeleton
-    sizes = {
-        **{"FM": model_bytes(fm), "proxy": model_bytes(proxy.model), "FFNs": _changed_bytes(proxy, proxy.model)},
-        **{"sent": model_bytes(sent), "sent FFNs": _changed_bytes(proxy, sent)},
-    }
+    sizes = {"FM": model_bytes(fm), "proxy": model_bytes(proxy.model), "FFNs": _changed_bytes(proxy, proxy.model)}
+    sizes |= {"sent": model_bytes(sent), "sent FFNs": _changed_bytes(proxy, sent)}
     parts = [_driver(config, phases.by_phase, sizes, trained, server, clients)]
     if server == "cuda":
         parts.append(_server_gpu(config, phases.by_phase, sizes, trained, clients))
@@ -188,9 +186,8 @@ def _actors(
 
 
 def _object_store(config: Config, sizes: Mapping[str, int], rows: int) -> Holding:
-    changed = (
-        2 * sizes["sent FFNs"] if config.align.neurons.kind != "none" else 0
-    )  # the new ones while the old are read
+    # the new ones while the old are read
+    changed = 2 * sizes["sent FFNs"] if config.align.neurons.kind != "none" else 0
     room = None
     if _on_this_machine(config.pool):
         room = min(int(OBJECT_STORE_SHARE * psutil.virtual_memory().available), _shared_memory())

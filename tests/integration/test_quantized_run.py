@@ -133,6 +133,5 @@ def test_nobody_else_pays_for_it(data, tmp_path, monkeypatch):
         raise AssertionError("bitsandbytes is not needed")
 
     monkeypatch.setattr(quantized_linear, "_library", fail)
-    run(
-        load_config(None, [*data, "federated.rounds=1", "evaluation.fidelity_examples=0", f"output_dir={tmp_path}/out"])
-    )
+    settings = [*data, "federated.rounds=1", "evaluation.fidelity_examples=0", f"output_dir={tmp_path}/out"]
+    assert run(load_config(None, settings)).result["rounds"] == 1
