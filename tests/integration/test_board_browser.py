@@ -166,6 +166,7 @@ def test_pages_fit_a_phone_a_dark_screen_and_a_keyboard(browser, runs, address, 
     assert browser.ask("wrong") == []
 
 
+@pytest.mark.cluster
 def test_a_cluster_is_watched_with_its_jobs_what_their_actors_use_and_a_log(browser, runs):
     with Head() as head, board(str(runs), "--address", head.url) as address:
         head.jobs = [

@@ -44,6 +44,8 @@ RUNS = {
     "fedot": (five_layers, ["method={name: fedot, adapter_layers: 1, kept_layers: 4}"]),
     "full": (tiny_text_run, ["method.name=full", "pool.clients_per_batch=2", "federated.partition.size_imbalance=0"]),
 }
+IN_THE_LONG_SUITE = {"vit", "fedot"}
+"""What their servers do is done on one GPU by `test_several_gpus`, too."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +53,9 @@ def _quick_counts():
     """Count steps in each run, in place of once for all: that must mix no devices either."""
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.cluster] * (name in IN_THE_LONG_SUITE)) for name in RUNS]
+)
 def test_a_run_on_a_gpu_mixes_no_devices_and_sends_nothing_of_it(name, tmp_path, monkeypatch):
     make, settings = RUNS[name]
     config = load_config(None, [*make(tmp_path), *AUTO, *settings, f"cache.dir={tmp_path / 'cache'}"])

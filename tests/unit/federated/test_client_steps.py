@@ -137,13 +137,13 @@ def distance(one, other):
 def test_fedprox_ends_where_its_closed_form_says(mu):
     """The minimiser of a client is (h b + mu x) / (h + mu); the rounds end at the mean of b with weights h/(h+mu)."""
     toy = Quadratics()
-    toy.num_steps = [200] * 4
+    toy.num_steps = [100] * 4
     rule = Prox(optimiser=SGD(rates=[(ALL, 0.2)], weight_decay=0.0), mu=mu)
     x = torch.ones(WIDTH)
-    found = trained(rule, start_of(x), toy.gradients_of(1), [1.0] * 200).adapter
+    found = trained(rule, start_of(x), toy.gradients_of(1), [1.0] * 100).adapter
     assert distance(found, (toy.h[1] * toy.b[1] + mu * x) / (toy.h[1] + mu)) < 1e-5
     weights = toy.h / (toy.h + mu)
-    assert distance(toy.fixed_point(lambda i: rule, rounds=120), toy.mean(toy.b, weights)) < 1e-4
+    assert distance(toy.fixed_point(lambda i: rule, rounds=50), toy.mean(toy.b, weights)) < 1e-4
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
@@ -153,8 +153,8 @@ def test_fednova_ends_at_the_optimum_where_fedavg_is_drawn_to_those_who_make_mor
     sgd = SGD(rates=[(ALL, lr)], weight_decay=0.0, momentum=momentum)
     lengths = [normaliser([1.0] * steps, momentum) for steps in toy.num_steps]
     tau = float(np.dot(toy.weights, lengths))
-    fedavg = toy.fixed_point(lambda i: sgd, rounds=800)
-    fednova = toy.fixed_point(lambda i: FedNova(sgd=sgd, tau=tau), rounds=800)
+    fedavg = toy.fixed_point(lambda i: sgd, rounds=400)
+    fednova = toy.fixed_point(lambda i: FedNova(sgd=sgd, tau=tau), rounds=400)
     drawn_to = toy.mean(toy.b, torch.tensor(lengths)[:, None])
     assert distance(fedavg, toy.optimum) > 0.5
     assert distance(fedavg, drawn_to) < 0.1

@@ -16,7 +16,7 @@ from fedpft.federated.messages import RoundPlan
 from fedpft.federated.step_costs import compare_steps, count_step, step_costs, typical_batch
 from fedpft.models.lora import attach_lora, get_adapter, num_base_parameters
 from fedpft.models.weights import unpack_model
-from tests.tiny import TEXT_ROWS, tiny_batch, tiny_fm, tiny_package
+from tests.tiny import DEPTH_FIELD, TEXT_ROWS, tiny_batch, tiny_fm, tiny_package
 
 H, N, R, C = 16, 24, 2, 3  # hidden size, FFN neurons, LoRA rank, classes of the tiny BERT
 
@@ -51,7 +51,8 @@ def test_flops_of_a_tiny_bert_equal_those_computed_by_hand(num_layers, num_token
 
 @pytest.mark.parametrize("model_type", TEXT_ROWS)
 def test_three_lengths_give_the_count_of_every_shape(model_type):
-    model = adapted(model_type)
+    num_layers = 2 if model_type in ("gemma2", "modernbert") else 1  # attention to all and to neighbours, in turns
+    model = adapted(model_type, **{DEPTH_FIELD.get(model_type, "num_hidden_layers"): num_layers})
     costs = step_costs(model, batch_of(model_type, 4, 12))
     num_rows = 4 if model_type == "deberta-v2" else 3  # its table of relative positions has no B: full batches alone
     for shape in ((num_rows, 40), *[(1, 5)] * (model_type == "bert")):
@@ -73,8 +74,8 @@ def test_images_need_one_count():
 
 @pytest.mark.parametrize(("trained", "factor"), [("adapter", 4), ("everything", 6)])
 def test_flops_follow_the_rule_of_thumb_per_parameter_and_token(trained, factor):
-    """4 for frozen weights (forward, gradient of the input), 6 with the gradient of the weights; here for MiniLM."""
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    """4 for frozen weights (forward, gradient of the input), 6 with the gradient of the weights; for 4 layers of MiniLM."""
+    sizes = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1536}
     with torch.device("meta"):
         fm = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", num_labels=12, **sizes))
         model = attach_lora(fm, LoraConfig(), seed=0)

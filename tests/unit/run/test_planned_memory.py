@@ -109,9 +109,7 @@ def test_a_plan_says_which_of_its_parts_does_not_fit_where_without_any_weights(t
 @pytest.mark.parametrize(
     ("settings", "kind", "room", "fits"),
     [
-        ([], "GPU", 0.75, False),
         (["fm.device_map=auto", "server.num_gpus=4"], "4 GPUs", 3.0, True),
-        (["fm.device_map=auto", "server.num_gpus=1"], "GPU", 0.75, False),
         (["fm.device_map=auto", "server.num_gpus=2", "server.gpu_gigabytes=0.3"], "2 GPUs", 0.6, False),
         (["fm.device_map=auto"], "several GPUs", None, None),
     ],
