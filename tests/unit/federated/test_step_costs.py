@@ -74,7 +74,7 @@ def test_images_need_one_count():
 
 @pytest.mark.parametrize(("trained", "factor"), [("adapter", 4), ("everything", 6)])
 def test_flops_follow_the_rule_of_thumb_per_parameter_and_token(trained, factor):
-    """4 for frozen weights (forward, gradient of the input), 6 with the gradient of the weights; for 4 layers of MiniLM."""
+    """4 for frozen weights (forward, gradient of the input), 6 with that of the weights; for 4 layers of MiniLM."""
     sizes = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1536}
     with torch.device("meta"):
         fm = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", num_labels=12, **sizes))
