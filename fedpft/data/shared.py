@@ -33,6 +33,7 @@ from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT, RESPONSE, TEXT, TE
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.files import is_local
 from fedpft.data.sources.images import look_at_pixels
+from fedpft.data.sources.mapped import remapped
 from fedpft.data.sources.memory import is_in_memory
 from fedpft.data.sources.on_disk import ROWS_OF_BATCH, kept, rows_on_disk
 from fedpft.data.sources.rows import load_hub
@@ -113,7 +114,7 @@ class SharedTask:
         return TaskData(train=train, evaluation=evaluation, other_evaluations=splits, is_ready=True, **facts), digests
 
     def _mapped(self, name: str, entry: Mapping[str, Any]) -> datasets.Dataset:
-        dataset = datasets.Dataset.from_file(str(self.folder / name))
+        dataset = remapped(datasets.Dataset.from_file(str(self.folder / name)))
         dataset.info.builder_name = entry["builder"]
         dataset._fingerprint = f"{self.key}-{Path(name).stem}"[:64]
         return dataset
@@ -255,6 +256,6 @@ def contents_of(config: TaskConfig, cache: Path) -> dict[str, str]:
 def _file_of(dataset: datasets.Dataset) -> Path:
     """Return the one file of a data set's rows, written if need be, images with their bytes."""
     if len(dataset.cache_files) != 1 or dataset._indices is not None:
-        encoded, how = dataset.with_format("arrow"), {"batched": True, "batch_size": ROWS_OF_BATCH, **kept()}
-        dataset = encoded.map(embed_table_storage, features=dataset.features, **how)
+        encoded, how = dataset.with_format("arrow"), {"batched": True, "batch_size": ROWS_OF_BATCH}
+        dataset = kept(encoded.map, embed_table_storage, features=dataset.features, **how)
     return Path(dataset.cache_files[0]["filename"])
