@@ -12,8 +12,10 @@ import json
 import os
 import platform
 import shutil
+import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -101,12 +103,14 @@ class SharedTask:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.folder}.lock"):
                 entry = self._sound_entry() or self._make()
+                splits = {Path(name).stem: self._mapped(name, entry) for name in entry["digests"]}
+                with suppress(OSError):
+                    os.utime(self.folder)  # its last use
         except OSError as error:
             fail("cache.dir", f"{self.folder.parent} ({error})", "a folder with room for the prepared rows")
         for line in entry["warnings"] if say_warnings else ():
             warnings.warn(line, stacklevel=2)
         digests = entry["digests"]
-        splits = {Path(name).stem: self._mapped(name, entry) for name in digests}
         facts: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in entry["facts"].items()
         }
@@ -159,6 +163,9 @@ class SharedTask:
                 "builder": task.train.info.builder_name,
                 "warnings": [str(warning.message) for warning in caught if warning.category is UserWarning],
                 "digests": {name: file_digest(unfinished / name) for name in files},
+                "created": time.time(),
+                "origin": f"{self.config.name}, {self.config.path}" if self.config.path else self.config.name,
+                "num_examples": len(task.train),
             }
             (unfinished / _ENTRY).write_text(json.dumps(entry), encoding="utf-8")
             unfinished.replace(self.folder)

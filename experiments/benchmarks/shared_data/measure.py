@@ -4,8 +4,7 @@
 
 Memory: a run of 2 rounds with 2 actors on a parquet file of so many bytes, and one on images that take so many bytes as
 pixels. Every half second the driver's and the actors' `smaps_rollup` are read. `anonymous` is what a process holds for
-itself; `rss` also counts pages of mapped files and of libraries; `peak` is the most `rss` between two looks, too, as the
-system knows it.
+itself; `rss` also counts pages of mapped files and of libraries; `peak` is the most `rss` ever, as the system noted it.
 
 Time: one process has the same small data in both ways and trains the same clients in turns, sent and shared.
 """

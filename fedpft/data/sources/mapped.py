@@ -4,6 +4,8 @@ A page of a mapped file counts as memory of the process that read it, until the 
 that memory does not ask whose page it is. So a thread says a few times a second that no page is needed any more. Rows
 stay valid: what is read again comes from the system's cache of files, or from disk. Where the system cannot be told,
 pages stay until it wants them back, as those of any mapped file do.
+
+A map holds a shared lock on its file, as long as it lives: who clears the cache sees that the file is in use.
 """
 
 import mmap
@@ -17,6 +19,11 @@ import datasets
 import pyarrow as pa
 from datasets.table import ConcatenationTable, MemoryMappedTable, Table
 
+try:
+    import fcntl
+except ImportError:  # a system that removes no mapped file
+    fcntl = None  # type: ignore[assignment]
+
 SECONDS_BETWEEN = 0.1
 """Between two times that pages are let go of: what a process reads meanwhile is the most that it holds."""
 
@@ -28,6 +35,9 @@ _thread: threading.Thread | None = None
 def mapped_table(file: str | Path) -> pa.Table:
     """Return the rows of an Arrow stream's file, in a map of this process whose pages are let go of."""
     with open(file, "rb") as opened:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the map has a copy of the handle, and so the lock
         memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     _watch(memory)
     return pa.ipc.open_stream(pa.py_buffer(memory)).read_all()
