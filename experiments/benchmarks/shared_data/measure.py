@@ -135,7 +135,10 @@ def held(pid: int) -> dict[str, float] | None:
     except OSError:
         return None
     names = {"rss": "Rss", "anonymous": "Anonymous", "peak": "VmHWM"}
-    return {key: int(re.search(rf"^{name}:\s+(\d+)", text, re.M)[1]) * 1.024 / 1000 for key, name in names.items()}
+    found = {key: re.search(rf"^{name}:\s+(\d+)", text, re.M) for key, name in names.items()}
+    if None in found.values():  # it is about to end
+        return None
+    return {key: int(match[1]) * 1.024 / 1000 for key, match in found.items()}
 
 
 def watched(command: list[str]) -> dict[str, object]:
