@@ -40,7 +40,9 @@ app.add_typer(board_app)
 app.add_typer(dashboard_app)
 app.add_typer(privacy_app)
 app.add_typer(sync_app)
-cache_app = typer.Typer(help="The sub-FMs that earlier runs built.", no_args_is_help=True, rich_markup_mode=None)
+cache_app = typer.Typer(
+    help="What earlier runs built: sub-FMs, and training data on disk.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(cache_app, name="cache")
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a run that did not get to its end.")]
@@ -143,24 +145,32 @@ def export(run_dir: FinishedRun, out: Out = None, merge: Merge = False) -> None:
 
 @cache_app.command("list")
 def list_cache(folder: CacheDir = None, form: Format = "text") -> None:
-    """Show the sub-FMs in the cache, the last used first."""
-    from fedpft.construct.store import Store, cache_dir
-    from fedpft.report.cache import print_entries
+    """Show the sub-FMs and the prepared training data in the cache, the last used first."""
+    from fedpft.construct.store import DATA_FOLDER, Store, cache_dir
+    from fedpft.report.cache import print_data, print_entries
 
     store = Store(cache_dir(folder))
+    data = Store(store.folder / DATA_FOLDER)
     if form == "json":
-        print_json({"folder": str(store.folder), "entries": [vars(entry) for entry in store.entries()]})
+        found = {"entries": store.entries(), "data": data.entries()}
+        listed = {name: [vars(entry) for entry in entries] for name, entries in found.items()}
+        print_json({"folder": str(store.folder), **listed})
     else:
         print_entries(Console(), store.folder, store.entries())
+        print_data(Console(), data.folder, data.entries())
 
 
 @cache_app.command("clear")
 def clear_cache(prefixes: KeyPrefixes = None, folder: CacheDir = None) -> None:
-    """Remove sub-FMs from the cache: all, or those whose keys start so; those that a run is using stay."""
-    from fedpft.construct.store import Store, cache_dir
+    """Remove sub-FMs and prepared data: all, or those whose keys start so; those that a run is using stay."""
+    from fedpft.construct.store import cache_dir
+    from fedpft.construct.store import clear_cache as clear
     from fedpft.report.cache import print_cleared
 
-    print_cleared(Console(), Store(cache_dir(folder)).clear(prefixes or ()))
+    of_sub_fms, of_data = clear(cache_dir(folder), prefixes or ())
+    print_cleared(Console(), of_sub_fms)
+    if of_data.num_entries or of_data.num_in_use:
+        print_cleared(Console(), of_data, "prepared data set(s)")
 
 
 def main() -> None:

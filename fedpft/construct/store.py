@@ -1,8 +1,10 @@
-"""The folders of the sub-FM cache: which there are, who uses them, which go. Without torch, so that listing is quick.
+"""The folders of the cache: which there are, who uses them, which go. Without torch, so that listing is quick.
 
 <cache>/<key>/       an entry: sub_fm.safetensors and entry.json; its time of modification is its last use
 <cache>/.<key>/      an entry being written, or what a killed builder left of one
 <cache>/<key>.lock   held while the entry is built, read or removed; the empty file stays
+<cache>/data/        the same once more, of training data prepared on disk; who maps a file holds a shared lock on it
+<cache>/images/, <cache>/data/digests/    notes that save time
 """
 
 import hashlib
@@ -10,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,15 @@ from filelock import FileLock, Timeout
 
 from fedpft.config import ConfigError
 
+try:
+    import fcntl
+except ImportError:  # a system that removes no mapped file
+    fcntl = None  # type: ignore[assignment]
+
 TENSORS_FILE = "sub_fm.safetensors"
 ENTRY_FILE = "entry.json"
+DATA_FOLDER = "data"
+_NOTES = ("images", f"{DATA_FOLDER}/digests")
 _KEY_BYTES = 16
 _FOLDER_NAME = re.compile(rf"\.?([0-9a-f]{{{2 * _KEY_BYTES}}})")
 
@@ -46,7 +55,7 @@ class Cleared:
     num_entries: int
     num_bytes: int
     num_in_use: int
-    """Entries that were left, because a run builds or reads them."""
+    """Entries that were left, because a run builds, reads or maps them."""
 
 
 def cache_dir(configured: str | None) -> Path:
@@ -130,6 +139,8 @@ class Store:
         """Remove the entry unless somebody holds its lock or the folder cannot be changed; say whether it is gone."""
         try:
             with self.lock(key).acquire(blocking=False):
+                if any(_is_mapped(file) for file in self.entry_folder(key).glob("*.arrow")):
+                    return False
                 self.remove_held(key)
         except (Timeout, OSError):
             return False
@@ -138,7 +149,7 @@ class Store:
     def _entry(self, key: str) -> Entry | None:
         folders = [path for path in (self.entry_folder(key), self.unfinished_folder(key)) if path.is_dir()]
         try:
-            num_bytes = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+            num_bytes = sum(file.stat().st_size for folder in folders for file in _files(folder))
             last_used = max(folder.stat().st_mtime for folder in folders)
         except (OSError, ValueError):  # removed meanwhile
             return None
@@ -150,3 +161,47 @@ class Store:
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
+
+
+def clear_cache(folder: Path, prefixes: Sequence[str] = ()) -> tuple[Cleared, Cleared]:
+    """Remove sub-FMs and prepared data whose keys start with one of the prefixes, or all, and all notes.
+
+    Returns:
+        What became of the sub-FMs and of the prepared data.
+
+    Raises:
+        ConfigError: a prefix of no key.
+
+    """
+    stores = Store(folder), Store(folder / DATA_FOLDER)
+    keys = [[entry.key for entry in store.entries()] for store in stores]
+    for prefix in prefixes:
+        if not any(key.startswith(prefix) for key in (*keys[0], *keys[1])):
+            raise ConfigError(f"KEY_PREFIX: found {prefix!r}, allowed: the start of a key in {folder}")
+    if not prefixes:
+        for notes in _NOTES:
+            shutil.rmtree(folder / notes, ignore_errors=True)
+    cleared = []
+    for store, own in zip(stores, keys, strict=True):
+        chosen = [prefix for prefix in prefixes if any(key.startswith(prefix) for key in own)]
+        nothing = Cleared(num_entries=0, num_bytes=0, num_in_use=0)
+        cleared.append(store.clear(chosen) if chosen or not prefixes else nothing)
+    return cleared[0], cleared[1]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.is_file())
+
+
+def _is_mapped(file: Path) -> bool:
+    """Whether a process has the file mapped, and with that locked: see `fedpft.data.sources.mapped`."""
+    if fcntl is None:
+        return False
+    with file.open("rb+") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False

@@ -12,8 +12,10 @@ import json
 import os
 import platform
 import shutil
+import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -33,6 +35,7 @@ from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT, RESPONSE, TEXT, TE
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.files import is_local
 from fedpft.data.sources.images import look_at_pixels
+from fedpft.data.sources.mapped import remapped
 from fedpft.data.sources.memory import is_in_memory
 from fedpft.data.sources.on_disk import ROWS_OF_BATCH, kept, rows_on_disk
 from fedpft.data.sources.rows import load_hub
@@ -100,12 +103,14 @@ class SharedTask:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.folder}.lock"):
                 entry = self._sound_entry() or self._make()
+                splits = {Path(name).stem: self._mapped(name, entry) for name in entry["digests"]}
+                with suppress(OSError):
+                    os.utime(self.folder)  # its last use
         except OSError as error:
             fail("cache.dir", f"{self.folder.parent} ({error})", "a folder with room for the prepared rows")
         for line in entry["warnings"] if say_warnings else ():
             warnings.warn(line, stacklevel=2)
         digests = entry["digests"]
-        splits = {Path(name).stem: self._mapped(name, entry) for name in digests}
         facts: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in entry["facts"].items()
         }
@@ -113,7 +118,7 @@ class SharedTask:
         return TaskData(train=train, evaluation=evaluation, other_evaluations=splits, is_ready=True, **facts), digests
 
     def _mapped(self, name: str, entry: Mapping[str, Any]) -> datasets.Dataset:
-        dataset = datasets.Dataset.from_file(str(self.folder / name))
+        dataset = remapped(datasets.Dataset.from_file(str(self.folder / name)))
         dataset.info.builder_name = entry["builder"]
         dataset._fingerprint = f"{self.key}-{Path(name).stem}"[:64]
         return dataset
@@ -158,6 +163,9 @@ class SharedTask:
                 "builder": task.train.info.builder_name,
                 "warnings": [str(warning.message) for warning in caught if warning.category is UserWarning],
                 "digests": {name: file_digest(unfinished / name) for name in files},
+                "created": time.time(),
+                "origin": f"{self.config.name}, {self.config.path}" if self.config.path else self.config.name,
+                "num_examples": len(task.train),
             }
             (unfinished / _ENTRY).write_text(json.dumps(entry), encoding="utf-8")
             unfinished.replace(self.folder)
@@ -255,6 +263,6 @@ def contents_of(config: TaskConfig, cache: Path) -> dict[str, str]:
 def _file_of(dataset: datasets.Dataset) -> Path:
     """Return the one file of a data set's rows, written if need be, images with their bytes."""
     if len(dataset.cache_files) != 1 or dataset._indices is not None:
-        encoded, how = dataset.with_format("arrow"), {"batched": True, "batch_size": ROWS_OF_BATCH, **kept()}
-        dataset = encoded.map(embed_table_storage, features=dataset.features, **how)
+        encoded, how = dataset.with_format("arrow"), {"batched": True, "batch_size": ROWS_OF_BATCH}
+        dataset = kept(encoded.map, embed_table_storage, features=dataset.features, **how)
     return Path(dataset.cache_files[0]["filename"])

@@ -27,15 +27,32 @@ def print_entries(console: Console, folder: Path, entries: Sequence[Entry]) -> N
         table.add_row(entry.key[:SHOWN_DIGITS], *_origin(entry.content, now), size, last_used)
     if entries:
         console.print(table)
+    _print_total(console, "sub-FM(s)", folder, entries)
+
+
+def print_data(console: Console, folder: Path, entries: Sequence[Entry]) -> None:
+    """Print the training data that were prepared on disk, as :func:`print_entries`; nothing if there are none."""
+    if not entries:
+        return
+    now = time.time()
+    table = Table("key", "task", "examples", "age", "size", "last used", box=SIMPLE)
+    for entry in entries:
+        size, last_used = format_bytes(entry.num_bytes), f"{_span(now - entry.last_used)} ago"
+        table.add_row(entry.key[:SHOWN_DIGITS], *_data_origin(entry.content, now), size, last_used)
+    console.print(table)
+    _print_total(console, "prepared data set(s)", folder, entries)
+
+
+def _print_total(console: Console, what: str, folder: Path, entries: Sequence[Entry]) -> None:
     total = format_bytes(sum(entry.num_bytes for entry in entries))
-    console.print(f"{len(entries)} sub-FM(s), {total} in {folder}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{len(entries)} {what}, {total} in {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_cleared(console: Console, cleared: Cleared) -> None:
+def print_cleared(console: Console, cleared: Cleared, what: str = "sub-FM(s)") -> None:
     """Say what was freed, and what was left because it is in use."""
     left = f"; {cleared.num_in_use} in use, left" if cleared.num_in_use else ""
     console.print(
-        f"{cleared.num_entries} sub-FM(s) removed, {format_bytes(cleared.num_bytes)} freed{left}", highlight=False
+        f"{cleared.num_entries} {what} removed, {format_bytes(cleared.num_bytes)} freed{left}", highlight=False
     )
 
 
@@ -50,6 +67,14 @@ def _origin(content: Mapping[str, Any], now: float) -> tuple[str, str, str]:
         return f"{fm['model_type']} {fm['digest'][:SHOWN_DIGITS]}", made, _span(now - content["created"])
     except (KeyError, TypeError, ValueError):
         return "", "unfinished, damaged, or of another version", ""
+
+
+def _data_origin(content: Mapping[str, Any], now: float) -> tuple[str, str, str]:
+    """Return the task, how many training examples it has and how long ago they were prepared, from its `entry.json`."""
+    try:
+        return str(content["origin"]), f"{content['num_examples']:,}", _span(now - content["created"])
+    except (KeyError, TypeError, ValueError):
+        return "unfinished, damaged, or of another version", "", ""
 
 
 def _construction(constructor: Mapping[str, Any]) -> str:

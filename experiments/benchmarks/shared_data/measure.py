@@ -4,7 +4,7 @@
 
 Memory: a run of 2 rounds with 2 actors on a parquet file of so many bytes, and one on images that take so many bytes as
 pixels. Every half second the driver's and the actors' `smaps_rollup` are read. `anonymous` is what a process holds for
-itself; `rss` also counts pages of mapped files, which the system takes back when others need memory.
+itself; `rss` also counts pages of mapped files and of libraries; `peak` is the most `rss` ever, as the system noted it.
 
 Time: one process has the same small data in both ways and trains the same clients in turns, sent and shared.
 """
@@ -129,32 +129,41 @@ def write_images(folder: Path, num_bytes: float) -> list[str]:
 
 
 def held(pid: int) -> dict[str, float] | None:
-    """Return what a process holds now, in MB."""
+    """Return what a process holds now, and the most that it has held, in MB."""
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
+        text = "".join(Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8") for name in ("smaps_rollup", "status"))
     except OSError:
         return None
-    return {name.lower(): int(re.search(rf"^{name}: +(\d+)", text, re.M)[1]) / 1000 for name in ("Rss", "Anonymous")}
+    names = {"rss": "Rss", "anonymous": "Anonymous", "peak": "VmHWM"}
+    found = {key: re.search(rf"^{name}:\s+(\d+)", text, re.M) for key, name in names.items()}
+    if None in found.values():  # it is about to end
+        return None
+    return {key: int(match[1]) * 1.024 / 1000 for key, match in found.items()}
 
 
 def watched(command: list[str]) -> dict[str, object]:
-    """Run a command; return the most that its process, and any actor of it, held."""
-    start, most = time.perf_counter(), {"driver": {}, "actor": {}}
+    """Run a command; return the most that its process, and each actor of it, held."""
+    start, most = time.perf_counter(), {}
     process = subprocess.Popen(command)
     while process.poll() is None:
         pids = [("driver", process.pid)]
         try:
             children = psutil.Process(process.pid).children(recursive=True)
-            pids += [("actor", child.pid) for child in children if "ClientActor" in " ".join(child.cmdline())]
+            pids += [(child.pid, child.pid) for child in children if "ClientActor" in " ".join(child.cmdline())]
         except psutil.Error:
             pass
         for who, pid in pids:
+            known = most.setdefault(who, {})
             for name, size in (held(pid) or {}).items():
-                most[who][name] = max(size, most[who].get(name, 0.0))
+                known[name] = round(max(size, known.get(name, 0.0)), 1)
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if process.returncode:
         sys.exit(f"failed: {command}")
-    return {"megabytes": most, "seconds": round(time.perf_counter() - start, 1)}
+    driver = most.pop("driver")
+    return {
+        "megabytes": {"driver": driver, "actors": [*most.values()]},
+        "seconds": round(time.perf_counter() - start, 1),
+    }
 
 
 def in_turns(settings: list[str], num_clients: int = 60) -> dict[str, float]:

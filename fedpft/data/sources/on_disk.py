@@ -4,15 +4,17 @@ Inside :func:`rows_on_disk` whatever reads, cuts or tokenises rows writes its re
 with a view of the file. The rows are the same ones: only who holds them differs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
+import datasets
 import pyarrow as pa
+
+from fedpft.data.sources.mapped import mapped_table, remapped
 
 ROWS_OF_BATCH = 1000
 """In the files, as `datasets` writes them: a row is found through its batch."""
@@ -35,15 +37,16 @@ def is_on_disk() -> bool:
     return _folder.get() is not None
 
 
-def kept() -> dict[str, Any]:
-    """Return the arguments of `datasets`' `map` and `flatten_indices` that say where their rows are kept.
+def kept(make: Callable[..., datasets.Dataset], *arguments: object, **settings: object) -> datasets.Dataset:
+    """Return what a data set's method, `map` or `flatten_indices`, makes, and keep it where rows are kept.
 
     In files the fingerprint is always the same: it stands in them, and equal rows are to make equal files.
     """
     folder = _folder.get()
     if folder is None:
-        return {"keep_in_memory": True}
-    return {"cache_file_name": str(_new_file(folder)), "new_fingerprint": "rows"}
+        return make(*arguments, **settings, keep_in_memory=True)
+    place = {"cache_file_name": str(_new_file(folder)), "new_fingerprint": "rows"}
+    return remapped(make(*arguments, **settings, **place))
 
 
 def held(tables: Iterable[pa.Table]) -> list[pa.Table]:
@@ -59,7 +62,7 @@ def _written(folder: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> pa.
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for table in tables:
             writer.write_table(table, max_chunksize=ROWS_OF_BATCH)
-    return pa.ipc.open_stream(pa.memory_map(path)).read_all()
+    return mapped_table(path)
 
 
 def _new_file(folder: Path) -> Path:

@@ -24,6 +24,7 @@ from fedpft.data.sources.errors import BadFileError, fail, hub_error, one_line
 from fedpft.data.sources.files import BUILDERS, IMAGE_FOLDER, SAVED, Files, find_local
 from fedpft.data.sources.image_folders import FILE_NAME, class_name, find_images, warn_of_left_out
 from fedpft.data.sources.json_files import join_tables, json_tables
+from fedpft.data.sources.mapped import remapped
 from fedpft.data.sources.on_disk import ROWS_OF_BATCH, held, is_on_disk
 from fedpft.data.sources.parquet_files import join_shards, parquet_tables
 from fedpft.data.sources.subsets import subset
@@ -127,10 +128,10 @@ def load_hub(
     try:
         dataset = load()
         if dataset.info.builder_name != "csv" or datasets.ClassLabel in map(type, dataset.features.values()):
-            return dataset
+            return remapped(dataset)
         if _PANDAS_INDEX not in dataset.column_names:  # types were guessed: once more, as written
             written = datasets.Features(dict.fromkeys(dataset.column_names, datasets.Value("string")))
-            return load(features=written, na_filter=False)
+            return remapped(load(features=written, na_filter=False))
     except Exception as error:  # the hub client raises errors of four libraries; the user can act on all alike
         raise hub_error(path, config_name, split, key, hint, error) from error
     fail(key, f"{path}, csv on the hub with rows of more fields than the header", _ALLOWED["csv"])
@@ -211,7 +212,8 @@ def _encoded(path: Path, root: Path) -> dict[str, object]:
 
 def _load_saved(folder: str, key: str, in_memory: bool) -> datasets.Dataset:
     try:
-        return _named(datasets.load_from_disk(folder, keep_in_memory=in_memory).with_format(None), SAVED)
+        saved = datasets.load_from_disk(folder, keep_in_memory=in_memory).with_format(None)
+        return _named(remapped(saved), SAVED)
     except Exception as error:  # whatever `datasets` says to files that it did not write
         _refuse(folder, error, SAVED, key)
 

@@ -15,7 +15,7 @@ _SHOWN = 3
 
 def subset(dataset: datasets.Dataset, indices: object) -> datasets.Dataset:
     """Return the chosen rows as a data set of its own: pickling it does not carry the rows left out."""
-    return dataset.select(indices, keep_in_memory=True).flatten_indices(**kept())
+    return kept(dataset.select(indices, keep_in_memory=True).flatten_indices)
 
 
 def without(dataset: datasets.Dataset, flaws: Mapping[int, str], split: str, key: str) -> datasets.Dataset:

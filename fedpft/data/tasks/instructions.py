@@ -93,7 +93,7 @@ def as_instructions(
         return {PROMPT: prompts, RESPONSE: batch[response_column]}
 
     read = dataset.select_columns(list(dict.fromkeys([*columns, response_column])))
-    made = read.map(fill, batched=True, features=_TEXTS, remove_columns=read.column_names, **kept())
+    made = kept(read.map, fill, batched=True, features=_TEXTS, remove_columns=read.column_names)
     others = [name for name in dataset.column_names if name not in (PROMPT, RESPONSE)]
     return datasets.concatenate_datasets([dataset.select_columns(others), made], axis=1) if others else made
 
@@ -181,7 +181,7 @@ def tokenise_instructions(
             PROMPT_LENGTH: [len(begin) + len(prompt) for prompt in prompts],
         }
 
-    encoded = dataset.map(encode, batched=True, batch_size=TOKENISE_BATCH, remove_columns=[PROMPT, RESPONSE], **kept())
+    encoded = kept(dataset.map, encode, batched=True, batch_size=TOKENISE_BATCH, remove_columns=[PROMPT, RESPONSE])
     return _with_targets(encoded, max_length, split)
 
 

@@ -74,7 +74,7 @@ def _in_pixels(dataset: datasets.Dataset, processor: BaseImageProcessor) -> data
         | {name: feature for name, feature in dataset.features.items() if name != IMAGE}
     )
     how: dict[str, Any] = {"batched": True, "batch_size": _IMAGES_AT_ONCE, "writer_batch_size": _IMAGES_AT_ONCE}
-    return dataset.map(decode, features=features, remove_columns=[IMAGE], **how, **kept())
+    return kept(dataset.map, decode, features=features, remove_columns=[IMAGE], **how)
 
 
 def _as_file(pixels: np.ndarray) -> bytes:

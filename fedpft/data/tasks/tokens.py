@@ -45,12 +45,12 @@ def tokenise(
                 encoded["token_type_ids"][row] = [0]
         return encoded
 
-    tokenised = dataset.map(
+    tokenised = kept(
+        dataset.map,
         encode,
         batched=True,
         batch_size=TOKENISE_BATCH,
         remove_columns=[name for name in dataset.column_names if name not in (LABEL, *keep)],
-        **kept(),
     )
     if num_empty:
         token = tokenizer.convert_ids_to_tokens(lone)

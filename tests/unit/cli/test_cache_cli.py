@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedpft.cli import main as cli
-from fedpft.construct.store import ENTRY_FILE, TENSORS_FILE, Store
+from fedpft.construct.store import DATA_FOLDER, ENTRY_FILE, TENSORS_FILE, Store
 
 KEYS = ["0a" * 16, "1b" * 16]
 
@@ -92,6 +92,29 @@ def test_clear_says_what_it_freed(store):
     assert lines == ["1 sub-FM(s) removed, 2.0 kB freed"]
     _, lines = fedpft("cache", "list", "--dir", store.folder)
     assert lines == [f"0 sub-FM(s), 0 bytes in {store.folder}"]
+
+
+def test_prepared_data_are_listed_and_cleared_beside_the_sub_fms(store):
+    data = Store(store.folder / DATA_FOLDER)
+    for key, content in (
+        ("2c" * 16, {"origin": "custom, /my/task", "num_examples": 1234, "created": time.time() - 3 * 3600}),
+        ("3d" * 16, {}),
+    ):
+        data.entry_folder(key).mkdir(parents=True)
+        text = json.dumps(content)
+        (data.entry_folder(key) / ENTRY_FILE).write_text(text)
+        (data.entry_folder(key) / "train.arrow").write_bytes(bytes(3000 - len(text)))
+    _, lines = fedpft("cache", "list", "--dir", store.folder)
+    assert f"2 sub-FM(s), 4.0 kB in {store.folder}" in lines
+    assert "key task examples age size last used" in lines
+    assert "2c2c2c2c2c2c custom, /my/task 1,234 3 h 3.0 kB 0 s ago" in lines
+    assert any(line.startswith("3d3d3d3d3d3d unfinished, damaged, or of another version 3.0 kB") for line in lines)
+    assert lines[-1] == f"2 prepared data set(s), 6.0 kB in {data.folder}"
+    done, _ = fedpft("cache", "list", "--dir", store.folder, "--format", "json")
+    assert {entry["key"] for entry in json.loads(done.stdout)["data"]} == {"2c" * 16, "3d" * 16}
+    _, lines = fedpft("cache", "clear", "2c", "--dir", store.folder)
+    assert lines == ["0 sub-FM(s) removed, 0 bytes freed", "1 prepared data set(s) removed, 3.0 kB freed"]
+    assert len(store.entries()) == 2
 
 
 def test_clearing_an_unknown_key_is_one_line_and_exit_code_2(store, monkeypatch, capsys):

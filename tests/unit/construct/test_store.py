@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedpft.config import ConfigError
-from fedpft.construct.store import ENTRY_FILE, TENSORS_FILE, Store, cache_dir, key_of
+from fedpft.construct.store import DATA_FOLDER, ENTRY_FILE, TENSORS_FILE, Store, cache_dir, clear_cache, key_of
 from tests.sub_fm_builder import held_elsewhere
 
 KEYS = [digit * 32 for digit in "0123"]
@@ -113,3 +113,48 @@ def test_keys_follow_values_not_order():
     assert key_of({"a": 1, "b": {"c": (1, 2), "d": None}}) == key_of({"b": {"d": None, "c": [1, 2]}, "a": 1})
     assert len({key_of({"a": value}) for value in (1, 1.5, "1", None, True, [1], {"b": 1})}) == 7
     assert len(key_of({})) == 32
+
+
+def with_data(store):
+    """Put an entry of prepared data, and notes, beside a store's sub-FMs; return the store of the data."""
+    data = Store(store.folder / DATA_FOLDER)
+    data.entry_folder(KEYS[3]).mkdir(parents=True)
+    (data.entry_folder(KEYS[3]) / "train.arrow").write_bytes(bytes(70))
+    (data.unfinished_folder(KEYS[3]) / "work").mkdir(parents=True)
+    (data.unfinished_folder(KEYS[3]) / "work" / "half.arrow").write_bytes(bytes(7))
+    for notes in (store.folder / "images", data.folder / "digests"):
+        notes.mkdir()
+        (notes / "note").touch()
+    return data
+
+
+def test_prepared_data_are_entries_too_and_go_with_all_or_by_their_keys(store):
+    data = with_data(store)
+    assert [(entry.key, entry.num_bytes) for entry in data.entries()] == [(KEYS[3], 77)]
+    assert keys(store) == KEYS[2::-1]
+    of_sub_fms, of_data = clear_cache(store.folder, ["3"])
+    assert (of_sub_fms.num_entries, of_data.num_entries, of_data.num_bytes) == (0, 1, 77)
+    assert (keys(store), keys(data)) == (KEYS[2::-1], [])
+    assert (store.folder / "images" / "note").exists()
+
+
+def test_clearing_all_takes_the_notes_too(store):
+    data = with_data(store)
+    of_sub_fms, of_data = clear_cache(store.folder)
+    assert (of_sub_fms.num_entries, of_data.num_entries) == (3, 1)
+    assert [path.name for path in store.folder.iterdir() if path.is_dir()] == [DATA_FOLDER]
+    assert [path.name for path in data.folder.iterdir() if path.is_dir()] == []
+
+
+def test_a_prefix_of_neither_is_refused_before_anything_goes(store):
+    data = with_data(store)
+    with pytest.raises(ConfigError, match=r"KEY_PREFIX: found '9', allowed: the start of a key in "):
+        clear_cache(store.folder, ["3", "9"])
+    assert keys(data) == [KEYS[3]]
+
+
+def test_prepared_data_that_are_being_made_are_left(store):
+    data = with_data(store)
+    with held_elsewhere(data, KEYS[3]):
+        assert clear_cache(store.folder)[1].num_in_use == 1
+    assert keys(data) == [KEYS[3]]

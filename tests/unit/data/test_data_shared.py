@@ -1,10 +1,12 @@
 """Rows that every node reads itself: the same as those that are sent, made once, checked, and never others."""
 
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from fedpft.config import ConfigError, load_config
+from fedpft.construct.store import Store, clear_cache
 from fedpft.data.collate import prepared_rows
 from fedpft.data.shared import SharedTask, opened
 from fedpft.federated.adversary.clients import Adversaries
@@ -195,3 +198,51 @@ def test_rows_of_adversaries_come_behind_those_of_the_file(tmp_path):
     (sent, partition), (shared, same) = made
     assert opened(shared)[:] == opened(sent)[:]
     assert np.array_equal(partition.order, same.order)
+
+
+def test_rows_that_somebody_has_mapped_are_not_cleared_away(tmp_path, cache):
+    data = loaded(tiny_text_run(tmp_path))
+    (entry,) = Store(cache).entries()
+    assert (entry.key, entry.content["num_examples"]) == (data.shared.task.key, 48)
+    assert str(tmp_path / "task") in entry.content["origin"]
+    assert clear_cache(cache.parent)[1].num_in_use == 1
+    assert len(data.train[:]["label"]) == 48
+    del data
+    gc.collect()
+    assert clear_cache(cache.parent)[1].num_entries == 1
+    assert Store(cache).entries() == []
+
+
+def hub_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Path]:
+    """Let a folder stand in for a data set on the hub; return the settings of a run on it, and its training file."""
+    settings, load = tiny_text_run(folder), datasets.load_dataset
+
+    def hub(path: str, *arguments: object, revision: str | None = None, **how: object) -> datasets.Dataset:
+        assert path == "some/task"
+        return load(str(folder / "task"), *arguments, **how)
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hub")
+    return [*settings, "task.path=some/task"], folder / "task" / "train.csv"
+
+
+def test_rows_of_the_hub_are_those_that_are_sent(tmp_path, monkeypatch):
+    settings, _ = hub_run(tmp_path, monkeypatch)
+    sent, shared = loaded(settings, "broadcast"), loaded(settings)
+    for expected, found in zip(batches(sent), batches(shared), strict=True):
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert sorted(shared.shared.task.contents) == ["some/task  train", "some/task  validation"]
+    elsewhere = replace(shared.shared, task=replace(shared.shared.task, cache=tmp_path / "another"))
+    assert opened(pickle.loads(pickle.dumps(elsewhere)))[:] == sent.train[:]
+
+
+def test_a_node_to_which_the_hub_gives_other_rows_is_named(tmp_path, monkeypatch):
+    settings, file = hub_run(tmp_path, monkeypatch)
+    shared = loaded(settings).shared
+    file.write_text(file.read_text().replace("w1", "w2"))
+    there = replace(shared, task=replace(shared.task, cache=tmp_path / "another"))
+    with pytest.raises(
+        ConfigError, match=r"^task\.data: found 'node \S+ with another file .*: some/task  train'"
+    ) as error:
+        there.open()
+    assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 
 from fedpft.data.partition import Partition
+from fedpft.federated import read_ahead
 from fedpft.federated.read_ahead import ReadAhead
 
 PARTITION = Partition.of_sizes(np.array([3, 1, 0, 2]), np.array([2, 2]))
@@ -25,3 +26,12 @@ def test_rows_in_memory_and_clients_that_do_not_exist_are_no_trouble(tmp_path):
     rows.save_to_disk(tmp_path / "rows")
     (future,) = ReadAhead(datasets.load_from_disk(tmp_path / "rows"), PARTITION).begin([7])
     assert isinstance(future.exception(10), IndexError)
+
+
+def test_pages_are_let_go_of_after_each_client(tmp_path, monkeypatch):
+    datasets.Dataset.from_dict({"x": [0, 1, 2, 3]}).save_to_disk(tmp_path / "rows")
+    ahead, told = ReadAhead(datasets.load_from_disk(tmp_path / "rows"), PARTITION), []
+    monkeypatch.setattr(read_ahead, "let_go", lambda: told.append(None))
+    for future in ahead.begin([1, 0]):
+        future.result(10)
+    assert len(told) == 2
