@@ -6,10 +6,10 @@
 
 Two modes of torch do it. One reads every device that is named as the meta device and answers where code asks for a
 value, so that a run's phases go through; the other counts storages, each from its making until its last tensor is gone.
-What is not moved to a device, or is read from there (`.cpu()`), exists and counts nothing; nor does what was made before
-and is not named, such as the skeleton of a packed model. Not seen is what kernels
-take for themselves, what an allocator rounds up, and what `foreach` optimisers of a GPU hold for a moment. Sizes that
-depend on values are the largest that they can be: every token is real, every example a target.
+What is not moved to a device, or is read from there (`.cpu()`), exists and counts nothing; nor does what was made
+before and is not named, such as a packed model's skeleton. Not seen is what kernels take for themselves, what an
+allocator rounds up, and what `foreach` optimisers of a GPU hold for a moment. Sizes that depend on values are the
+largest that they can be: every token is real, every example a target.
 """
 
 import weakref
