@@ -53,14 +53,15 @@ VARIANTS: Mapping[str, Sequence[str]] = {
         "method.scorer=activation", "align.layers={kind: closed_form+distill, batch_size: 8}",
         "align.neurons={kind: distill, interval: 1, batch_size: 8}",
     ),
+    "carried over, clients on 4 bits": (
+        "method={scorer: random, plug_in: distill}", "pool.quantize=nf4", *UNALIGNED,
+    ),
     "greedy, refitted": (
         "method.scorer=greedy", "align.layers.kind=none",
         "align.neurons={kind: closed_form, interval: 1, batch_size: 8}",
     ),
-    "carried over": ("method.plug_in=distill", *UNALIGNED),
-    "on 4 bits": ("pool.quantize=nf4", *UNALIGNED),
 }  # fmt: skip
-DTYPES = ("float32", "bfloat16")
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 RESULTS = Path(__file__).parents[2] / "results" / "memory.json"
 
 
@@ -147,18 +148,24 @@ def main() -> None:
     if len(sys.argv) > 1:
         print(json.dumps(compared(sys.argv[1:])))
         return
-    records: dict[str, dict[str, dict[str, int]]] = {}
-    for dtype in DTYPES:
-        for variant, settings in VARIANTS.items():
+    records = dict[str, dict[str, int]]()
+    for variant, settings in VARIANTS.items():
+        for dtype in PRECISIONS:
             with tempfile.TemporaryDirectory() as folder:
-                run = [*write_inputs(Path(folder)), *SETTINGS, *settings, f"fm.dtype={dtype}"]
+                run = [
+                    *write_inputs(Path(folder)),
+                    *SETTINGS,
+                    *settings,
+                    f"fm.dtype={dtype}",
+                    f"server.precision={PRECISIONS[dtype]}",
+                ]
                 call = [sys.executable, __file__, *run]
                 printed = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
             for phase, found in json.loads(printed.splitlines()[-1]).items():
                 whole, held = (found["models_bytes"] + found[f"{key}_bytes"] for key in ("counted", "measured"))
                 print(f"{dtype}, {variant}: {phase}: {100 * (whole / held - 1):+.1f} %, {found}", flush=True)
                 records[f"{dtype}, {variant}: {phase}"] = found
-    write_json(RESULTS, records)
+            write_json(RESULTS, records)
 
 
 if __name__ == "__main__":
