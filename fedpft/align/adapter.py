@@ -24,6 +24,7 @@ from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import AdapterAlignConfig
 from fedpft.models.ffn import find_backbone
 from fedpft.models.lora import AdaptedModel, adapter_parameters, get_adapter, set_adapter
+from fedpft.models.target_logits import is_language_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def output_loss(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Tens
     logits a token say no more than what they are made of.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    if _is_language_model(student):
+    if is_language_model(student):
         with torch.no_grad():
             target = find_backbone(teacher)(**inputs).last_hidden_state.float()
         found = find_backbone(student)(**inputs).last_hidden_state.float()
@@ -106,10 +107,6 @@ def output_loss(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Tens
     with torch.no_grad():
         target = teacher(**inputs).logits.float()
     return (student(**inputs).logits.float() - target).square().mean() / target.var(correction=0)
-
-
-def _is_language_model(model: nn.Module) -> bool:
-    return model.get_output_embeddings() is not None  # type: ignore[operator]  # a PreTrainedModel's, through peft
 
 
 def _split(public: PublicData, num_held_out: int, seed: int) -> tuple[PublicData, PublicData]:

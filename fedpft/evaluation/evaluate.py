@@ -13,8 +13,10 @@ from torchmetrics import Metric
 from fedpft.config import ServerConfig
 from fedpft.data.collate import prepared_rows, text_lengths
 from fedpft.metrics.table import METRICS, computed
+from fedpft.metrics.tokens import takes_targets
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
+from fedpft.models.target_logits import target_logits
 from fedpft.trainer import StepReport, server_fabric
 
 
@@ -45,7 +47,8 @@ def evaluate(
     fabric = server_fabric(server, mixed=True)
     made = {name: METRICS[name].make(model.config.num_labels).to(fabric.device) for name in metrics}
     updated = [*made.values(), *([counts.to(fabric.device)] if counts is not None else [])]
-    for _, logits, labels in _answers(model, dataset, collate, batch_size, fabric, on_step):
+    of_targets = bool(updated) and all(map(takes_targets, updated))
+    for _, logits, labels in _answers(model, dataset, collate, batch_size, fabric, on_step, of_targets=of_targets):
         for metric in updated:
             metric.update(logits, labels)
     return {name: computed(metric, METRICS[name]) for name, metric in made.items()}
@@ -76,8 +79,13 @@ def _answers(
     batch_size: int,
     fabric: Fabric,
     on_step: StepReport | None,
+    *,
+    of_targets: bool = False,
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """Yield rows, logits and labels, batch by batch, until every example had its turn."""
+    """Yield rows, logits and labels, batch by batch, until every example had its turn.
+
+    Of a language model's batch it may be some targets at a time, (n, vocabulary) and (n,), if metrics take them so.
+    """
     fabric.to_device(model)
     order = _by_length(dataset)
     with restored_flags(model):
@@ -86,9 +94,13 @@ def _answers(
             indices = order[start : start + batch_size]
             batch = fabric.to_device(dict(collate(prepared_rows(dataset, indices, collate))))
             labels = batch.pop("labels")
-            with fabric.autocast():
-                logits = model(**batch).logits
-            yield indices, logits, labels
+            if of_targets:
+                for logits, targets in target_logits(model, batch, labels, fabric.autocast):
+                    yield indices, logits, targets
+            else:
+                with fabric.autocast():
+                    logits = model(**batch).logits
+                yield indices, logits, labels
             if on_step is not None:
                 on_step(min(start + batch_size, len(order)), len(order), {})
 

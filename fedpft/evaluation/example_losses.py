@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from fedpft.config import ServerConfig, TaskKind
 from fedpft.data.collate import rows
-from fedpft.metrics.tokens import IGNORED, predictions
+from fedpft.metrics.tokens import IGNORED
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
+from fedpft.models.target_logits import target_logits
 from fedpft.trainer import server_fabric
 
 
@@ -48,18 +49,18 @@ def example_losses(
         for start in range(0, len(chosen), batch_size):
             batch = fabric.to_device(dict(collate(rows(dataset, chosen[start : start + batch_size]))))
             labels = batch.pop("labels")
-            parts.append(losses_of(model(**batch).logits, labels, kind).double().cpu().numpy())
+            parts.append(losses_of(model, batch, labels, kind).double().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def losses_of(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
+def losses_of(model: Any, inputs: Mapping[str, Tensor], labels: Tensor, kind: TaskKind) -> Tensor:
     """Return the loss of each example of a batch, (B,)."""
     if kind == "regression":
-        return mse_loss(logits[:, 0].float(), labels.float(), reduction="none")
+        return mse_loss(model(**inputs).logits[:, 0].float(), labels.float(), reduction="none")
     if kind == "classification":
-        return cross_entropy(logits.float(), labels, reduction="none")
+        return cross_entropy(model(**inputs).logits.float(), labels, reduction="none")
     is_target = labels[:, 1:] != IGNORED
-    of_tokens = torch.zeros(is_target.shape, device=logits.device)
-    parts = [cross_entropy(chosen, targets, reduction="none") for chosen, targets in predictions(logits, labels)]
+    of_tokens = torch.zeros(is_target.shape, device=labels.device)
+    parts = [cross_entropy(*chunk, reduction="none") for chunk in target_logits(model, inputs, labels)]
     of_tokens[is_target] = torch.cat(parts)
     return of_tokens.sum(dim=1) / is_target.sum(dim=1).clamp_min(1)

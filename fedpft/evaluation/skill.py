@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from lightning import Fabric
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from fedpft.config import ServerConfig
+from fedpft.metrics.tokens import IGNORED, target_chunks
 from fedpft.models.ffn import find_backbone
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel
+from fedpft.models.target_logits import last_states, logits_of
 from fedpft.trainer import server_fabric
 
 RIDGE = 1e-3
@@ -51,7 +53,7 @@ def shared_skill(
     server: ServerConfig,
     probes: bool = True,
 ) -> SharedSkill:
-    """Compare two untuned models of one width; they do not change. Of logits only one batch's are held at a time.
+    """Compare two untuned models of one width; they do not change.
 
     Args:
         fm: the server's.
@@ -67,14 +69,18 @@ def shared_skill(
         fabric.to_device(model)
     same, losses, theirs, own = list[Tensor](), list[tuple[float, ...]](), list[Tensor](), list[Tensor]()
     with restored_flags(fm, sub_fm):
+        for model in (fm, sub_fm):
+            model.eval()
         for batch in batches:
-            logits, states = zip(*(_outputs(model.eval(), batch, fabric) for model in (fm, sub_fm)), strict=True)
-            agree = logits[0].argmax(-1) == logits[1].argmax(-1)
-            same.append((agree[_real(batch)] if causal else agree).flatten())
+            if causal:
+                agree, loss, states = _next_tokens((fm, sub_fm), fabric.to_device(dict(batch)))
+                losses.append(loss)
+            else:
+                answers, hidden = zip(*(_outputs(model, batch, fabric) for model in (fm, sub_fm)), strict=True)
+                agree, states = answers[0].argmax(-1) == answers[1].argmax(-1), list(hidden)
+            same.append(agree.flatten())
             theirs.append(states[0])
             own.append(states[1])
-            if causal:
-                losses.append(tuple(_loss_sum(batch, each) for each in logits))
     half = sum(len(part) for part in own[: len(batches) // 2])
     x, y = (torch.cat(parts).double() for parts in (own, theirs))
     return SharedSkill(
@@ -99,6 +105,26 @@ def probed(inputs: Tensor, targets: Tensor, others: Tensor) -> Tensor:
     return (others - mean) @ torch.linalg.solve(gram, x.T @ y) + centre
 
 
+def _next_tokens(models: Sequence[Any], batch: Batch) -> tuple[Tensor, tuple[float, ...], list[Tensor]]:
+    """Compare two language models on a batch.
+
+    Returns:
+        At each real token, (tokens,), whether both take the same token for the next one; each one's loss, summed over
+        tokens that are the next; and each one's last hidden states at real tokens, (tokens, H).
+
+    """
+    states, real = [last_states(model, batch) for model in models], batch["attention_mask"].bool()
+    following = pad(batch["input_ids"].masked_fill(~real, IGNORED)[:, 1:], (0, 1), value=IGNORED)
+    places = pad(real.long().masked_fill(~real, IGNORED), (1, 0), value=IGNORED)  # a token's place tells of the next
+    same, losses = list[Tensor](), [0.0, 0.0]
+    for row, position, _ in target_chunks(places, models[0].config.vocab_size):
+        both = [logits_of(model, of[row, position]).float() for model, of in zip(models, states, strict=True)]
+        same.append(both[0].argmax(-1) == both[1].argmax(-1))
+        for side, logits in enumerate(both):
+            losses[side] += cross_entropy(logits, following[row, position], reduction="sum").item()
+    return torch.cat(same).cpu(), tuple(losses), [of[real].float().cpu() for of in states]
+
+
 def _outputs(model: Any, batch: Batch, fabric: Fabric) -> tuple[Tensor, Tensor]:
     """Return the logits, and the backbone's last hidden states at real tokens, (tokens, H).
 
@@ -121,19 +147,8 @@ def _real(batch: Batch) -> Tensor:
     return batch["attention_mask"].bool().cpu()
 
 
-def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return which positions after the first are real, (B, T - 1), and their tokens, (n,)."""
-    after = _real(batch)[:, 1:]
-    return after, batch["input_ids"].cpu()[:, 1:][after]
-
-
-def _loss_sum(batch: Batch, logits: Tensor) -> float:
-    after, targets = _targets(batch)
-    return cross_entropy(logits[:, :-1][after], targets, reduction="sum").item()
-
-
 def _share_of_loss(batches: Sequence[Batch], losses: Sequence[tuple[float, ...]]) -> float:
-    tokens = torch.cat([_targets(batch)[1] for batch in batches]).numpy()
+    tokens = torch.cat([batch["input_ids"].cpu()[:, 1:][_real(batch)[:, 1:]] for batch in batches]).numpy()
     fm, sub_fm = np.sum(losses, axis=0) / len(tokens)
     frequencies = np.bincount(tokens) / len(tokens)
     by_frequency = -np.sum(frequencies * np.log(np.where(frequencies > 0, frequencies, 1)))

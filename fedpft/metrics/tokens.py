@@ -20,19 +20,33 @@ CHUNK_NUMBERS = 2**24
 """Logits that are float32 at a time, 64 MiB: of a large vocabulary a batch's would be gigabytes, once for each step."""
 
 
-def predictions(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the logits, (targets, V) float32, and token ids, (targets,), of all target tokens of a batch, in chunks.
+def target_chunks(labels: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield where a batch's target tokens are predicted, and their ids, in chunks: rows, positions, ids, (n,) each.
 
     Args:
-        logits: (B, T, V); those at a position tell of the token after it.
         labels: (B, T), `IGNORED` where a token is no target.
+        vocabulary: V.
 
     """
     after = labels[:, 1:]
-    places = (after != IGNORED).nonzero()
-    for chunk in places.split(max(1, CHUNK_NUMBERS // logits.shape[-1])):
+    for chunk in (after != IGNORED).nonzero().split(max(1, CHUNK_NUMBERS // vocabulary)):
         row, position = chunk.unbind(1)
-        yield logits[row, position].float(), after[row, position]
+        yield row, position, after[row, position]
+
+
+def predictions(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits, (n, V) float32, and token ids, (n,), of all target tokens of a batch, in chunks.
+
+    Args:
+        logits: (B, T, V); those at a position tell of the token after it. Or of some targets alone, (n, V).
+        labels: (B, T), `IGNORED` where a token is no target; or (n,).
+
+    """
+    if labels.dim() == 1:
+        yield logits.float(), labels
+        return
+    for row, position, targets in target_chunks(labels, logits.shape[-1]):
+        yield logits[row, position].float(), targets
 
 
 def num_targets(labels: Tensor) -> int:
@@ -53,7 +67,7 @@ class TokenLoss(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Take a batch: (B, T, V) and (B, T)."""
+        """Take a batch, (B, T, V) and (B, T), or some of its targets alone, (n, V) and (n,)."""
         scores = [self.score(*chunk) for chunk in predictions(logits, labels)]
         self.total += torch.cat(scores).sum(dtype=torch.float64)
         self.count += sum(map(len, scores))
@@ -81,3 +95,8 @@ class TokenAccuracy(TokenLoss):
     def score(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return 1 for each that is, else 0."""
         return (logits.argmax(dim=-1) == targets).float()
+
+
+def takes_targets(metric: Metric) -> bool:
+    """Whether a metric may be given single targets. One of others may want the texts of a batch as a whole."""
+    return type(metric).update is TokenLoss.update

@@ -6,9 +6,10 @@
 
 Two modes of torch do it. One reads every device that is named as the meta device and answers where code asks for a
 value, so that a run's phases go through; the other counts storages, each from its making until its last tensor is gone.
-What is not moved to a device, or is read from there (`.cpu()`), exists and counts nothing. Not seen is what kernels
-take for themselves, what an allocator rounds up, and what `foreach` optimisers of a GPU hold for a moment. Sizes that
-depend on values are the largest that they can be: every token is real, every example a target.
+What is not moved to a device, or is read from there (`.cpu()`), exists and counts nothing; nor does what was made
+before and is not named, such as a packed model's skeleton. Not seen is what kernels take for themselves, what an
+allocator rounds up, and what `foreach` optimisers of a GPU hold for a moment. Sizes that depend on values are the
+largest that they can be: every token is real, every example a target.
 """
 
 import weakref
@@ -60,7 +61,8 @@ class LiveMemory(TorchDispatchMode):
             result = _ANSWERS[func](*args, **kwargs)
         else:
             result = func(*_without_truths(func, args), **kwargs)
-        self._count(tree_leaves(result))
+        if not any(returned.alias_info for returned in func._schema.returns):  # a view of what is there makes nothing
+            self._count(tree_leaves(result))
         return result
 
     def _count(self, values: Sequence[Any]) -> None:

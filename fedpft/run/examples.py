@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedpft.data.collate import rows
 from fedpft.data.datamodule import FederatedData
+from fedpft.models.target_logits import is_language_model, last_states, logits_of
 from fedpft.storage.whole import written_whole
 
 EXAMPLES_FILE = "examples.safetensors"
@@ -46,12 +47,14 @@ def answers(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the logits, (B, labels), or of a language model (B, vocabulary) after each text's last token."""
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    logits: Any = model.eval()(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
+    moved = {name: tensor.to(device) for name, tensor in inputs.items()}
+    if is_language_model(model.eval()):
+        last = moved["attention_mask"].sum(dim=1) - 1
+        logits: Any = logits_of(model, last_states(model, moved)[torch.arange(len(last)), last])
+    else:
+        logits = model(**moved).logits
     for module, mode in modes:
         module.training = mode
-    if logits.ndim == 3:
-        last = inputs["attention_mask"].sum(dim=1) - 1
-        logits = logits[torch.arange(len(logits)), last.to(device)]
     return logits.float().cpu().contiguous()
 
 

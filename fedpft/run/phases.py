@@ -233,7 +233,7 @@ def _here(server: ServerConfig) -> ServerConfig:
 
 
 def _moved(batches: PublicBatches) -> Iterator[Mapping[str, Tensor]]:
-    return ({name: value.to("meta") for name, value in batch.items()} for batch in batches)
+    return ({name: value.to("cpu") for name, value in batch.items()} for batch in batches)
 
 
 def _longest(examples: datasets.Dataset, num: int) -> np.ndarray:

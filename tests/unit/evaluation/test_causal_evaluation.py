@@ -4,12 +4,18 @@ import datasets
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torchmetrics import Metric
 
 from fedpft.config import LoraConfig, ServerConfig
 from fedpft.data.collate import CausalCollator
 from fedpft.evaluation.evaluate import evaluate
 from fedpft.evaluation.fidelity import measure_fidelity
+from fedpft.metrics import tokens
+from fedpft.metrics.table import METRICS as METRICS_TABLE
+from fedpft.metrics.table import MetricRow
+from fedpft.models.live_memory import live_memory
 from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, set_adapter
+from tests.pretend_cuda import pretended_cuda
 from tests.tiny import tiny_lm
 
 SERVER = ServerConfig(accelerator="cpu")
@@ -90,3 +96,54 @@ def test_a_model_is_as_near_to_itself_as_can_be():
     found = measure_fidelity(model(), model(), CausalCollator(2)(ROWS), server=SERVER, batch_size=3)
     assert (found.total.hidden_error, found.total.gradient_norm_ratio) == (0, 1)
     assert found.total.gradient_cosine == pytest.approx(1)
+
+
+class Texts(Metric):
+    """A metric of others: it wants a batch's texts as a whole."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes = shapes
+
+    def update(self, logits, labels):
+        self.shapes.append((logits.shape[:2], labels.shape))
+
+    def compute(self):
+        return torch.tensor(0.0)
+
+
+def test_a_metric_of_ones_own_gets_whole_texts(monkeypatch):
+    shapes = []
+    monkeypatch.setitem(
+        METRICS_TABLE, "texts", MetricRow(title="texts", kind="causal_lm", make=lambda n: Texts(shapes))
+    )
+    expected = scores(model())
+    found = evaluate(model(), DATASET, CausalCollator(2), metrics=("loss", "texts"), batch_size=3, server=SERVER)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert [logits[0] for logits, _ in shapes] == [3, 3, 1]
+    assert all(logits == labels for logits, labels in shapes)
+
+
+def test_an_evaluations_memory_does_not_grow_by_the_logits_of_more_texts(monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK_NUMBERS", 16 * 4096)
+    of = attach_lora(tiny_lm("llama", vocab_size=4096), LoraConfig(rank=2), seed=0).to("meta")
+    texts = datasets.Dataset.from_list([{"input_ids": [3] * 32, "prompt_length": 1}] * 16)
+    peaks = []
+    for batch_size in (8, 16):
+        with live_memory(of) as memory:
+            evaluate(of, texts, CausalCollator(2), metrics=METRICS, batch_size=batch_size, server=SERVER)
+        peaks.append(memory.peak_bytes)
+    assert peaks[1] - peaks[0] < 4 * 32 * 4096, "one text's logits"
+
+
+def test_an_evaluation_waits_three_times_a_batch_for_a_gpu():
+    """For the places of targets, and twice where transformers looks for padding."""
+    waits = []
+    for batch_size in (7, 4):
+        of = model()
+        with pretended_cuda() as gpu:
+            server = ServerConfig(accelerator="cuda")
+            evaluate(of, DATASET, CausalCollator(2), metrics=METRICS, batch_size=batch_size, server=server)
+        assert gpu.violations == []
+        waits.append(gpu.syncs.total())
+    assert waits[1] - waits[0] <= 3

@@ -3,8 +3,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedpft.data.collate import CausalCollator
 from fedpft.evaluation.example_losses import example_losses, losses_of
+from fedpft.metrics import tokens
 from fedpft.metrics.tokens import IGNORED
+from fedpft.models.live_memory import live_memory
 from fedpft.privacy.membership import attack
 from tests.tiny import tiny_fm, tiny_lm, tiny_texts
 from tests.unit.evaluation.test_evaluate import DATASET, SERVER, TOKENIZER, TextCollator, model
@@ -33,17 +36,29 @@ def test_a_language_models_loss_of_an_example_is_its_target_tokens_mean():
     labels = ids.clone()
     labels[0, :5], labels[1, :2] = IGNORED, IGNORED
     with torch.no_grad():
-        found = losses_of(lm(input_ids=ids).logits, labels, "causal_lm")
+        found = losses_of(lm, {"input_ids": ids}, labels, "causal_lm")
         alone = [lm(input_ids=ids[[row]], labels=labels[[row]]).loss.item() for row in range(3)]
     assert found.tolist() == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_language_models_losses_take_no_more_memory_for_the_logits_of_more_texts(monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK_NUMBERS", 16 * 4096)
+    lm, peaks = tiny_lm("llama", vocab_size=4096).to("meta"), []
+    texts = datasets.Dataset.from_list([{"input_ids": [3] * 32, "prompt_length": 1}] * 16)
+    for batch_size in (8, 16):
+        with live_memory(lm) as memory:
+            example_losses(
+                lm, texts, range(16), CausalCollator(2), kind="causal_lm", batch_size=batch_size, server=SERVER
+            )
+        peaks.append(memory.peak_bytes)
+    assert peaks[1] - peaks[0] < 4 * 32 * 4096, "one text's logits"
 
 
 def test_a_regressions_loss_is_the_squared_error():
     fm = tiny_fm("bert", num_labels=1, problem_type="regression")
     ids, labels = torch.randint(3, 40, (2, 6)), torch.tensor([0.5, 2.0])
     with torch.no_grad():
-        logits = fm(input_ids=ids).logits
-        assert losses_of(logits, labels, "regression").mean().item() == pytest.approx(
+        assert losses_of(fm, {"input_ids": ids}, labels, "regression").mean().item() == pytest.approx(
             fm(input_ids=ids, labels=labels).loss.item(), rel=1e-5
         )
 

@@ -1,12 +1,14 @@
 import copy
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from fedpft.config import ServerConfig
 from fedpft.evaluation.skill import explained, probed, shared_skill
+from fedpft.metrics import tokens
 from tests.tiny import tiny_batch, tiny_fm, tiny_lm
 
 SERVER = ServerConfig(accelerator="cpu")
@@ -46,6 +48,36 @@ def test_noise_in_the_sub_fm_lowers_every_number_and_a_language_model_has_its_lo
     assert same.loss == pytest.approx(1.0)
     for name in ("agreement", "hidden", "probe", "loss"):
         assert getattr(other, name) < getattr(same, name)
+
+
+def test_a_language_models_skill_is_the_same_with_few_logits_at_a_time(monkeypatch):
+    fm, other = tiny_lm("llama"), tiny_lm("llama", seed=9)
+    whole = skill(fm, other, "llama", causal=True, num_batches=2)
+    monkeypatch.setattr(tokens, "CHUNK_NUMBERS", 5 * 40)
+    few = skill(fm, other, "llama", causal=True, num_batches=2)
+    assert asdict(few) == pytest.approx(asdict(whole), rel=1e-5)
+
+
+def test_a_language_models_skill_is_measured_at_every_real_token_and_its_next_one():
+    fm, other = tiny_lm("gemma2"), tiny_lm("gemma2", seed=9)
+    batches = [tiny_batch("gemma2", batch_size=16, seed=seed) for seed in range(2)]
+    found = shared_skill(fm, other, batches, causal=True, server=SERVER, probes=False)
+    same, losses = [], torch.zeros(2)
+    for batch in batches:
+        with torch.no_grad():
+            both = [model(**batch).logits for model in (fm, other)]
+        real = batch["attention_mask"].bool()
+        same.append((both[0].argmax(-1) == both[1].argmax(-1))[real])
+        after = real[:, 1:]
+        losses += torch.stack(
+            [cross_entropy(each[:, :-1][after], batch["input_ids"][:, 1:][after], reduction="sum") for each in both]
+        )
+    following = torch.cat([batch["input_ids"][:, 1:][batch["attention_mask"][:, 1:].bool()] for batch in batches])
+    share = following.bincount() / len(following)
+    by_frequency = -float((share * share.clamp_min(1e-9).log()).sum())
+    fm_loss, other_loss = (losses / len(following)).tolist()
+    assert found.agreement == torch.cat(same).double().mean().item()
+    assert found.loss == pytest.approx((by_frequency - other_loss) / (by_frequency - fm_loss), rel=1e-4)
 
 
 def test_numbers_do_not_depend_on_whether_the_linear_map_is_asked_for():

@@ -1,5 +1,6 @@
 """What `plan` says that a run will hold, from shapes alone."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def test_memory_lives_until_its_last_tensor_is_gone():
         assert memory.live_bytes == 4 * KB, "a view holds all of it"
         del view
     assert (memory.live_bytes, memory.peak_bytes) == (0, 8 * KB)
+
+
+def test_the_skeleton_that_a_client_copies_counts_nothing_beside_the_copy():
+    skeleton = nn.Linear(16, 16, bias=False).to("meta")
+    with live_memory() as memory:
+        own = copy.deepcopy(skeleton)
+        assert memory.live_bytes == own.weight.nbytes
+    assert memory.peak_bytes == own.weight.nbytes
 
 
 def test_models_count_once_with_what_autograd_keeps_on_top():
