@@ -10,8 +10,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 PYTEST_OPTIONS ?=
-TESTS := tests/integration tests/simulation tests/unit
-WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder  # in the order of TESTS: long files first
 
 .PHONY: run digits test cluster-test draw-test coverage docs lint install clean
 run: $(INSTALLED)
@@ -21,7 +19,8 @@ digits: $(INSTALLED)
 	@$(BIN)/fedpft run experiments/configs/digits_vit.yaml
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest $(WORKERS) --durations 12 $(PYTEST_OPTIONS) $(TESTS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_OPTIONS) tests/unit
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 $(PYTEST_OPTIONS) tests/integration tests/simulation
 
 cluster-test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m cluster --durations 0
@@ -30,7 +29,9 @@ draw-test: $(INSTALLED)
 	@$(BIN)/python -m pytest --hypothesis-profile anew -m "hypothesis and not cluster" tests/unit
 
 coverage: $(INSTALLED)
-	@$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered $(TESTS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov --cov-report= tests/unit
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-append --cov-report=term:skip-covered \
+		tests/integration tests/simulation
 
 docs: $(VENV)/.docs
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build/html

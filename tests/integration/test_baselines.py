@@ -63,7 +63,7 @@ def done(settings, tmp_path_factory):
     return run_once
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.cluster] * (name == "fedot")) for name in METHODS])
 def finished(request, done):
     return request.param, *done(request.param)
 

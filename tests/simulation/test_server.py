@@ -74,6 +74,7 @@ class TestInAProcess:
         assert (note, first, last, client) == ("[odd] note", (1, 100, 1.0), (100, 100, 0.01), (3, 0, 0.5))
         assert len(some) < 20, "of a hundred quick steps"
 
+    @pytest.mark.cluster
     def test_what_it_has_claimed_is_not_there_for_the_actors(self):
         def serve(config, observer):
             nodes = cluster.cluster_nodes()
