@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from statistics import fmean
 
 import lightning as L
 import numpy as np
@@ -200,6 +201,7 @@ class LocalClient:
                 "loss": float(turn.loss_sum) / max(1, turn.num_seen),
                 "seconds": turn.seconds + rest,
                 **({} if self._package.step_costs is None else spent),
+                **({} if self._settings.clients_per_batch == 1 else {"together": fmean(turn.company or [1])}),
                 **({} if turn.noise is None else {"clipped": float(turn.num_clipped) / max(1, turn.num_seen)}),
                 **peaks,
             },
@@ -224,7 +226,7 @@ class LocalClient:
                 self._throughput.note(batch, len(together), seconds)
                 for row, loss in zip(together, losses, strict=True):
                     group.turns[row].account(
-                        shapes[row], loss, seconds / len(together) + reading, self._package.step_costs
+                        shapes[row], loss, seconds / len(together) + reading, self._package.step_costs, len(together)
                     )
         self._together = None
         return bool(found)

@@ -1,9 +1,14 @@
 """How much memory a run holds, round by round, and a warning when that grows without end."""
 
+import re
+import resource
+import sys
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,7 @@ MARGIN = 0.15
 CUDA_CONTEXT_BYTES = 600 * 2**20
 """What a process takes of a GPU besides torch's tensors: the driver's context and the kernels."""
 
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -47,6 +53,19 @@ def process_memory() -> ProcessMemory:
     """Measure this process (some 20 microseconds)."""
     gpu_bytes = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
     return ProcessMemory(rss_bytes=psutil.Process().memory_info().rss, gpu_bytes=gpu_bytes)
+
+
+def process_peak_memory_bytes() -> int:
+    """Return this process' peak resident memory.
+
+    Linux has two numbers. `getrusage`'s begins with the peak of the process that started this one, be it a notebook of
+    many gigabytes; so it is asked only elsewhere.
+    """
+    with suppress(OSError):
+        if found := _PEAK.search(Path("/proc/self/status").read_text(encoding="utf-8")):
+            return 1024 * int(found[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def is_out_of_memory(error: BaseException) -> bool:

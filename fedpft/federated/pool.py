@@ -1,8 +1,6 @@
 """How clients are run is a swappable part: the protocol, and the pool that needs no Ray."""
 
 import platform
-import resource
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -149,9 +147,3 @@ class SequentialPool:
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-def process_peak_memory_bytes() -> int:
-    """Return this process' peak resident memory."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

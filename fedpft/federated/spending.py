@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from fedpft.federated.messages import ClientReport
@@ -30,6 +31,8 @@ def clients_spent(reports: Sequence[ClientReport]) -> dict[str, float]:
     for name in ("memory_bytes", "gpu_bytes"):
         if sizes := _of_each(reports, name):
             spent[f"clients/{name}_max"] = max(sizes)
+    if company := _of_each(reports, "together"):
+        spent["clients/together_mean"] = fmean(company)
     return spent
 
 

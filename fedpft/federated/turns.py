@@ -1,7 +1,7 @@
 """What is known of clients while they train: of each on its own, and of those that train together."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -37,12 +37,17 @@ class Turn:
     """Its part of the time of its steps."""
     flops: int = 0
     memory_bytes: int = 0
+    company: list[int] = field(default_factory=list)
+    """Of each batch: how many clients were in its forward pass."""
 
-    def account(self, batch: Mapping[str, Tensor], loss: Tensor, seconds: float, costs: StepCosts | None) -> None:
-        """Add what a batch came to; `costs` says what its step took."""
+    def account(
+        self, batch: Mapping[str, Tensor], loss: Tensor, seconds: float, costs: StepCosts | None, num_clients: int = 1
+    ) -> None:
+        """Add what a batch came to, which so many clients had in one pass; `costs` says what its step took."""
         self.loss_sum = self.loss_sum + loss * len(batch["labels"])
         self.num_seen += len(batch["labels"])
         self.seconds += seconds
+        self.company.append(num_clients)
         if costs is not None:
             self.flops += costs.flops(batch)
             self.memory_bytes = max(self.memory_bytes, costs.memory_bytes(batch))

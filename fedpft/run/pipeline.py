@@ -22,8 +22,9 @@ from fedpft.data.histogram import partition_table
 from fedpft.data.sources.memory import GivenData
 from fedpft.federated.broadcast import check_quantize, local_settings
 from fedpft.federated.dropped import never_through
+from fedpft.federated.memory import process_peak_memory_bytes
 from fedpft.federated.observer import Forwarding, RunObserver, SilentObserver
-from fedpft.federated.pool import ClientPool, SequentialPool, process_peak_memory_bytes
+from fedpft.federated.pool import ClientPool, SequentialPool
 from fedpft.federated.secure_aggregation import SecureAggregation
 from fedpft.metrics.table import METRICS
 from fedpft.models.loading import architecture

@@ -134,7 +134,7 @@ def peak_of_a_new_process(peers: Path, workload: str, together: int) -> int:
 def print_memory(options: argparse.Namespace) -> None:
     """Train one group and print this process' peak."""
     from experiments.benchmarks.simulation.workload import make_package
-    from fedpft.federated.pool import process_peak_memory_bytes
+    from fedpft.federated.memory import process_peak_memory_bytes
 
     (together,) = options.together
     rates_of({together: (make_package(options.workload, together=together), 1.0)}, 0, together)

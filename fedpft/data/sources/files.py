@@ -10,6 +10,7 @@ import datasets
 import fsspec
 
 from fedpft.data.sources.errors import fail, hub_error
+from fedpft.data.sources.hub import hub_or_cache
 from fedpft.data.sources.image_folders import find_images
 
 BUILDERS = {
@@ -103,7 +104,8 @@ def find_hub(path: str, config_name: str | None, split: str, key: str, hint: str
 
     """
     try:
-        data_files = datasets.load_dataset_builder(path, config_name).config.data_files or {}
+        with hub_or_cache(path):
+            data_files = datasets.load_dataset_builder(path, config_name).config.data_files or {}
         paths = tuple(map(str, data_files.get(split, ())))
         if not paths:
             return None

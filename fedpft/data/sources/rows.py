@@ -22,6 +22,7 @@ from fedpft.data.sources.columns import IMAGE, LABEL
 from fedpft.data.sources.csv_files import csv_tables
 from fedpft.data.sources.errors import BadFileError, fail, hub_error, one_line
 from fedpft.data.sources.files import BUILDERS, IMAGE_FOLDER, SAVED, Files, find_local
+from fedpft.data.sources.hub import hub_or_cache
 from fedpft.data.sources.image_folders import FILE_NAME, class_name, find_images, warn_of_left_out
 from fedpft.data.sources.json_files import join_tables, json_tables
 from fedpft.data.sources.mapped import remapped
@@ -126,12 +127,13 @@ def load_hub(
     in_memory = not is_on_disk() if keep_in_memory is None else keep_in_memory
     load = partial(datasets.load_dataset, path, config_name, split=split, revision=revision, keep_in_memory=in_memory)
     try:
-        dataset = load()
-        if dataset.info.builder_name != "csv" or datasets.ClassLabel in map(type, dataset.features.values()):
-            return remapped(dataset)
-        if _PANDAS_INDEX not in dataset.column_names:  # types were guessed: once more, as written
-            written = datasets.Features(dict.fromkeys(dataset.column_names, datasets.Value("string")))
-            return remapped(load(features=written, na_filter=False))
+        with hub_or_cache(path):
+            dataset = load()
+            if dataset.info.builder_name != "csv" or datasets.ClassLabel in map(type, dataset.features.values()):
+                return remapped(dataset)
+            if _PANDAS_INDEX not in dataset.column_names:  # types were guessed: once more, as written
+                written = datasets.Features(dict.fromkeys(dataset.column_names, datasets.Value("string")))
+                return remapped(load(features=written, na_filter=False))
     except Exception as error:  # the hub client raises errors of four libraries; the user can act on all alike
         raise hub_error(path, config_name, split, key, hint, error) from error
     fail(key, f"{path}, csv on the hub with rows of more fields than the header", _ALLOWED["csv"])

@@ -10,10 +10,9 @@ import torch
 
 from fedpft.federated.client import LocalClient
 from fedpft.federated.masking import answer, sent
-from fedpft.federated.memory import ProcessMemory, process_memory
+from fedpft.federated.memory import ProcessMemory, process_memory, process_peak_memory_bytes
 from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, MaskingAnswer, MaskingStep, RoundPlan
 from fedpft.federated.package import ClientPackage
-from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.simulation.pool.packing import MemoryUse, probe
 from fedpft.trainer import be_deterministic, compute_products
 

@@ -17,10 +17,9 @@ from ray.exceptions import RayTaskError
 
 from fedpft.federated import memory as held
 from fedpft.federated.client import LocalClient
-from fedpft.federated.memory import CUDA_CONTEXT_BYTES, MARGIN
+from fedpft.federated.memory import CUDA_CONTEXT_BYTES, MARGIN, process_peak_memory_bytes
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.package import ClientPackage, hungriest
-from fedpft.federated.pool import process_peak_memory_bytes
 from fedpft.models.lora import get_adapter
 from fedpft.models.weights import unpack_model
 

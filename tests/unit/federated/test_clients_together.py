@@ -125,6 +125,21 @@ def test_rounding_is_all_that_differs_in_bf16():
         assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], rel=0.05)
 
 
+def test_a_client_tells_with_how_many_it_was_in_a_forward_pass():
+    """Images have one shape: those meet who have batches of one number at a time."""
+    package = package_of("vit", clients_per_batch=7)
+    place, plan = LocalClient(package), plan_for(package, count=False)
+    batches = [[3] * (size // 3) + [size % 3] * (size % 3 > 0) for size in SIZES]
+    expected = [
+        np.mean([sum(other[step : step + 1] == [own[step]] for other in batches) for step in range(len(own))])
+        for own in batches
+    ]
+    assert max(expected) > 2
+    assert [update.metrics["together"] for update in place.fit_together(plan, range(7))] == pytest.approx(expected)
+    assert place.fit(plan, 0).metrics["together"] == 1
+    assert "together" not in LocalClient(package_of("vit")).fit(plan, 0).metrics, "it never is"
+
+
 def test_what_clients_spend_is_told_of_each_and_their_seconds_add_up(monkeypatch):
     package = package_of("bert")
     costs = step_costs(unpack_model(package.proxy), typical_batch(package, 3))

@@ -1,6 +1,9 @@
+import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +28,13 @@ def steady_driver(monkeypatch):
     """Keep the process that runs the tests out of it."""
     held = memory.ProcessMemory(rss_bytes=500 * MB, gpu_bytes=0)
     monkeypatch.setattr(memory, "process_memory", lambda: held)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has two numbers")
+def test_a_peak_is_this_process_own_not_that_of_the_one_that_started_it(monkeypatch):
+    of_a_large_parent = SimpleNamespace(ru_maxrss=2**40)
+    monkeypatch.setattr(memory.resource, "getrusage", lambda who: of_a_large_parent)
+    assert psutil.Process().memory_info().rss <= 1.01 * memory.process_peak_memory_bytes() < 1024 * 2**40
 
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9), st.integers(2, 60))

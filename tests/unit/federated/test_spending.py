@@ -22,6 +22,10 @@ def test_a_round_has_the_sum_mean_and_largest_of_its_clients():
     }
 
 
+def test_a_round_says_with_how_many_clients_one_was_on_average():
+    assert clients_spent([update(0, together=1.5), update(1, together=4)]) == {"clients/together_mean": 2.75}
+
+
 @pytest.mark.parametrize("updates", [[], [update(0), update(1)]])
 def test_what_nobody_measured_is_not_in_the_record(updates):
     assert clients_spent(updates) == {}
