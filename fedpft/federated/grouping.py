@@ -15,8 +15,9 @@ AUTO_MOST = 32
 AUTO_MOST_ELSEWHERE = 16
 """The same on a GPU or in mixed precision: a constant, because a measured one would make the numbers depend on it."""
 
-GROUPS_PER_PLACE = 2
-"""At least, where no bit depends on it: a single one could not be shared out among places evenly."""
+GROUPS_PER_PLACE, AUTO_GROUPS_PER_PLACE = 2, 4
+"""At least, where no bit depends on it: a single one could not be shared out among places evenly. `auto` may
+choose more and smaller ones: who has more to do is waited for less long."""
 
 
 def most_together(settings: LocalSettings) -> int:
@@ -36,7 +37,8 @@ def groups(client_ids: Sequence[int], settings: LocalSettings, num_places: int) 
     """
     most, multiple = most_together(settings), 1
     if settings.keeps_bits and num_places > 1:
-        most, multiple = min(most, ceil(len(client_ids) / (GROUPS_PER_PLACE * num_places))), num_places
+        per_place = AUTO_GROUPS_PER_PLACE if settings.clients_per_batch == "auto" else GROUPS_PER_PLACE
+        most, multiple = min(most, ceil(len(client_ids) / (per_place * num_places))), num_places
     return [tuple(part) for part in even_parts(client_ids, most, multiple)]
 
 

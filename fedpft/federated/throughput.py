@@ -18,8 +18,8 @@ class Throughput:
     """Learns, from the steps that are due anyway, with how many clients a step takes the least time for each.
 
     1, 2, 4, ... are tried up to as many as there are, also where 2 do not pay: side by side has a price of its own,
-    which many share. Steps are looked up by their numbers of tokens or pixels, within a factor of two, since texts come
-    in dozens of lengths.
+    which many share. Where the most of these are the fastest, all at once are tried, too. Steps are looked up by their
+    numbers of tokens or pixels, within a factor of two, since texts come in dozens of lengths.
 
     Args:
         is_to_learn: if not, as many as there are.
@@ -70,7 +70,10 @@ class Throughput:
     def _untried(self, size: int, limit: int) -> list[int]:
         """Return the numbers up to a limit that are still to be tried, each as often as it is."""
         numbers = [2**power for power in range(limit.bit_length())]
-        return [number for number in numbers for _ in range(NUM_TRIES - len(self._seconds[size][number]))]
+        untried = [number for number in numbers for _ in range(NUM_TRIES - len(self._seconds[size][number]))]
+        if not untried and limit > self.best(size) >= numbers[-1]:
+            untried = [limit] * (NUM_TRIES - len(self._seconds[size][limit]))
+        return untried
 
 
 def _size(batch: Mapping[str, Tensor]) -> int:

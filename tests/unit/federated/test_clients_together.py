@@ -279,6 +279,17 @@ def test_auto_finds_with_how_many_a_client_takes_the_least_time(seconds, expecte
     assert other == [1, 1, 2, 2, 1, 1], "of other sizes nothing is known"
 
 
+@pytest.mark.parametrize(("seconds", "tried"), [(lambda k: 1 + 0.1 * k, True), (lambda k: max(4, k), False)])
+def test_auto_tries_all_at_once_only_where_the_largest_power_of_two_is_the_fastest(seconds, tried):
+    throughput, batch, seen = Throughput(is_to_learn=True), {"input_ids": torch.zeros(4, 10)}, []
+    for _ in range(9):
+        seen.append([len(part) for part in throughput.cut(range(13), batch)])
+        for number in seen[-1]:
+            throughput.note(batch, number, seconds(number))
+    assert any(13 in parts for parts in seen) == tried
+    assert seen[-1] == ([13] if tried else [4, 3, 3, 3])
+
+
 def test_clipping_is_each_clients_own_and_that_of_torch():
     generator = torch.Generator().manual_seed(0)
     gradients = torch.randn(4, 40, generator=generator) * torch.tensor([[0.01], [1.0], [30.0], [torch.inf]])
