@@ -232,14 +232,20 @@ def show(options: argparse.Namespace) -> None:
     """Print tables and figures in Markdown."""
     results = json.loads(RESULT.read_text())
     steps: dict[str, dict[str, float]] = results.get("steps", {})
-    columns = [*steps] if any("cuda" in key or "GPU" in key for key in steps) else [*steps, "a GPU, bf16-mixed"]
-    print("| model x tokens x clients together | " + " | ".join(columns) + " |\n| --- |" + " --- |" * len(columns))
-    for row in dict.fromkeys(row for column in steps.values() for row in column):
-        print(f"| {row} | " + " | ".join(str(steps.get(column, {}).get(row, "")) for column in columns) + " |")
+    cells = [row.split(" x ") for row in dict.fromkeys(row for column in steps.values() for row in column)]
+    columns = sorted({int(together) for *_, together in cells})
+    print("| client steps a second | model x tokens | " + " | ".join(f"{k} together" for k in columns) + " |")
+    print("| --- | --- |" + " --- |" * len(columns))
+    for device in steps if any("NVIDIA" in key for key in steps) else [*steps, "a GPU, bf16-mixed"]:
+        for what in dict.fromkeys(f"{model} x {tokens}" for model, tokens, _ in cells):
+            rates = [str(steps.get(device, {}).get(f"{what} x {k}", "")) for k in columns]
+            print(f"| {device} | {what} | " + " | ".join(rates) + " |")
     for name, measured in results.get("workload", {}).items():
         rates = [rate for rate, _ in measured.values()]
         print(f"\n| {name} | clients/s | MB |\n| --- | --- | --- |")
-        print("\n".join(f"| {together} together | {rate} | {rss} |" for together, (rate, rss) in measured.items()))
+        print(
+            "\n".join(f"| {together} together | {rate} | {rss or ''} |" for together, (rate, rss) in measured.items())
+        )
         print(f'\n```mermaid\nxychart-beta\n    title "{name}"\n    x-axis "clients together" [{", ".join(measured)}]')
         print(f'    y-axis "clients a second" 0 --> {max(rates) * 1.1:.0f}\n    line {rates}\n```')
 
