@@ -18,6 +18,7 @@ from transformers.utils import (
 )
 
 from fedpft.config import ConfigError, FMConfig
+from fedpft.hub import hub_or_cache
 from fedpft.models.checks import check_no_adapter
 
 SCRATCH = "scratch://"
@@ -72,8 +73,9 @@ def from_pretrained(auto: Any, fm: FMConfig, **kwargs: Any) -> Any:
         path = resolve_path(fm.path)
         if fm.revision is not None:
             kwargs["revision"] = fm.revision
-        check_no_adapter(path, fm.revision)
-        return auto.from_pretrained(path, **kwargs)
+        with hub_or_cache(path, "model"):
+            check_no_adapter(path, fm.revision)
+            return auto.from_pretrained(path, **kwargs)
 
 
 def has_weights_here(fm: FMConfig) -> bool:
@@ -91,7 +93,8 @@ def loaded_commit(fm: FMConfig) -> str | None:
     path = resolve_path(fm.path)
     if "://" in path or Path(path).is_dir():
         return None
-    return extract_commit_hash(cached_file(path, CONFIG_NAME, revision=fm.revision), None)
+    with hub_or_cache(path, "model"):
+        return extract_commit_hash(cached_file(path, CONFIG_NAME, revision=fm.revision), None)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import datasets
 import fsspec
 
 from fedpft.data.sources.errors import fail, hub_error
-from fedpft.data.sources.hub import hub_or_cache
 from fedpft.data.sources.image_folders import find_images
+from fedpft.hub import hub_or_cache
 
 BUILDERS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".txt": "text",
@@ -104,7 +104,7 @@ def find_hub(path: str, config_name: str | None, split: str, key: str, hint: str
 
     """
     try:
-        with hub_or_cache(path):
+        with hub_or_cache(path, "dataset"):
             data_files = datasets.load_dataset_builder(path, config_name).config.data_files or {}
         paths = tuple(map(str, data_files.get(split, ())))
         if not paths:

@@ -22,13 +22,13 @@ from fedpft.data.sources.columns import IMAGE, LABEL
 from fedpft.data.sources.csv_files import csv_tables
 from fedpft.data.sources.errors import BadFileError, fail, hub_error, one_line
 from fedpft.data.sources.files import BUILDERS, IMAGE_FOLDER, SAVED, Files, find_local
-from fedpft.data.sources.hub import hub_or_cache
 from fedpft.data.sources.image_folders import FILE_NAME, class_name, find_images, warn_of_left_out
 from fedpft.data.sources.json_files import join_tables, json_tables
 from fedpft.data.sources.mapped import remapped
 from fedpft.data.sources.on_disk import ROWS_OF_BATCH, held, is_on_disk
 from fedpft.data.sources.parquet_files import join_shards, parquet_tables
 from fedpft.data.sources.subsets import subset
+from fedpft.hub import hub_or_cache
 
 _ROWS_AT_ONCE = 10_000
 _PANDAS_INDEX = "__index_level_0__"
@@ -127,7 +127,7 @@ def load_hub(
     in_memory = not is_on_disk() if keep_in_memory is None else keep_in_memory
     load = partial(datasets.load_dataset, path, config_name, split=split, revision=revision, keep_in_memory=in_memory)
     try:
-        with hub_or_cache(path):
+        with hub_or_cache(path, "dataset"):
             dataset = load()
             if dataset.info.builder_name != "csv" or datasets.ClassLabel in map(type, dataset.features.values()):
                 return remapped(dataset)

@@ -6,10 +6,11 @@ import datasets
 import pytest
 from huggingface_hub import HfApi, constants
 
-from fedpft.config import ConfigError
+from fedpft.config import ConfigError, FMConfig
 from fedpft.data.sources.files import find_hub
-from fedpft.data.sources.hub import hub_or_cache
 from fedpft.data.sources.rows import load_hub
+from fedpft.hub import hub_or_cache
+from fedpft.models.loading import load_fm_config
 
 
 @pytest.fixture
@@ -41,9 +42,17 @@ def test_without_an_answer_its_clients_ask_nothing_and_the_error_is_one_line(que
 
 
 def test_a_folder_is_no_question_and_an_answer_changes_nothing(questions, monkeypatch, tmp_path):
-    with hub_or_cache(str(tmp_path)):
-        assert not constants.HF_HUB_OFFLINE
+    for path in (str(tmp_path), "scratch://bert"):
+        with hub_or_cache(path, "model"):
+            assert not constants.HF_HUB_OFFLINE
     assert questions == []
     monkeypatch.setattr(HfApi, "repo_info", lambda self, path, **how: None)
-    with hub_or_cache("some/set"):
+    with hub_or_cache("some/set", "dataset"):
         assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_model_is_asked_for_once_too(questions, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the hub was asked again"))
+    with pytest.raises(ConfigError, match=r"^fm.path: found 'no/model', allowed: a hub id, "):
+        load_fm_config(FMConfig(path="no/model"), 2, "classification")
+    assert questions == ["no/model"]
