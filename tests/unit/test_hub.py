@@ -37,6 +37,7 @@ def test_without_an_answer_its_clients_ask_nothing_and_the_error_is_one_line(que
     ) as raised:
         read("no/set", None, "train", "task.path")
     assert "\n" not in str(raised.value)
+    assert "Offline" not in str(raised.value)
     assert questions == ["no/set"]
     assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == (False, False), "for this one alone"
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 RESULT = Path("experiments/results/simulation/together.json")
+TURNS = RESULT.with_name("together_turns.json")
 TOGETHER = (1, 2, 4, 8, 16, 32)
 BATCH_SIZE = 8
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -230,6 +231,7 @@ def padded_lengths(lengths: Any, is_sorted: bool) -> Sequence[int]:
 
 def show(options: argparse.Namespace) -> None:
     """Print tables and figures in Markdown."""
+    show_turns()
     results = json.loads(RESULT.read_text())
     steps: dict[str, dict[str, float]] = results.get("steps", {})
     cells = [row.split(" x ") for row in dict.fromkeys(row for column in steps.values() for row in column)]
@@ -248,6 +250,25 @@ def show(options: argparse.Namespace) -> None:
         )
         print(f'\n```mermaid\nxychart-beta\n    title "{name}"\n    x-axis "clients together" [{", ".join(measured)}]')
         print(f'    y-axis "clients a second" 0 --> {max(rates) * 1.1:.0f}\n    line {rates}\n```')
+
+
+def show_turns() -> None:
+    """Print each program's rounds over raw2's of the same turns: median (quartiles) of seconds, median of CPU time."""
+    programs = json.loads(TURNS.read_text())
+    print("\n| in turns with raw2 | processor | clients together | x raw2's wall | x raw2's CPU |")
+    print("| --- | --- | --- | --- | --- |")
+    for program in programs:
+        (raw2,) = (p for p in programs if p["group"] == program["group"] and p["program"] == "raw2")
+        if program is not raw2:
+            wall, cpu = (ratios(program[kind], raw2[kind]) for kind in ("round_s", "round_cpu_s"))
+            name = program["program"].removeprefix("fedpft, ") + (f" ({program['note']})" if "note" in program else "")
+            low, middle, high = statistics.quantiles(wall, n=4)
+            row = [program["workload"], program["processor"], name, f"{middle:.2f} ({low:.2f}-{high:.2f})"]
+            print(f"| {' | '.join(row)} | {statistics.median(cpu):.2f} |")
+
+
+def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [value / other for value, other in zip(values, others, strict=True)]
 
 
 def keep(kind: str, key: str, row: str, value: Any) -> None:

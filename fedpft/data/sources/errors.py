@@ -43,7 +43,8 @@ def one_line(error: BaseException) -> str:
 
 def hub_error(path: str, config_name: str | None, split: str, key: str, hint: str, error: Exception) -> ConfigError:
     """Return what to raise when the hub client fails; `hint` says what else the data set may need."""
-    found = f"hub data set {path} {config_name or ''}".rstrip() + f", split {split} ({one_line(error)})"
+    why = one_line(error).replace(" (OfflineModeIsEnabled)", "")  # nobody switched it on: see fedpft.hub
+    found = f"hub data set {path} {config_name or ''}".rstrip() + f", split {split} ({why})"
     return ConfigError(
         f"{key}: found {found}, allowed: a reachable hub id{hint} or a local folder in {key}, seen from {os.getcwd()}"
     )
