@@ -20,7 +20,7 @@ digits: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_OPTIONS) tests/unit
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --durations 12 $(PYTEST_OPTIONS) tests/integration tests/simulation
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 $(PYTEST_OPTIONS) tests/integration tests/simulation
 
 cluster-test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m cluster --durations 0
@@ -30,7 +30,7 @@ draw-test: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov --cov-report= tests/unit
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --cov --cov-append --cov-report=term:skip-covered \
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-append --cov-report=term:skip-covered \
 		tests/integration tests/simulation
 
 docs: $(VENV)/.docs

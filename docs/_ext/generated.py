@@ -33,6 +33,7 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "figure: methods": figures.methods,
     "figure: alignment": figures.alignment,
     "figure: simulation": figures.simulation,
+    "figure: together": figures.together,
 }
 """What stands in a page -> what makes the text in its place."""
 

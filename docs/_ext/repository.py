@@ -23,6 +23,9 @@ TEXTS = (
 )
 """Patterns of those that become pages."""
 
+DIAGRAM = re.compile(r"```mermaid\n.*?\n```\n+", re.DOTALL)
+"""Drawn where a repository is browsed; the book has a figure of its own on the page of results."""
+
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 """A link to a file: its words, the path, what follows `#`."""
 
@@ -40,7 +43,7 @@ def write_pages() -> None:
         page.unlink()
     for page, file in wanted.items():
         page.parent.mkdir(parents=True, exist_ok=True)
-        content = relinked(file.read_text(encoding="utf-8"), file.parent, page.parent)
+        content = relinked(DIAGRAM.sub("", file.read_text(encoding="utf-8")), file.parent, page.parent)
         if not page.exists() or page.read_text(encoding="utf-8") != content:
             page.write_text(content, encoding="utf-8")
 

@@ -82,6 +82,11 @@ def quickstart() -> str:
     return "\n".join(lines)
 
 
+def together() -> dict[str, dict[str, list[float]]]:
+    """Return each workload's clients a second and memory of one place, by how many share a forward pass."""
+    return json.loads((RECORDS / "simulation" / "together.json").read_text())["workload"]
+
+
 def cells_of(folder: str) -> list[dict[str, Any]]:
     """Return the finished cells of a benchmark."""
     return [json.loads(file.read_text()) for file in sorted((RECORDS / folder).glob("*.json"))]
