@@ -90,7 +90,8 @@ def together() -> str:
     """Draw clients a second of one place, over one at a time, against how many of them share a forward pass."""
     figure, axis = _pyplot().subplots(figsize=(4.2, 2.6), layout="constrained")
     for name, rates in results.together().items():
-        axis.plot(rates.keys(), [rate / rates["1"][0] for rate, _ in rates.values()], "o-", label=name.split(", ")[-1])
+        times_one = [rate / rates["1"][0] for rate, _ in rates.values()]
+        axis.plot([int(number) for number in rates], times_one, "o-", label=name.split(", ")[-1])
     axis.set(xlabel="clients in one forward pass", ylabel="clients a second, times one alone", ylim=(0, None))
     axis.legend(frameon=False)
     return _side_by_side([_saved(figure, "together", "Clients a second against clients in one forward pass")])
