@@ -146,7 +146,8 @@ def export(run_dir: FinishedRun, out: Out = None, merge: Merge = False) -> None:
 @cache_app.command("list")
 def list_cache(folder: CacheDir = None, form: Format = "text") -> None:
     """Show the sub-FMs and the prepared training data in the cache, the last used first."""
-    from fedpft.construct.store import DATA_FOLDER, Store, cache_dir
+    from fedpft.construct.store import Store, cache_dir
+    from fedpft.data.sources.in_use import DATA_FOLDER
     from fedpft.report.cache import print_data, print_entries
 
     store = Store(cache_dir(folder))

@@ -21,15 +21,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedpft.config import ConfigError
-
-try:
-    import fcntl
-except ImportError:  # a system that removes no mapped file
-    fcntl = None  # type: ignore[assignment]
+from fedpft.data.sources.in_use import DATA_FOLDER, is_held
 
 TENSORS_FILE = "sub_fm.safetensors"
 ENTRY_FILE = "entry.json"
-DATA_FOLDER = "data"
 _NOTES = ("images", f"{DATA_FOLDER}/digests")
 _KEY_BYTES = 16
 _FOLDER_NAME = re.compile(rf"\.?([0-9a-f]{{{2 * _KEY_BYTES}}})")
@@ -139,7 +134,7 @@ class Store:
         """Remove the entry unless somebody holds its lock or the folder cannot be changed; say whether it is gone."""
         try:
             with self.lock(key).acquire(blocking=False):
-                if any(_is_mapped(file) for file in self.entry_folder(key).glob("*.arrow")):
+                if any(is_held(file) for file in self.entry_folder(key).glob("*.arrow")):
                     return False
                 self.remove_held(key)
         except (Timeout, OSError):
@@ -191,17 +186,3 @@ def clear_cache(folder: Path, prefixes: Sequence[str] = ()) -> tuple[Cleared, Cl
 
 def _files(folder: Path) -> Iterator[Path]:
     return (file for file in folder.rglob("*") if file.is_file())
-
-
-def _is_mapped(file: Path) -> bool:
-    """Whether a process has the file mapped, and with that locked: see `fedpft.data.sources.mapped`."""
-    if fcntl is None:
-        return False
-    with file.open("rb+") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
-    return False

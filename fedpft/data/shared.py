@@ -35,6 +35,7 @@ from fedpft.data.sources.columns import IMAGE, LABEL, PROMPT, RESPONSE, TEXT, TE
 from fedpft.data.sources.errors import fail
 from fedpft.data.sources.files import is_local
 from fedpft.data.sources.images import look_at_pixels
+from fedpft.data.sources.in_use import DATA_FOLDER
 from fedpft.data.sources.mapped import remapped
 from fedpft.data.sources.memory import is_in_memory
 from fedpft.data.sources.on_disk import ROWS_OF_BATCH, kept, rows_on_disk
@@ -89,7 +90,7 @@ class SharedTask:
     @property
     def folder(self) -> Path:
         """Where the rows are, once somebody made them."""
-        return self.cache / "data" / self.key
+        return self.cache / DATA_FOLDER / self.key
 
     def open(self, *, say_warnings: bool = True) -> tuple[TaskData, dict[str, str]]:
         """Return the task, mapped from files that are made first if need be, and the files' digests by name.
@@ -129,7 +130,7 @@ class SharedTask:
             return None
         try:
             entry = json.loads((self.folder / _ENTRY).read_text(encoding="utf-8"))
-            found = file_digests([self.folder / name for name in entry["digests"]], self.cache / "data" / _DIGESTS)
+            found = file_digests([self.folder / name for name in entry["digests"]], self.cache / DATA_FOLDER / _DIGESTS)
             if {Path(path).name: digest for path, digest in found.items()} == entry["digests"]:
                 return entry
         except (OSError, ValueError, KeyError, TypeError):
@@ -252,7 +253,7 @@ def contents_of(config: TaskConfig, cache: Path) -> dict[str, str]:
     if row.loader is not None and config.path is None:
         fail("task.data", "shared", f"broadcast, because the rows of task.name={config.name} come with a package")
     if is_local(path):
-        return file_digests(local_files(config, row, path), cache / "data" / _DIGESTS)
+        return file_digests(local_files(config, row, path), cache / DATA_FOLDER / _DIGESTS)
     contents = {}
     for data_set, split, revision in hub_splits(config, row, path).values():
         rows = load_hub(path, data_set, split, "task.path", revision=revision, keep_in_memory=False)

@@ -19,10 +19,7 @@ import datasets
 import pyarrow as pa
 from datasets.table import ConcatenationTable, MemoryMappedTable, Table
 
-try:
-    import fcntl
-except ImportError:  # a system that removes no mapped file
-    fcntl = None  # type: ignore[assignment]
+from fedpft.data.sources.in_use import hold
 
 SECONDS_BETWEEN = 0.1
 """Between two times that pages are let go of: what a process reads meanwhile is the most that it holds."""
@@ -35,9 +32,7 @@ _thread: threading.Thread | None = None
 def mapped_table(file: str | Path) -> pa.Table:
     """Return the rows of an Arrow stream's file, in a map of this process whose pages are let go of."""
     with open(file, "rb") as opened:
-        if fcntl is not None:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the map has a copy of the handle, and so the lock
+        hold(opened)
         memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     _watch(memory)
     return pa.ipc.open_stream(pa.py_buffer(memory)).read_all()

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedpft.cli import main as cli
-from fedpft.construct.store import DATA_FOLDER, ENTRY_FILE, TENSORS_FILE, Store
+from fedpft.construct.store import ENTRY_FILE, TENSORS_FILE, Store
+from fedpft.data.sources.in_use import DATA_FOLDER
 
 KEYS = ["0a" * 16, "1b" * 16]
 

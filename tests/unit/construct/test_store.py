@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fedpft.config import ConfigError
-from fedpft.construct.store import DATA_FOLDER, ENTRY_FILE, TENSORS_FILE, Store, cache_dir, clear_cache, key_of
+from fedpft.construct.store import ENTRY_FILE, TENSORS_FILE, Store, cache_dir, clear_cache, key_of
+from fedpft.data.sources.in_use import DATA_FOLDER
 from tests.sub_fm_builder import held_elsewhere
 
 KEYS = [digit * 32 for digit in "0123"]
