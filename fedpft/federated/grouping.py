@@ -1,6 +1,6 @@
 """Which clients train together, and which of their batches meet in one forward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
 from math import ceil
 from typing import Any
@@ -15,9 +15,8 @@ AUTO_MOST = 32
 AUTO_MOST_ELSEWHERE = 16
 """The same on a GPU or in mixed precision: a constant, because a measured one would make the numbers depend on it."""
 
-GROUPS_PER_PLACE, AUTO_GROUPS_PER_PLACE = 2, 4
-"""At least, where no bit depends on it: a single one could not be shared out among places evenly. `auto` may
-choose more and smaller ones: who has more to do is waited for less long."""
+GROUPS_PER_PLACE = 2
+"""At least, where no bit depends on it: one of the same work each, and what the machine makes of it differs."""
 
 
 def most_together(settings: LocalSettings) -> int:
@@ -29,31 +28,58 @@ def most_together(settings: LocalSettings) -> int:
     return settings.clients_per_batch
 
 
-def groups(client_ids: Sequence[int], settings: LocalSettings, num_places: int) -> list[tuple[int, ...]]:
-    """Cut a round's clients, in their order, into groups of about the same number.
+def groups(
+    client_ids: Sequence[int], settings: LocalSettings, num_places: int, work: Callable[[int], float] = lambda _: 1.0
+) -> list[tuple[int, ...]]:
+    """Cut a round's clients into groups of about the same number or, for several places, of about the same work.
 
     A function of the round's plan alone where clients that train together do not get the bits that each gets alone: it
     is then the number of places, and nothing else, that must not matter. Elsewhere every place gets as many groups.
+
+    Args:
+        client_ids: in the order in which they start.
+        settings: how many train together at most.
+        num_places: that take groups.
+        work: of a client, in any unit.
+
     """
-    most, multiple = most_together(settings), 1
-    if settings.keeps_bits and num_places > 1:
-        per_place = AUTO_GROUPS_PER_PLACE if settings.clients_per_batch == "auto" else GROUPS_PER_PLACE
-        most, multiple = min(most, ceil(len(client_ids) / (per_place * num_places))), num_places
-    return [tuple(part) for part in even_parts(client_ids, most, multiple)]
+    most = most_together(settings)
+    if not settings.keeps_bits or num_places == 1:
+        return [tuple(part) for part in even_parts(client_ids, most)]
+    for_each_place = max(GROUPS_PER_PLACE, ceil(len(client_ids) / (most * num_places)))
+    return parts_of_equal_work(client_ids, for_each_place * num_places, most, work)
 
 
-def even_parts(items: Sequence[Any], most: int, multiple: int = 1) -> list[Sequence[Any]]:
+def parts_of_equal_work(
+    client_ids: Sequence[int], count: int, most: int, work: Callable[[int], float]
+) -> list[tuple[int, ...]]:
+    """Put each client, who has most to do first, where least is to do so far (Graham 1969, LPT).
+
+    Args:
+        client_ids: any.
+        count: of parts; those that would be empty are left out.
+        most: in a part.
+        work: of a client, in any unit.
+
+    Returns:
+        The parts in the order of their first clients, each in the given order.
+
+    """
+    parts: list[list[int]] = [[] for _ in range(count)]
+    loads = [0.0] * count
+    for place in sorted(range(len(client_ids)), key=lambda place: -work(client_ids[place])):
+        part = min((part for part in range(count) if len(parts[part]) < most), key=loads.__getitem__)
+        parts[part].append(place)
+        loads[part] += work(client_ids[place])
+    return [tuple(client_ids[place] for place in part) for part in sorted(map(sorted, parts)) if part]
+
+
+def even_parts(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """Cut a sequence into as few parts of at most `most` as there can be, none more than one longer than another.
 
     The longer ones come first, so that places that take part after part end at about the same time.
-
-    Args:
-        items: any.
-        most: in a part.
-        multiple: of which their number is, as long as there are so many items.
-
     """
-    count = min(ceil(len(items) / (max(1, most) * multiple)) * multiple, len(items))
+    count = ceil(len(items) / max(1, most))
     if not count:
         return []
     length, longer = divmod(len(items), count)

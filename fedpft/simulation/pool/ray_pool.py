@@ -163,7 +163,7 @@ class RayClientPool:
             ray.shutdown()
 
     def _jobs(self, client_ids: Sequence[int]) -> list[Job]:
-        together = groups(client_ids, self._settings, self.num_actors)
+        together = groups(client_ids, self._settings, self.num_actors, self._num_examples)
         return [Job(group, sum(self._num_examples(client_id) for client_id in group)) for group in together]
 
     def _num_examples(self, client_id: int) -> int:

@@ -6,6 +6,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from fedpft.config import ClientConfig, LoraConfig
@@ -16,7 +18,7 @@ from fedpft.federated.client import LocalClient
 from fedpft.federated.client_steps.base import PlainStep, clip_norms
 from fedpft.federated.client_steps.corrected import VARIATE
 from fedpft.federated.client_steps.optimisers import AdamW
-from fedpft.federated.grouping import by_shape, even_parts, groups
+from fedpft.federated.grouping import by_shape, even_parts, groups, most_together
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.step_costs import step_costs, typical_batch
 from fedpft.federated.throughput import Throughput
@@ -232,10 +234,31 @@ def test_groups_are_even_and_a_function_of_the_order_and_their_size():
     assert [len(group) for group in groups(range(10), settings, 2)] == [3, 3, 2, 2], "shared out among places"
     many = replace(settings, clients_per_batch=16)
     assert [len(group) for group in groups(range(100), many, 2)] == [13] * 4 + [12] * 4, "each place has as many groups"
-    assert len(groups(range(100), replace(settings, clients_per_batch="auto"), 2)) == 8
+    assert [len(group) for group in groups(range(100), replace(settings, clients_per_batch="auto"), 2)] == [25] * 4
     assert groups([5, 3, 4], settings, 4) == [(5,), (3,), (4,)]
     assert groups([5, 3], replace(settings, clients_per_batch=1), 1) == [(5,), (3,)]
     assert groups([], settings, 1) == even_parts([], 4) == []
+
+
+@given(
+    work=st.lists(st.integers(1, 48), max_size=60), most=st.one_of(st.just("auto"), st.integers(1, 9)), places=st.integers(2, 4)
+)
+def test_of_several_places_each_client_is_in_one_group_and_no_group_is_late_by_more_than_a_client(work, most, places):
+    settings = replace(tiny_package().settings, clients_per_batch=most)
+    together = groups(range(len(work)), settings, places, work.__getitem__)
+    assert sorted(client for group in together for client in group) == list(range(len(work)))
+    assert all(0 < len(group) <= most_together(settings) for group in together)
+    assert together == sorted(map(tuple, map(sorted, together))), "in the order in which they start"
+    loads = [sum(map(work.__getitem__, group)) for group in together]
+    roomy = [load for load, group in zip(loads, together, strict=True) if len(group) < most_together(settings)]
+    assert all(load - min(roomy) <= max(work) for load in roomy)
+
+
+def test_groups_of_unequal_clients_have_equal_work():
+    settings = tiny_package(clients_per_batch="auto").settings
+    sizes = [48, 46, 44, 43, 40, 33, 30, 26, 21, 17, 12, 8, 7, 5, 4, 2]
+    loads = [sum(map(sizes.__getitem__, group)) for group in groups(range(16), settings, 2, sizes.__getitem__)]
+    assert loads == [100, 98, 95, 93]
 
 
 def test_only_batches_of_one_shape_meet_and_of_those_none_with_padding_and_one_without():
