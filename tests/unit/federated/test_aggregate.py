@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from fedpft.federated.aggregate import Aggregation, in_client_order, mean_loss
 from fedpft.federated.messages import ClientUpdate, RoundPlan
 from fedpft.models.activations import ActivationCounts
-from tests.conftest import GOLDEN
+from tests.shared import GOLDEN
 
 
 def update(client_id, adapter, num_examples=1, loss=0.0, counts=None):

@@ -241,7 +241,9 @@ def test_groups_are_even_and_a_function_of_the_order_and_their_size():
 
 
 @given(
-    work=st.lists(st.integers(1, 48), max_size=60), most=st.one_of(st.just("auto"), st.integers(1, 9)), places=st.integers(2, 4)
+    work=st.lists(st.integers(1, 48), max_size=60),
+    most=st.one_of(st.just("auto"), st.integers(1, 9)),
+    places=st.integers(2, 4),
 )
 def test_of_several_places_each_client_is_in_one_group_and_no_group_is_late_by_more_than_a_client(work, most, places):
     settings = replace(tiny_package().settings, clients_per_batch=most)
@@ -258,7 +260,7 @@ def test_groups_of_unequal_clients_have_equal_work():
     settings = tiny_package(clients_per_batch="auto").settings
     sizes = [48, 46, 44, 43, 40, 33, 30, 26, 21, 17, 12, 8, 7, 5, 4, 2]
     loads = [sum(map(sizes.__getitem__, group)) for group in groups(range(16), settings, 2, sizes.__getitem__)]
-    assert loads == [100, 98, 95, 93]
+    assert loads == [97, 97, 96, 96]
 
 
 def test_only_batches_of_one_shape_meet_and_of_those_none_with_padding_and_one_without():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedpft.federated.sampling import choose_by_loss, draw_candidates, longest_first, round_lr, sample_cohort
 from fedpft.seeding import numpy_rng
-from tests.conftest import GOLDEN
+from tests.shared import GOLDEN
 
 SIZES = np.arange(1, 21)
 
