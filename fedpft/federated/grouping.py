@@ -75,11 +75,15 @@ def parts_of_equal_work(
 
 
 def even_parts(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """Cut a sequence into as few parts of at most `most` as there can be, none more than one longer than another.
+    """Cut a sequence into as few parts of at most `most` as there can be, as :func:`cut_into` does."""
+    return cut_into(items, ceil(len(items) / max(1, most)))
+
+
+def cut_into(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """Cut a sequence into so many parts, none more than one longer than another.
 
     The longer ones come first, so that places that take part after part end at about the same time.
     """
-    count = ceil(len(items) / max(1, most))
     if not count:
         return []
     length, longer = divmod(len(items), count)

@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import ceil
 
 from torch import Tensor
 
-from fedpft.federated.grouping import even_parts
+from fedpft.federated.grouping import cut_into, even_parts
 
 NUM_TRIES = 2
 """Of each number of clients; the fastest counts."""
@@ -35,6 +36,8 @@ class Throughput:
     def cut(self, clients: Sequence[int], batch: Mapping[str, Tensor], most: int | None = None) -> list[Sequence[int]]:
         """Cut clients whose batches have the shape of this one into those that are computed together.
 
+        Each part has about as many as are the fastest, known or tried: 13 of which 4 are the fastest are 5, 4 and 4.
+
         Args:
             clients: any numbers.
             batch: of one of them.
@@ -50,7 +53,8 @@ class Throughput:
             if number <= len(rest):
                 parts.append(rest[:number])
                 rest = rest[number:]
-        return parts + even_parts(rest, min(self.best(size), limit))
+        nearest = round(len(rest) / self.best(size))
+        return parts + cut_into(rest, max(nearest, ceil(len(rest) / limit)))
 
     def note(self, batch: Mapping[str, Tensor], num_clients: int, seconds: float) -> None:
         """Learn how long a step of so many clients took."""

@@ -312,7 +312,7 @@ def test_auto_tries_all_at_once_only_where_the_largest_power_of_two_is_the_faste
         for number in seen[-1]:
             throughput.note(batch, number, seconds(number))
     assert any(13 in parts for parts in seen) == tried
-    assert seen[-1] == ([13] if tried else [4, 3, 3, 3])
+    assert seen[-1] == ([13] if tried else [5, 4, 4])
 
 
 def test_clipping_is_each_clients_own_and_that_of_torch():
