@@ -1,6 +1,7 @@
 """Which clients train together, and which of their batches meet in one forward pass."""
 
 from collections.abc import Callable, Mapping, Sequence
+from heapq import heappop, heappush
 from itertools import groupby, pairwise
 from math import ceil
 from typing import Any
@@ -16,7 +17,7 @@ AUTO_MOST_ELSEWHERE = 16
 """The same on a GPU or in mixed precision: a constant, because a measured one would make the numbers depend on it."""
 
 GROUPS_PER_PLACE = 2
-"""At least, where no bit depends on it: one of the same work each, and what the machine makes of it differs."""
+"""At least, where no bit depends on it: with one each, nobody could help a place that turns out to be slower."""
 
 
 def most_together(settings: LocalSettings) -> int:
@@ -66,11 +67,12 @@ def parts_of_equal_work(
 
     """
     parts: list[list[int]] = [[] for _ in range(count)]
-    loads = [0.0] * count
+    with_room = [(0.0, part) for part in range(count)]  # a heap: the least work first
     for place in sorted(range(len(client_ids)), key=lambda place: -work(client_ids[place])):
-        part = min((part for part in range(count) if len(parts[part]) < most), key=loads.__getitem__)
+        load, part = heappop(with_room)
         parts[part].append(place)
-        loads[part] += work(client_ids[place])
+        if len(parts[part]) < most:
+            heappush(with_room, (load + work(client_ids[place]), part))
     return [tuple(client_ids[place] for place in part) for part in sorted(map(sorted, parts)) if part]
 
 
