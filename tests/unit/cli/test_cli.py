@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -217,3 +218,13 @@ def test_resume_wants_the_folder_of_a_run(fails, tmp_path):
     assert (
         line == f"error: RUN_DIR: found '{tmp_path}/nowhere', allowed: the output_dir of a run (it has a config.yaml)"
     )
+
+
+def test_python_m_fedpft_is_the_command_line_but_not_in_a_process_that_it_spawns(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fedpft", "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("fedpft", run_name="__main__")
+    assert exit_.value.code == 0
+    assert "Federated Proxy Fine-Tuning of foundation models." in capsys.readouterr().out
+    runpy.run_module("fedpft", run_name="__mp_main__")
+    assert capsys.readouterr() == ("", "")
