@@ -7,22 +7,18 @@ DATA_DIR as for the methods benchmark, whose settings these are but for the part
 workers share the work. One JSON a run lies in `experiments/results/algorithms/`, those of the search in `search/`.
 """
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.benchmarks.methods.cells import BASE, SEEDS, WORK
 from experiments.benchmarks.methods.run import search_data, tuned_once
 from experiments.benchmarks.methods.table import interval
-from experiments.benchmarks.records import measure_missing
+from experiments.benchmarks.records import measure_missing, work_through
 from fedpft.config import Config, load_config
 
 RESULTS = Path("experiments/results/algorithms")
@@ -125,19 +121,9 @@ def best_rate(task: str, name: str) -> float | None:
     return min(trials, key=lambda trial: (-json.loads(trial.file.read_text())["fm"], trial.rate)).rate
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir", type=Path, nargs="?")
-    parser.add_argument("--match", default="*", help="only the runs with such a name")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if options.table:
-        print("\n".join(table()))
-        return
-    torch.set_num_threads(1)
-    for run in all_runs():
-        if fnmatch(run.file.stem, options.match):
-            measure_missing(run.file, WORK, partial(run.measure, options.data_dir), lambda run=run: run.is_measured)
+def measure(run: Run, data_dir: Path) -> None:
+    """Measure a run, unless it is measured with this rate, or another worker is at it."""
+    measure_missing(run.file, WORK, partial(run.measure, data_dir), lambda: run.is_measured)
 
 
 def table() -> Iterator[str]:
@@ -162,4 +148,4 @@ def table() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    work_through(__doc__, all_runs, lambda run: run.file.stem, measure, table)

@@ -8,23 +8,19 @@ DATA_DIR as for the methods benchmark, whose settings and learning rates these a
 OMP_NUM_THREADS=1; several workers share the work. One JSON a run lies in `experiments/results/plug_in/`.
 """
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from experiments.benchmarks.methods.cells import BASE, WORK
 from experiments.benchmarks.methods.cells import RESULTS as METHODS_RESULTS
 from experiments.benchmarks.methods.run import tuned_once
 from experiments.benchmarks.methods.table import interval
-from experiments.benchmarks.records import measure_missing
+from experiments.benchmarks.records import measure_missing, work_through
 from fedpft.config import Config, load_config
 
 RESULTS = Path("experiments/results/plug_in")
@@ -112,19 +108,9 @@ def all_runs() -> Iterator[Run]:
                 yield Run(task=task, size=67, aligned=aligned, format="task", seed=seed)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir", type=Path, nargs="?")
-    parser.add_argument("--match", default="*", help="only the runs with such a name")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if options.table:
-        print("\n".join(table()))
-        return
-    torch.set_num_threads(1)
-    for run in all_runs():
-        if fnmatch(run.name, options.match):
-            measure_missing(RESULTS / f"{run.name}.json", WORK, partial(run.measure, options.data_dir))
+def measure(run: Run, data_dir: Path) -> None:
+    """Measure a run, unless it is measured, or another worker is at it."""
+    measure_missing(RESULTS / f"{run.name}.json", WORK, partial(run.measure, data_dir))
 
 
 def table() -> Iterator[str]:
@@ -150,4 +136,4 @@ def _records(folder: Path, pattern: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    work_through(__doc__, all_runs, lambda run: run.name, measure, table)

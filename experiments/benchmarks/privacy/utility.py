@@ -9,20 +9,16 @@ measured. Set OMP_NUM_THREADS=1; several workers share the work. One JSON a cell
 records.
 """
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.benchmarks.methods.run import tuned_once
 from experiments.benchmarks.methods.table import interval
-from experiments.benchmarks.records import measure_missing
+from experiments.benchmarks.records import measure_missing, work_through
 from fedpft.config import Config, ConfigError, load_config
 from fedpft.tracking.trackers import TrackerGroup
 
@@ -147,23 +143,10 @@ class Clipped(TrackerGroup):
         return {"part_clipped": self.clipped / self.updates, "clips": self.clips} if self.updates else {}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir", type=Path, nargs="?")
-    parser.add_argument("--match", default="*", help="only the cells with such a name")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if options.table:
-        print("\n".join(table()))
-        return
-    torch.set_num_threads(1)
-    for cell in all_cells():
-        if fnmatch(cell.name, options.match) and (options.data_dir or cell.task == "docs"):
-            measure(cell, options.data_dir)
-
-
 def measure(cell: Cell, data_dir: Path | None) -> None:
-    """Measure a cell unless it is measured, or another worker is at it."""
+    """Measure a cell unless it is measured, or another worker is at it, or its data are not at hand."""
+    if data_dir is None and cell.task != "docs":
+        return
     try:
         config = cell.config(data_dir)
     except ConfigError as error:
@@ -197,4 +180,4 @@ def table() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    work_through(__doc__, all_cells, lambda cell: cell.name, measure, table)
