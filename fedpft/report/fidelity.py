@@ -55,11 +55,11 @@ def panels(blocks: Sequence[Mapping[str, Mapping[str, Any]]], title: str) -> "Fi
     height = len(PANELS) * _LAYER_HEIGHT * num_layers + (len(PANELS) - 1) * _GAP
     titles = [title for _, title, _ in PANELS]
     figure = make_subplots(rows=len(PANELS), cols=1, subplot_titles=titles, vertical_spacing=_GAP / height)
-    for row, (name, _, colours) in enumerate(PANELS, start=1):
+    for row, (name, quantity, colours) in enumerate(PANELS, start=1):
         for block in blocks:
             cells = list(zip(*(column[name] for column in block.values()), strict=True))  # layers x columns
             panel = Heatmap(
-                x=list(block), y=list(range(len(cells))), z=cells, **colours, showscale=False, xgap=1, ygap=1,
+                x=list(block), y=list(range(len(cells))), z=cells, name=quantity, **colours, showscale=False, xgap=1, ygap=1,
                 text=[[_number(value) for value in layer] for layer in cells], texttemplate="%{text}",
                 hovertemplate=f"{title} %{{x}}, layer %{{y}}: %{{z:.4f}}<extra></extra>",
             )  # fmt: skip

@@ -73,14 +73,26 @@ function asImage(plot) {
   return Plotly.toImage({data: traces, layout: {...layout, template}}, size);
 }
 
+// The numbers of a figure, under the titles of its axes.
 function asTable(plot) {
-  const rows = [], columns = new Set(["trace"]);
+  const rows = [], columns = new Set(["series"]);
   const list = values => values?.length === undefined || typeof values === "string" ? [] : [...values];
+  const titleOf = title => (typeof title === "string" ? title : title?.text);
   for (const trace of plot._fullData) {
     if (trace.visible !== true) continue;
     const kind = trace.fill === "toself" ? `${trace.name} (band)` : trace.name;
+    // of an axis that stands for several panels, title and words are where they are shown
+    const axis = letter => {
+      const own = (trace[`${letter}axis`] ?? letter).replace(letter, `${letter}axis`);
+      const all = [own, ...Object.keys(plot.layout).filter(key => key.startsWith(`${letter}axis`))].map(key => plot.layout[key]);
+      const words = all[0]?.tickvals && all.find(each => each?.ticktext?.length);
+      const word = value => words ? words.ticktext[words.tickvals.indexOf(value)] ?? value : value;
+      return [all.map(each => titleOf(each?.title)).find(Boolean) ?? letter, word];
+    };
+    let [[X, wordOfX], [Y, wordOfY], Z] = [axis("x"), axis("y"), titleOf(trace._input.colorbar?.title) || "value"];
+    if (new Set([X, Y, Z]).size < 3) [X, Y, Z] = ["x", "y", "value"];
     const add = (values) => {
-      const row = {trace: kind};
+      const row = {series: kind};
       for (const [key, value] of Object.entries(values)) {
         if (value === undefined) continue;
         columns.add(key);
@@ -92,11 +104,12 @@ function asTable(plot) {
     const [more, less] = [trace.error_y?.array, trace.error_y?.arrayminus].map(list);
     const [right, left] = [trace.error_x?.array, trace.error_x?.arrayminus].map(list);
     if (z.length) {
-      z.forEach((line, i) => list(line).forEach((value, j) => add({x: x[j] ?? j, y: y[i] ?? i, z: value})));
+      z.forEach((line, i) => list(line).forEach((value, j) => add({[X]: wordOfX(x[j] ?? j), [Y]: wordOfY(y[i] ?? i), [Z]: value})));
     } else {
       const length = Math.max(x.length, y.length);
       for (let i = 0; i < length; i++) {
-        add({x: x[i], y: y[i], y_above: more[i], y_below: less[i], x_above: right[i], x_below: left[i], text: list(trace.text)[i]});
+        const bounds = {[`${Y} above`]: more[i], [`${Y} below`]: less[i], [`${X} above`]: right[i], [`${X} below`]: left[i]};
+        add({[X]: wordOfX(x[i]), [Y]: wordOfY(y[i]), ...bounds, text: list(trace.text)[i]});
       }
     }
   }

@@ -184,13 +184,18 @@ def test_every_figure_is_saved_as_svg_and_csv_without_a_request(probe, page):
     tables = {name: unquote(place.partition(",")[2]) for name, place in found["saved"] if name.endswith(".csv")}
     assert len(tables) == found["buttons"] / 2 == 7
     (curves,) = (list(csv.DictReader(io.StringIO(text))) for name, text in tables.items() if "by-round" in name)
-    assert {row["trace"] for row in curves} == {QUARTER, f"{QUARTER} (band)", "fedot", "fedot (band)"}, "one is hidden"
-    points = [(row["x"], float(row["y"])) for row in curves if row["trace"] == "fedot"]
+    assert {row["series"] for row in curves} == {QUARTER, f"{QUARTER} (band)", "fedot", "fedot (band)"}, "one is hidden"
+    points = [(row["round"], float(row["accuracy"])) for row in curves if row["series"] == "fedot"]
     assert points == [("0", 0.25), ("2", pytest.approx(0.79))]
     (fidelity,) = (list(csv.DictReader(io.StringIO(text))) for name, text in tables.items() if "fidelity" in name)
-    assert {"x", "y", "z"} <= fidelity[0].keys()
+    assert fidelity[0].keys() == {"series", "x", "layer", "value"}
+    assert {row["x"] for row in fidelity} == {"fedot", QUARTER}
+    assert {row["series"].partition(":")[0] for row in fidelity} == {
+        "Hidden error", "Gradient cosine", "Gradient norm ratio",
+    }  # fmt: skip
     (prices,) = (list(csv.DictReader(io.StringIO(text))) for name, text in tables.items() if "against" in name)
-    assert {"y_above", "y_below"} <= prices[0].keys()
+    assert {"accuracy", "accuracy above", "accuracy below"} <= prices[0].keys()
+    assert not any("trace" in text or "Click to" in text for text in tables.values()), "all has a name"
 
 
 def test_the_saved_image_is_an_svg_of_what_is_shown_dark_on_white(browser, probe, page):

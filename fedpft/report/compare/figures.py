@@ -79,7 +79,7 @@ def pareto_figure(comparison: Comparison, axis: str) -> "Figure":
     figure = Figure(
         Scatter(
             x=[prices[label] for label in front], y=[means[label] for label in front],
-            mode="lines", line=line, hoverinfo="skip", showlegend=False,
+            mode="lines", line=line, name="front", hoverinfo="skip", showlegend=False,
         )
     )  # fmt: skip
     colours, markers = group_colours(comparison), group_markers(comparison)
