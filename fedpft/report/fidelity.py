@@ -59,7 +59,8 @@ def panels(blocks: Sequence[Mapping[str, Mapping[str, Any]]], title: str) -> "Fi
         for block in blocks:
             cells = list(zip(*(column[name] for column in block.values()), strict=True))  # layers x columns
             panel = Heatmap(
-                x=list(block), y=list(range(len(cells))), z=cells, name=quantity, **colours, showscale=False, xgap=1, ygap=1,
+                x=list(block), y=list(range(len(cells))), z=cells, name=quantity,
+                **colours, showscale=False, xgap=1, ygap=1,
                 text=[[_number(value) for value in layer] for layer in cells], texttemplate="%{text}",
                 hovertemplate=f"{title} %{{x}}, layer %{{y}}: %{{z:.4f}}<extra></extra>",
             )  # fmt: skip

@@ -27,7 +27,8 @@ def partition_figure(partition: Mapping[str, Any]) -> "Figure":
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     picture = Heatmap(
         x=partition["label_names"], y=list(range(len(counts))), z=shares.round(4).tolist(), customdata=counts.tolist(),
-        name="share of the client's examples", colorscale="Cividis", zmin=0, zmax=1, xgap=1, ygap=1, colorbar={"tickformat": ".0%", "thickness": 12},
+        name="share of the client's examples", colorscale="Cividis", zmin=0, zmax=1, xgap=1, ygap=1,
+        colorbar={"tickformat": ".0%", "thickness": 12},
         hovertemplate="client %{y}, %{x}: %{customdata} examples, %{z:.0%}<extra></extra>",
     )  # fmt: skip
     height = min(_LARGEST_HEIGHT, _CLIENT_HEIGHT * len(counts)) + _TOP + _BOTTOM
