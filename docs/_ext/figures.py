@@ -97,6 +97,17 @@ def together() -> str:
     return _side_by_side([_saved(figure, "together", "Clients a second against clients in one forward pass")])
 
 
+def robust() -> str:
+    """Draw the accuracy of each aggregator against the number of Byzantine clients."""
+    figure, axis = _pyplot().subplots(figsize=(5.2, 2.8), layout="constrained")
+    record = results.robust_record()
+    for name, cells in zip(record["rows"], record["cells"], strict=True):
+        axis.plot(record["columns"], [100 * fmean(cell["values"]) for cell in cells], "o-", markersize=3, label=name)
+    axis.set(xlabel="Byzantine clients", ylabel="accuracy of the FM in %")
+    axis.legend(frameon=False, fontsize=7)
+    return _side_by_side([_saved(figure, "robust", "Accuracy of each aggregator against the number of Byzantine clients")])
+
+
 def _pyplot() -> Any:
     """Return matplotlib's, which is there where the book is built."""
     matplotlib = importlib.import_module("matplotlib")

@@ -30,10 +30,12 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "results: plug-in": results.plug_in,
     "results: simulation": results.simulation,
     "results: quickstart": results.quickstart,
+    "results: robust": results.robust,
     "figure: methods": figures.methods,
     "figure: alignment": figures.alignment,
     "figure: simulation": figures.simulation,
     "figure: together": figures.together,
+    "figure: robust": figures.robust,
 }
 """What stands in a page -> what makes the text in its place."""
 

@@ -72,6 +72,17 @@ def simulation() -> str:
     return "\n".join(lines)
 
 
+def robust() -> str:
+    """Return accuracies of the plugged-in FM, aggregators x Byzantine clients: mean and the seeds' lowest and highest."""
+    record = robust_record()
+    lines = [f"| aggregator | {' | '.join(record['columns'])} |", "| --- |" + " --- |" * len(record["columns"])]
+    for name, cells in zip(record["rows"], record["cells"], strict=True):
+        percents = ([100 * value for value in cell["values"]] for cell in cells)
+        shown = (f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})" for values in percents)
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def quickstart() -> str:
     """Return what the two configs for a laptop give."""
     lines = ["| config | untuned FM | sub-FM | plugged-in FM | seconds |", "| --- | --- | --- | --- | --- |"]
@@ -85,6 +96,11 @@ def quickstart() -> str:
 def together() -> dict[str, dict[str, list[float]]]:
     """Return each workload's clients a second and memory of one place, by how many share a forward pass."""
     return json.loads((RECORDS / "simulation" / "together.json").read_text())["workload"]
+
+
+def robust_record() -> dict[str, Any]:
+    """Return what `fedpft suite experiments/suites/robust.yaml --format json` printed."""
+    return json.loads((RECORDS / "robust.json").read_text())
 
 
 def cells_of(folder: str) -> list[dict[str, Any]]:
