@@ -105,7 +105,7 @@ def robust() -> str:
         axis.plot(record["columns"], [100 * fmean(cell["values"]) for cell in cells], "o-", markersize=3, label=name)
     axis.set(xlabel="Byzantine clients", ylabel="accuracy of the FM in %")
     axis.legend(frameon=False, fontsize=7)
-    return _side_by_side([_saved(figure, "robust", "Accuracy of each aggregator against the number of Byzantine clients")])
+    return _side_by_side([_saved(figure, "robust", "Accuracy of each aggregator by the number of Byzantine clients")])
 
 
 def _pyplot() -> Any:

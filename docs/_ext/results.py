@@ -73,7 +73,7 @@ def simulation() -> str:
 
 
 def robust() -> str:
-    """Return accuracies of the plugged-in FM, aggregators x Byzantine clients: mean and the seeds' lowest and highest."""
+    """Return the FM's accuracies, aggregators x Byzantine clients: mean, and the lowest and highest of the seeds."""
     record = robust_record()
     lines = [f"| aggregator | {' | '.join(record['columns'])} |", "| --- |" + " --- |" * len(record["columns"])]
     for name, cells in zip(record["rows"], record["cells"], strict=True):
