@@ -11,13 +11,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from fedpft.config import PoolConfig
-from fedpft.federated.messages import RoundPlan
-from fedpft.models.lora import get_adapter
-from fedpft.models.weights import unpack_model
 from fedpft.simulation.pool import crew
 from fedpft.simulation.pool.client_actor import ClientActor
 from fedpft.simulation.pool.ray_pool import RayClientPool
-from tests.tiny import tiny_package
+from tests.simulation.faulty import PACKAGE, PLAN
 
 
 def main() -> None:
@@ -31,11 +28,11 @@ def main() -> None:
     trains_there = Path(tempfile.mkdtemp()) / "trains"
 
     class Actor(ClientActor):
-        def fit(self, plan, client_id):
+        def fit(self, *order):
             if ray.get_runtime_context().get_node_id() != head:
                 trains_there.touch()
                 time.sleep(1000)
-            return super().fit(plan, client_id)
+            return super().fit(*order)
 
     def leave() -> None:
         while not trains_there.exists():
@@ -43,17 +40,14 @@ def main() -> None:
         cluster.remove_node(leaving, allow_graceful=False)
 
     crew.ClientActor = Actor
-    package = tiny_package()
-    adapter = get_adapter(unpack_model(package.proxy))
-    plan = RoundPlan(round_index=1, lr=1e-2, adapter=adapter, count_activations=False)
     threading.Thread(target=leave, daemon=True).start()
     crew.ROOM_CHECK_SECONDS = 1.0
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message="pool:")
         pool = RayClientPool(PoolConfig(actors=2), clients_per_round=2)
-        pool.broadcast(package)
+        pool.broadcast(PACKAGE)
         before = pool.num_actors
-        updates = sorted(pool.run(plan, [0, 1]), key=lambda update: update.attempts)
+        updates = sorted(pool.run(PLAN, [0, 1]), key=lambda update: update.attempts)
     found = {
         "attempts": {number: update.attempts for number, update in enumerate(updates)},
         "adapters": {update.client_id: update.adapter.tobytes().hex() for update in updates},
