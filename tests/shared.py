@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +131,16 @@ def steps_counted_once() -> Iterator[None]:
     """Count a step once for all runs of one architecture and shape of batch: of a tiny run that takes a fifth."""
     count = step_costs.count_step
 
-    def counted(module: Any, batch: Mapping[str, Tensor]) -> step_costs.StepCount:
+    def counted(
+        module: Any, batch: Mapping[str, Tensor], targets: Sequence[Tensor] | None = None
+    ) -> step_costs.StepCount:
         weights = [(name, w.shape, w.dtype, w.requires_grad) for name, w in module.named_parameters()]
         config = next((m.config.to_dict() for m in module.modules() if isinstance(m, PreTrainedModel)), {})
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()}
-        key = str((module, weights, config | {"_name_or_path": ""}, shapes, len(recomputed_layers(module))))
+        found = [part.shape for part in targets or ()]
+        key = str((module, weights, config | {"_name_or_path": ""}, shapes, found, len(recomputed_layers(module))))
         if key not in _COUNTS:
-            _COUNTS[key] = count(module, batch)
+            _COUNTS[key] = count(module, batch, targets)
         return _COUNTS[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -226,7 +226,7 @@ class LocalClient:
                 self._throughput.note(batch, len(together), seconds)
                 for row, loss in zip(together, losses, strict=True):
                     group.turns[row].account(
-                        shapes[row], loss, seconds / len(together) + reading, self._package.step_costs, len(together)
+                        found[row], loss, seconds / len(together) + reading, self._package.step_costs, len(together)
                     )
         self._together = None
         return bool(found)
@@ -244,7 +244,8 @@ class LocalClient:
         if group.counter is not None:
             group.counter.set_mask(batch.get("attention_mask"), clients)
         generators = [group.generators[client] for client in clients] if group.generators else []
-        losses = self._losses(batch, generators, exact=self._keeps_bits)
+        targets = [part for of_client in batches for part in of_client.targets]
+        losses = self._losses(batch, targets, generators, exact=self._keeps_bits)
         if group.sums is None:
             self._fabric.backward(losses.sum())
             group.step(self._adapter.values, clients, gradients, self._settings.max_grad_norm)
@@ -273,12 +274,12 @@ class LocalClient:
         assert turn.noise is not None
         assert group.sums is not None
         if part.tensors:
-            gradients, losses = self._of_each_example(part.tensors, group)
+            gradients, losses = self._of_each_example(part, group)
             total, num_clipped = noise.clipped_sum(gradients, group.segments)
             gradients.zero_()
             group.sums[0] += total
             turn.num_clipped = turn.num_clipped + num_clipped
-            turn.account(part.tensors, losses.mean(), 0.0, self._package.step_costs)
+            turn.account(part, losses.mean(), 0.0, self._package.step_costs)
         if part.ends_step:
             group.sums[0] += next(turn.noise)
             group.sums.div_(noise.num_expected(turn.num_examples))
@@ -287,25 +288,33 @@ class LocalClient:
         turn.seconds += time.perf_counter() - start
         return True
 
-    def _of_each_example(self, batch: Mapping[str, Tensor], group: Group) -> tuple[Tensor, Tensor]:
+    def _of_each_example(self, batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
         """Return the gradient of each example of a batch, (k, ...), a view, and each one's loss, (k,).
 
         A loss that is not finite counts as zero: no update may be refused for what has no noise on it.
         """
-        rows = range(len(batch["labels"]))
+        rows = range(len(batch.tensors["labels"]))
         gradients = self._adapter.face(rows)
         self._adapter.values[1 : len(rows)] = self._adapter.values[0]
-        losses = self._losses(batch, [*group.generators] * len(rows), exact=False).reshape(-1)
+        generators = [*group.generators] * len(rows)
+        losses = self._losses(batch.tensors, batch.targets, generators, exact=False).reshape(-1)
         self._fabric.backward(losses.sum())
         return gradients, losses.detach().double().nan_to_num(posinf=0.0)
 
-    def _losses(self, batch: Mapping[str, Tensor], generators: Sequence[torch.Generator], *, exact: bool) -> Tensor:
+    def _losses(
+        self,
+        batch: Mapping[str, Tensor],
+        targets: Sequence[Tensor],
+        generators: Sequence[torch.Generator],
+        *,
+        exact: bool,
+    ) -> Tensor:
         """Return the loss of a batch; with generators that of each part of it, which has one of its own."""
         with ExitStack() as stack:
             stack.enter_context(self._fabric.autocast())
             if generators:
                 stack.enter_context(Together(generators, exact=exact))
-            return self._module.training_step(batch, 0)
+            return self._module.training_step(batch, 0, targets)
 
     @property
     def _examples_together(self) -> int:
@@ -358,7 +367,11 @@ class LocalClient:
         examples = prepared_rows(self._train_rows, package.partition.shard(client_id), package.collate)
         of_client = (examples, package.collate, package.settings, round_index, client_id)
         found = batches(*of_client) if noise is None else poisson_batches(*of_client, noise, self._examples_together)
-        return (replace(batch, tensors=self._fabric.to_device(dict(batch.tensors))) for batch in found)
+        to_device = self._fabric.to_device
+        return (
+            replace(batch, tensors=to_device(dict(batch.tensors)), targets=tuple(map(to_device, batch.targets)))
+            for batch in found
+        )
 
     def _noise(self, plan: RoundPlan, client_id: int) -> Iterator[Tensor] | None:
         """Return the noise of each of a client's steps, as rows; None: there is none."""

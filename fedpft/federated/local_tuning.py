@@ -1,16 +1,20 @@
 """What a client trains: the proxy's adapter, as a LightningModule."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import lightning as L
 from torch import Tensor, nn
+
+from fedpft.metrics.tokens import find_targets
+from fedpft.models.target_logits import target_losses
+from fedpft.models.together import Together
 
 
 class LocalTuningModule(L.LightningModule):
     """Supervised tuning of a proxy's adapter on labelled data.
 
     Args:
-        proxy: a model with an adapter that returns `.loss` when the batch has `labels`.
+        proxy: a model with an adapter that returns `.loss` when the batch has `labels`; or a language model.
 
     """
 
@@ -18,6 +22,20 @@ class LocalTuningModule(L.LightningModule):
         super().__init__()
         self.proxy = proxy
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
-        """Return the mean loss of a labelled batch; within `Together`, (K,), that of each client's."""
-        return self.proxy(**batch).loss
+    def training_step(
+        self, batch: Mapping[str, Tensor], batch_index: int, targets: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Return the mean loss of a labelled batch; within `Together`, (K,), that of each client's.
+
+        Args:
+            batch: inputs, and `labels`, (B,), or where tokens are predicted (B, T).
+            batch_index: not read.
+            targets: of tokens, where those of each client's part are; None: they are looked for in the labels of the
+                only one, for which a GPU has to be waited for.
+
+        """
+        if batch["labels"].dim() == 1:
+            return self.proxy(**batch).loss
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        losses = target_losses(self.proxy, inputs, [find_targets(batch["labels"])] if targets is None else targets)
+        return losses[0] if len(losses) == 1 and Together.current is None else losses

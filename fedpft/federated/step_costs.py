@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.local_tuning import LocalTuningModule
+from fedpft.metrics.tokens import find_targets, targets_at_once
 from fedpft.models.quantize import quantize_layers
 from fedpft.models.quantized_linear import QuantKind
 from fedpft.models.recompute import keeping_activations, recompute_layers, recomputed_layers
@@ -42,6 +43,12 @@ class StepCount:
     """What autograd keeps for the backward pass, with plain attention; weights are not in it. Where layers are
     recomputed: their inputs, and all of the one that keeps most."""
 
+    def __sub__(self, other: "StepCount") -> "StepCount":
+        """Return what the one costs more than the other."""
+        return StepCount(
+            flops=self.flops - other.flops, activation_bytes=self.activation_bytes - other.activation_bytes
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepCosts:
@@ -49,7 +56,7 @@ class StepCosts:
 
     Both counts are proportional to B (but for some bytes, and DeBERTa's table of relative positions). In T they are
     quadratic polynomials, so that three lengths give every other one: a run sees dozens of shapes, and counting one
-    takes as long as two steps of a small model.
+    takes as long as two steps of a small model. Where tokens are predicted, each target adds the same.
     """
 
     batch_size: int
@@ -57,18 +64,29 @@ class StepCosts:
     unit: int
     """These had `unit`, 2 `unit` and 3 `unit` tokens; 0: all batches are of one length (images)."""
     counts: tuple[StepCount, ...]
-    """One for each length that was counted."""
+    """One for each length that was counted, each batch without a target token."""
+    of_target: StepCount | None
+    """What a target token adds, to the bytes no more often than there are targets at once; None: labels are no
+    tokens."""
+    targets_at_once: int
+    """Of so many targets there are logits at a time."""
     fixed_bytes: int
     """Weights as clients hold them, and for each trainable one its gradient and what the rule of the steps keeps, AdamW
     two moments."""
 
-    def flops(self, batch: Mapping[str, Tensor]) -> int:
-        """Return the FLOPs of a step on a batch."""
-        return self._at(batch, [count.flops for count in self.counts])
+    def flops(self, batch: Mapping[str, Tensor], num_targets: int | None = None) -> int:
+        """Return the FLOPs of a step on a batch; `num_targets`: None: they are counted in its labels."""
+        flops = self._at(batch, [count.flops for count in self.counts])
+        if self.of_target is not None:
+            flops += self.of_target.flops * _num_targets(batch, num_targets)
+        return flops
 
-    def memory_bytes(self, batch: Mapping[str, Tensor]) -> int:
+    def memory_bytes(self, batch: Mapping[str, Tensor], num_targets: int | None = None) -> int:
         """Return what training needs for a batch: weights, gradients, moments and activations."""
-        return self.fixed_bytes + self._at(batch, [count.activation_bytes for count in self.counts])
+        activations = self._at(batch, [count.activation_bytes for count in self.counts])
+        if self.of_target is not None:
+            activations += self.of_target.activation_bytes * min(self.targets_at_once, _num_targets(batch, num_targets))
+        return self.fixed_bytes + activations
 
     def _at(self, batch: Mapping[str, Tensor], counts: list[int]) -> int:
         value = float(counts[0])
@@ -114,7 +132,15 @@ def step_costs(
     errors: list[Exception] = []
     for mask_shape in _MASK_SHAPES:
         try:
-            counts = tuple(count_step(module, _meta_batch(batch, length, mask_shape)) for length in lengths)
+            shapes = [_meta_batch(batch, length, mask_shape) for length in lengths]
+            if batch["labels"].dim() == 1:
+                counts, of_target = [count_step(module, shape) for shape in shapes], None
+            else:
+                *counts, with_one = (
+                    count_step(module, shape, [torch.empty(3, num_targets, dtype=torch.int64, device="meta")])
+                    for shape, num_targets in [*((shape, 0) for shape in shapes), (shapes[0], 1)]
+                )
+                of_target = with_one - counts[0]
             break
         except (RuntimeError, NotImplementedError, ValueError) as error:  # a value is read, an operator has no shapes
             errors.append(error)
@@ -125,25 +151,35 @@ def step_costs(
     weights = sum(tensor.nbytes for tensor in (*skeleton.parameters(), *skeleton.buffers()))
     trainable = sum(parameter.nbytes for parameter in skeleton.parameters() if parameter.requires_grad)
     return StepCosts(
-        batch_size=len(batch["labels"]), unit=unit, counts=counts, fixed_bytes=weights + (1 + num_memory) * trainable
+        batch_size=len(batch["labels"]),
+        unit=unit,
+        counts=tuple(counts),
+        of_target=of_target,
+        targets_at_once=0 if of_target is None else targets_at_once(skeleton.config.vocab_size),  # type: ignore[arg-type,union-attr]
+        fixed_bytes=weights + (1 + num_memory) * trainable,
     )
 
 
-def count_step(module: LocalTuningModule, batch: Mapping[str, Tensor]) -> StepCount:
+def count_step(
+    module: LocalTuningModule, batch: Mapping[str, Tensor], targets: Sequence[Tensor] | None = None
+) -> StepCount:
     """Count one step; module and batch may be on any device, on the meta device nothing is computed."""
     layers = recomputed_layers(module)
     with FlopCounterMode(display=False) as counter:
-        kept = _kept_by_step(module, batch, layers=[])
+        kept = _kept_by_step(module, batch, targets, layers=[])
     num_bytes = sum(kept[None].values())
     if layers:  # checkpoints hide from hooks what they keep
         with keeping_activations():
-            kept = _kept_by_step(module, batch, layers)
+            kept = _kept_by_step(module, batch, targets, layers)
         num_bytes = sum(kept[None].values()) + max(sum(kept[layer].values()) for layer in layers)
     return StepCount(flops=counter.get_total_flops(), activation_bytes=num_bytes)
 
 
 def _kept_by_step(
-    module: LocalTuningModule, batch: Mapping[str, Tensor], layers: Sequence[nn.Module]
+    module: LocalTuningModule,
+    batch: Mapping[str, Tensor],
+    targets: Sequence[Tensor] | None,
+    layers: Sequence[nn.Module],
 ) -> Mapping[nn.Module | None, Mapping[Any, int]]:
     """Make a step and return the bytes of each storage that autograd keeps: of each layer, and under None the rest.
 
@@ -151,9 +187,10 @@ def _kept_by_step(
     """
     kept: dict[nn.Module | None, dict[Any, int]] = defaultdict(dict)
     inside: nn.Module | None = None
-    given: list[Tensor] = []  # or another storage might get the number of one that is gone
+    seen: list[Tensor] = []  # or another storage might get the number of one that is gone
 
     def keep(tensor: Tensor) -> Tensor:
+        seen.append(tensor)
         storage = tensor.untyped_storage()
         if storage._cdata not in kept[None]:  # views share a storage
             kept[inside][storage._cdata] = storage.nbytes()
@@ -161,7 +198,9 @@ def _kept_by_step(
 
     def begin(layer: nn.Module, args: Any, kwargs: Any) -> None:
         nonlocal inside
-        given.extend(keep(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                keep(value)
         inside = layer
 
     def end(layer: nn.Module, args: Any, output: Any) -> None:
@@ -172,7 +211,7 @@ def _kept_by_step(
     handles += [layer.register_forward_hook(end) for layer in layers]
     try:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            module.training_step(batch, 0).backward()
+            module.training_step(batch, 0, targets).backward()
     finally:
         for handle in handles:
             handle.remove()
@@ -228,6 +267,10 @@ def compare_steps(
             "memory_bytes_sub_fm": costs.memory_bytes(batch),
         }
     }
+
+
+def _num_targets(batch: Mapping[str, Tensor], known: int | None) -> int:
+    return find_targets(batch["labels"]).shape[1] if known is None else known
 
 
 def num_tokens(batch: Mapping[str, Tensor]) -> int:

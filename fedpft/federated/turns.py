@@ -1,6 +1,6 @@
 """What is known of clients while they train: of each on its own, and of those that train together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -41,16 +41,17 @@ class Turn:
     """Of each batch: how many clients were in its forward pass."""
 
     def account(
-        self, batch: Mapping[str, Tensor], loss: Tensor, seconds: float, costs: StepCosts | None, num_clients: int = 1
+        self, batch: Batch, loss: Tensor, seconds: float, costs: StepCosts | None, num_clients: int = 1
     ) -> None:
         """Add what a batch came to, which so many clients had in one pass; `costs` says what its step took."""
-        self.loss_sum = self.loss_sum + loss * len(batch["labels"])
-        self.num_seen += len(batch["labels"])
+        num_examples = len(batch.tensors["labels"])
+        self.loss_sum = self.loss_sum + loss * num_examples
+        self.num_seen += num_examples
         self.seconds += seconds
         self.company.append(num_clients)
         if costs is not None:
-            self.flops += costs.flops(batch)
-            self.memory_bytes = max(self.memory_bytes, costs.memory_bytes(batch))
+            self.flops += costs.flops(batch.tensors, batch.num_targets)
+            self.memory_bytes = max(self.memory_bytes, costs.memory_bytes(batch.tensors, batch.num_targets))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,18 +20,28 @@ CHUNK_NUMBERS = 2**24
 """Logits that are float32 at a time, 64 MiB: of a large vocabulary a batch's would be gigabytes, once for each step."""
 
 
-def target_chunks(labels: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield where a batch's target tokens are predicted, and their ids, in chunks: rows, positions, ids, (n,) each.
+def find_targets(labels: Tensor) -> Tensor:
+    """Return a batch's target tokens, (3, n): the row and the position where each is predicted, and its id.
 
     Args:
         labels: (B, T), `IGNORED` where a token is no target.
-        vocabulary: V.
 
     """
     after = labels[:, 1:]
-    for chunk in (after != IGNORED).nonzero().split(max(1, CHUNK_NUMBERS // vocabulary)):
-        row, position = chunk.unbind(1)
-        yield row, position, after[row, position]
+    row, position = (after != IGNORED).nonzero().unbind(1)
+    return torch.stack([row, position, after[row, position]])
+
+
+def targets_at_once(vocabulary: int) -> int:
+    """Return of how many targets there are logits at a time."""
+    return max(1, CHUNK_NUMBERS // vocabulary)
+
+
+def target_chunks(labels: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield what :func:`find_targets` returns, some targets at a time: rows, positions, ids, (n,) each."""
+    for chunk in find_targets(labels).split(targets_at_once(vocabulary), dim=1):
+        row, position, ids = chunk
+        yield row, position, ids
 
 
 def predictions(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -51,7 +61,7 @@ def predictions(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor
 
 def num_targets(labels: Tensor) -> int:
     """Return over how many terms a model's loss of a batch is the mean: examples (B,), or target tokens (B, T)."""
-    return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != IGNORED).sum())
+    return len(labels) if labels.dim() == 1 else find_targets(labels).shape[1]
 
 
 class TokenLoss(Metric):

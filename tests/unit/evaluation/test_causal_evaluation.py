@@ -13,6 +13,7 @@ from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.metrics import tokens
 from fedpft.metrics.table import METRICS as METRICS_TABLE
 from fedpft.metrics.table import MetricRow
+from fedpft.metrics.tokens import num_targets
 from fedpft.models.live_memory import live_memory
 from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, set_adapter
 from tests.pretend_cuda import pretended_cuda
@@ -80,8 +81,10 @@ def test_a_padding_token_that_ends_texts_changes_nothing():
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3])
 def test_the_meters_gradients_are_those_of_the_mean_over_response_tokens_however_it_is_cut(batch_size):
-    fm, proxy = model(seed=0), model(seed=1)
+    fm, proxy, read = model(seed=0), model(seed=1), []
+    fm.get_output_embeddings().register_forward_hook(lambda module, args, output: read.append(args[0].shape[-2]))
     found = measure_fidelity(fm, proxy, CausalCollator(2)(ROWS), server=SERVER, batch_size=batch_size).total
+    assert sum(read) == num_targets(CausalCollator(2)(ROWS)["labels"]), "of no other token there are logits"
 
     def gradient(of):
         loss = cross_entropy(*map(torch.cat, zip(*one_by_one(of.eval()), strict=True)))

@@ -22,6 +22,7 @@ from fedpft.federated.grouping import by_shape, even_parts, groups, most_togethe
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.step_costs import step_costs, typical_batch
 from fedpft.federated.throughput import Throughput
+from fedpft.metrics import tokens
 from fedpft.models.lora import attach_lora, get_adapter
 from fedpft.models.weights import pack_model, unpack_model
 from tests.tiny import FAMILIES, IMAGE_FAMILIES, LanguageCollator, tiny_fm, tiny_lm, tiny_package
@@ -108,7 +109,8 @@ def test_every_rule_of_steps_does_too(kind):
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_a_language_models_clients_do_too(model_type):
+def test_a_language_models_clients_do_too(model_type, monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK_NUMBERS", 5 * 40)
     model = attach_lora(tiny_lm(model_type), LoraConfig(rank=2, dropout=0.1), seed=0)
     package = tiny_package(model_type, model=model, shard_sizes=SIZES)
     package = replace(package, collate=LanguageCollator(package.collate))
@@ -206,11 +208,11 @@ def test_out_of_memory_halves_how_many_meet_and_changes_no_bit(monkeypatch):
     expected = [bits(place.fit(plan, client_id)) for client_id in range(7)]
     step, sizes = place._module.training_step, []
 
-    def short_of_memory(batch, index):
+    def short_of_memory(batch, *others):
         sizes.append(len(batch["labels"]))
         if len(batch["labels"]) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(batch, index)
+        return step(batch, *others)
 
     monkeypatch.setattr(place._module, "training_step", short_of_memory)
     assert [bits(update) for update in place.fit_together(plan, range(7))] == expected
@@ -222,7 +224,7 @@ def test_out_of_memory_halves_how_many_meet_and_changes_no_bit(monkeypatch):
 def test_another_fault_is_the_pools_business(monkeypatch):
     package = package_of("bert")
     place = LocalClient(package)
-    monkeypatch.setattr(place._module, "training_step", lambda batch, index: 1 / 0)
+    monkeypatch.setattr(place._module, "training_step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         place.fit_together(plan_for(package), range(3))
 

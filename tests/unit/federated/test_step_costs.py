@@ -14,9 +14,10 @@ from fedpft.federated.client import LocalClient
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.step_costs import compare_steps, count_step, step_costs, typical_batch
+from fedpft.metrics.tokens import IGNORED
 from fedpft.models.lora import attach_lora, get_adapter, num_base_parameters
 from fedpft.models.weights import unpack_model
-from tests.tiny import DEPTH_FIELD, TEXT_ROWS, tiny_batch, tiny_fm, tiny_package
+from tests.tiny import DEPTH_FIELD, TEXT_ROWS, tiny_batch, tiny_fm, tiny_lm, tiny_package
 
 H, N, R, C = 16, 24, 2, 3  # hidden size, FFN neurons, LoRA rank, classes of the tiny BERT
 
@@ -28,6 +29,11 @@ def adapted(model_type, **overrides):
 def batch_of(model_type, batch_size, num_tokens):
     batch = tiny_batch(model_type, batch_size=batch_size, num_tokens=num_tokens)
     return batch | {"labels": torch.zeros(batch_size, dtype=torch.long)}
+
+
+def eager(model):
+    model.train().get_base_model().set_attn_implementation("eager")
+    return model
 
 
 def flops_by_hand(num_layers, T):
@@ -64,6 +70,24 @@ def test_three_lengths_give_the_count_of_every_shape(model_type):
         assert costs.memory_bytes(batch) == pytest.approx(
             exact.memory_bytes(batch), rel=0.05
         )  # rotary tables have no B
+
+
+def test_of_a_language_model_each_target_costs_what_the_head_does_forward_and_back():
+    V, (rows, length) = 40, (4, 12)
+    model = attach_lora(tiny_lm("llama", vocab_size=V), LoraConfig(rank=R), seed=0)
+    ids = torch.ones(rows, length, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": ids, "labels": ids}
+    costs = step_costs(model, batch)
+    assert costs.flops(batch) - costs.flops(batch, 5) == (rows * (length - 1) - 5) * 2 * 2 * H * V
+    for shape, num_ignored in (((3, 20), 7), ((4, 12), 0)):
+        labels = torch.ones(shape, dtype=torch.long)
+        labels[0, :num_ignored] = IGNORED
+        other = {"input_ids": torch.ones_like(labels), "labels": labels}
+        real = count_step(LocalTuningModule(eager(model)), other)
+        assert costs.flops(other) == real.flops
+        assert costs.memory_bytes(other) - costs.fixed_bytes == pytest.approx(real.activation_bytes, rel=0.06)
+    few = replace(costs, targets_at_once=5)
+    assert few.memory_bytes(batch) == costs.memory_bytes(batch, 5), "of more there are never logits at a time"
 
 
 def test_images_need_one_count():
@@ -168,8 +192,7 @@ def test_a_client_adds_up_its_batches_and_trains_the_same():
 
 
 def test_the_step_that_is_counted_is_the_real_one():
-    model, batch = adapted("gpt2").train(), batch_of("gpt2", 4, 9)
-    model.get_base_model().set_attn_implementation("eager")
+    model, batch = eager(adapted("gpt2")), batch_of("gpt2", 4, 9)
     real, counted = count_step(LocalTuningModule(model), batch), step_costs(model, batch, any_length=False).counts[0]
     assert real.flops == counted.flops
     assert real.activation_bytes == pytest.approx(counted.activation_bytes, rel=0.02)
