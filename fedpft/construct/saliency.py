@@ -121,9 +121,9 @@ class _Moments:
         self._sums += (x.T @ x).double()
 
     def ranks(self, tokens: int) -> Tensor:
-        """Return (N,), on the CPU: see :func:`elimination_ranks`."""
-        mean = self._sums[-1, :-1] / tokens
-        covariance = self._sums[:-1, :-1] / tokens
+        """Return (N,), on the CPU: see :func:`elimination_ranks`. The sums are used up."""
+        moments = self._sums.div_(tokens)
+        mean, covariance = moments[-1, :-1], moments[:-1, :-1]
         if self._ffn.down.bias is not None:
             covariance -= torch.outer(mean, mean)  # the bias takes over a dropped neuron's mean
         return elimination_ranks(covariance, self._ffn.output_weight.T).cpu()
@@ -140,7 +140,7 @@ def elimination_ranks(covariance: Tensor, columns: Tensor) -> Tensor:
     covariance, weights = covariance.double(), columns.double()
     num_neurons = len(covariance)
     ridge = _ELIMINATION_RIDGE * covariance.diagonal().mean()
-    inverse = torch.linalg.inv(covariance + ridge * torch.eye(num_neurons, dtype=torch.float64, device=weights.device))
+    inverse = torch.linalg.inv(covariance.diagonal_scatter(covariance.diagonal() + ridge))
     alive = torch.arange(num_neurons, device=weights.device)
     ranks = torch.empty(num_neurons, dtype=torch.float64, device=weights.device)
     block = max(1, num_neurons // _ELIMINATION_STEPS)

@@ -47,10 +47,11 @@ from fedpft.models.activations import ActivationCounts, InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
 from fedpft.models.lora import adapter_layout, rank_mask
+from fedpft.models.patches import Change
 from fedpft.models.quantize import check_layers
 from fedpft.models.recompute import recompute_layers
 from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
-from fedpft.models.weights import replace_weights, unpack_model
+from fedpft.models.weights import patched, replace_weights, unpack_model
 from fedpft.seeding import derive_seed, isolated_torch_rng, numpy_rng
 from fedpft.trainer import hush_lightning
 
@@ -91,9 +92,13 @@ class LocalClient:
         self._together: tuple[Mapping[str, Tensor], int] | None = None
         """A batch of the clients that are computed together now, and how many they are."""
 
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+    def replace_weights(self, weights: Mapping[str, Change]) -> None:
         """Take over the FFN weights that a neuron-level alignment changed."""
         replace_weights(self._module.proxy, weights)
+
+    def patched(self, weights: Mapping[str, Change]) -> dict[str, np.ndarray]:
+        """Return whole what :meth:`replace_weights` would take over."""
+        return patched(self._module.proxy, weights)
 
     def start(self, plan: RoundPlan) -> np.ndarray:
         """Return what an update of the plan is measured from: the numbers that it tunes, before training."""

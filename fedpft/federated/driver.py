@@ -335,11 +335,9 @@ class Driver:
         counts = aggregation.counts if self.public_counts is None else self.public_counts(state.adapter)
         assert counts is not None, "every client counts when the plan says so"
         change = self.method.after_round(state.rounds_done, state.adapter, counts)
-        weights = self.packed(change.weights)
-        self.pool.replace_weights(weights)
+        pending_bytes = self.pool.replace_weights(self.packed(change.weights))
         record.update(change.metrics)
         record["time/align_seconds"] = time.perf_counter() - start
-        pending_bytes = sum(value.nbytes for value in weights.values())
         return replace(state, proxy_version=state.proxy_version + 1, pending_bytes=pending_bytes)
 
     def _record(

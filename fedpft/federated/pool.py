@@ -16,6 +16,7 @@ from fedpft.federated.masking import answer, sent
 from fedpft.federated.messages import ClientFailure, ClientUpdate, MaskingAnswer, MaskingStep, RoundPlan
 from fedpft.federated.package import ClientPackage
 from fedpft.interrupt import one_line
+from fedpft.models.patches import HeldWeights, num_bytes
 from fedpft.tracking.trackers import Tracker
 
 Outcome = TypeVar("Outcome", ClientUpdate | ClientFailure, MaskingAnswer)
@@ -42,8 +43,13 @@ class ClientPool(Protocol):
     def broadcast(self, package: ClientPackage) -> None:
         """Give every place the proxy and the data; once, before the first round."""
 
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Send changed proxy weights to every place, effective from the next round."""
+    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> int:
+        """Send what differs in these weights of the proxy to every place, effective from the next round.
+
+        Returns:
+            Its bytes, as each place gets them.
+
+        """
 
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
         """Start clients in this order; yield the update of each, or why there is none, as they arrive."""
@@ -81,13 +87,14 @@ class SequentialPool:
 
     def broadcast(self, package: ClientPackage) -> None:
         """Build the one place."""
-        self._package, self._weights = package, dict[str, np.ndarray]()
+        self._package, self._held = package, HeldWeights(package.proxy.weights)
         self._client = LocalClient(package)
 
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> int:
         """Update the one place."""
-        self._weights |= weights
+        changes = self._held.changes(weights)
         self._client.replace_weights(weights)
+        return num_bytes(changes)
 
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
         """Train in the given order; a group that fails together is no attempt of anybody, and tried one by one."""
@@ -135,7 +142,7 @@ class SequentialPool:
 
     def _renew(self) -> None:
         self._client = LocalClient(self._package)  # half a step's gradients may be left in the old one
-        self._client.replace_weights(self._weights)
+        self._client.replace_weights(self._held.changed)
 
     def memory(self) -> Mapping[str, int]:
         """Return nothing: the driver's own figure holds it all."""

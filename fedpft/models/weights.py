@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedpft.models.patches import Change, Patch
 from fedpft.models.spread import stay
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -44,7 +45,10 @@ def pack_model(model: nn.Module) -> PackedModel:
 
 def as_array(tensor: Tensor) -> np.ndarray:
     """Return a copy of a tensor's values; of bfloat16 the bits, uint16."""
-    values = tensor.detach().to("cpu", copy=True)
+    return _bits(tensor.detach().to("cpu", copy=True))
+
+
+def _bits(values: Tensor) -> np.ndarray:
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
@@ -98,20 +102,53 @@ def unpack_model(packed: PackedModel) -> nn.Module:
     return model
 
 
-def replace_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+def replace_weights(model: nn.Module, weights: Mapping[str, Change]) -> None:
     """Set named parameters to new values of the same shape and type, on the device where they are.
+
+    Memory that others may read, too, is not written to: of a patched parameter on the CPU the model gets a copy.
 
     Raises:
         ValueError: a name, shape or type that the model does not have.
 
     """
     parameters = dict(model.named_parameters())
-    for name, value in weights.items():
-        if name not in parameters or parameters[name].shape != value.shape:
+    for name, change in weights.items():
+        if name not in parameters or parameters[name].shape != _shape_for(change, parameters[name]):
             found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise ValueError(f"weight update {name!r} of shape {value.shape}: the model has {found}")
+            raise ValueError(f"weight update {name!r} of shape {_values(change).shape}: the model has {found}")
         parameter = parameters[name]
-        parameter.data = _tensor(value, parameter.dtype, writable=parameter.requires_grad).to(parameter.device)
+        if isinstance(change, Patch):
+            parameter.data = _patched(parameter, change)
+        else:
+            parameter.data = _tensor(change, parameter.dtype, writable=parameter.requires_grad).to(parameter.device)
+
+
+def patched(model: nn.Module, weights: Mapping[str, Change]) -> dict[str, np.ndarray]:
+    """Return the whole values that :func:`replace_weights` gives the parameters, which do not change."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: _bits(_patched(parameters[name], change)) if isinstance(change, Patch) else change
+        for name, change in weights.items()
+    }
+
+
+def _patched(parameter: nn.Parameter, patch: Patch) -> Tensor:
+    values, device = parameter.detach(), parameter.device
+    values = values.clone() if device.type == "cpu" else values
+    new = as_tensor(patch.values, parameter.dtype).to(device)
+    return values.index_copy_(patch.axis, torch.from_numpy(patch.index.astype(np.int64)).to(device), new)
+
+
+def _shape_for(change: Change, parameter: Tensor) -> torch.Size:
+    """Return the shape of the parameters that a change is for."""
+    shape = list(_values(change).shape)
+    if isinstance(change, Patch) and change.axis < parameter.dim() == len(shape):
+        shape[change.axis] = parameter.shape[change.axis]
+    return torch.Size(shape)
+
+
+def _values(change: Change) -> np.ndarray:
+    return change.values if isinstance(change, Patch) else change
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype, *, writable: bool) -> Tensor:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from fedpft.config import ConfigError, load_config
 from fedpft.federated.pool import SequentialPool
 from fedpft.models import quantized_linear
+from fedpft.models.patches import HeldWeights, num_bytes
 from fedpft.run.pipeline import run
 from fedpft.run.planning import plan
 from fedpft.run.resume import go_on
@@ -36,7 +37,7 @@ def finished(data, tmp_path_factory):
 
         def replace_weights(pool, weights, original=SequentialPool.replace_weights):
             sent["changes"] = weights
-            original(pool, weights)
+            return original(pool, weights)
 
         patch.setattr(SequentialPool, "broadcast", broadcast)
         patch.setattr(SequentialPool, "replace_weights", replace_weights)
@@ -58,7 +59,7 @@ def test_clients_get_codes_and_the_server_keeps_its_weights_in_full(finished):
 def test_what_is_sent_after_an_alignment_is_counted_in_codes(finished):
     _, folder, sent = finished
     before, after = (numbers(folder)[i]["comm/bytes_down"] for i in (1, 2))
-    assert after - before == 3 * sum(array.nbytes for array in sent["changes"].values())
+    assert after - before == 3 * num_bytes(HeldWeights(sent["package"].weights).changes(sent["changes"]))
 
 
 def test_it_is_near_the_run_in_full_and_another_one(data, finished, tmp_path):

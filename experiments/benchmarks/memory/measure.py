@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python experiments/benchmarks/memory/measure.py
 
 A LLaMA of three layers, batches of 8 x 96 tokens. The phases are the plan's own (`fedpft.run.phases`), on models with
-values. Measured is the highest resident memory of a process in the second of two equal passes, less what it had before;
-glibc is told to give back at once what is free.
+values. Measured is the most that a process holds in the second of two equal passes, less what it had before: its resident
+memory without pages of files, which others get when they need them. glibc is told to give back at once what is free.
 """
 
 import csv
@@ -17,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from unittest import mock
 
-import psutil
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -117,13 +118,28 @@ def measured(work: Sequence[phases.Phase], models: Sequence[nn.Module], device: 
         do()
         gc.collect()
         libc.malloc_trim(0)
-        before = psutil.Process().memory_info().rss
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        do()
-        status = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-        assert status is not None
-        found[name] = 1024 * int(status[1]) - before
+        before = _status("RssAnon")
+        with ThreadPoolExecutor() as pool:
+            is_done = Event()
+            highest = pool.submit(_highest, is_done)
+            do()
+            is_done.set()
+        found[name] = highest.result() - before
     return phases.Peaks(found)
+
+
+def _highest(is_done: Event) -> int:
+    """Return the most that this process holds until something is done, looked at about every millisecond."""
+    most = 0
+    while not is_done.wait(0.0005):
+        most = max(most, _status("RssAnon"))
+    return most
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 def compared(settings: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import chain
 
 import numpy as np
+import ray
 import torch
 
 from fedpft.federated.client import LocalClient
@@ -13,6 +14,7 @@ from fedpft.federated.masking import answer, sent
 from fedpft.federated.memory import ProcessMemory, process_memory, process_peak_memory_bytes
 from fedpft.federated.messages import Arrays, ClientFailure, ClientUpdate, MaskingAnswer, MaskingStep, RoundPlan
 from fedpft.federated.package import ClientPackage
+from fedpft.models.patches import Change
 from fedpft.simulation.pool.packing import MemoryUse, probe
 from fedpft.trainer import be_deterministic, compute_products
 
@@ -45,10 +47,18 @@ class ClientActor:
         self._client.replace_weights(weights)
         return platform.node()
 
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> str:
+    def replace_weights(self, weights: Mapping[str, Change]) -> str:
         """Take over changed proxy weights; return the name of this machine."""
         self._client.replace_weights(weights)
         return platform.node()
+
+    @ray.method(num_returns=2)
+    def patched(self, weights: Mapping[str, Change]) -> tuple[bool, dict[str, np.ndarray]]:
+        """Return changed proxy weights whole, for all actors of the node to read in its shared memory.
+
+        Before them that they are there, which can be asked without fetching them.
+        """
+        return True, self._client.patched(weights)
 
     def fit(
         self,

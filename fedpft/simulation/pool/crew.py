@@ -5,6 +5,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedpft.config import ConfigError, PoolConfig
 from fedpft.federated.memory import ProcessMemory
 from fedpft.federated.package import ClientPackage
 from fedpft.interrupt import RunStoppedError
+from fedpft.models.patches import HeldWeights, num_bytes
 from fedpft.simulation.cluster import cluster_nodes, room_for_actors
 from fedpft.simulation.pool.client_actor import ClientActor
 from fedpft.simulation.pool.waiting import Job
@@ -98,6 +100,7 @@ class Crew:
         self.actors: list[Actor] = []
         self.next_number = 0
         self._package: ClientPackage | None = None
+        self._weights_ref: Any = None
         self._appoint(config, size, strategy)
 
     def move(self, config: PoolConfig, size: int, strategy: Any) -> None:
@@ -122,20 +125,37 @@ class Crew:
 
     def equip(self, package: ClientPackage) -> None:
         """Give every actor proxy and data, through the object store; wait until they have them."""
-        self._package, self._weights = package, dict[str, np.ndarray]()
+        self._package, self._held = package, HeldWeights(package.proxy.weights)
         self._store()
         for actor in self.actors:
             self._receive(actor)
         self._settle()
 
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Give every actor changed weights, together with all earlier changes; wait until they have them."""
-        self._weights |= weights
-        self._weights_ref = ray.put(self._weights)
+    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> int:
+        """Give every actor changed weights; wait until they have them, and return the bytes that each node gets.
+
+        Only what differs is sent. A GPU's actor writes it into its own memory. On a CPU one actor of each node makes
+        whole weights of it, which all of the node read, as they do those of the package.
+        """
+        changes = self._held.changes(weights)
+        self._weights_ref, sent = None, ray.put(changes)
+        whole = {} if self._config.gpu_claim else self._whole_by_node(sent)
         for actor in self.actors:
-            task = actor.handle.replace_weights.remote(self._weights_ref)
+            task = actor.handle.replace_weights.remote(whole.get(actor.node, sent))
             actor.start(task, limit=self._config.start_timeout_seconds)
         self._settle()
+        return num_bytes(changes)
+
+    def _whole_by_node(self, changes: Any) -> dict[str | None, Any]:
+        """Return node -> whole weights in its memory; of a node whose actor fails in it none, which will be seen."""
+        makers = {actor.node: actor for actor in self.actors[::-1]}
+        made = {node: actor.handle.patched.remote(changes) for node, actor in makers.items()}
+        found = {}
+        for node, (is_there, weights) in made.items():
+            with suppress(Exception):
+                ray.get(is_there, timeout=self._config.start_timeout_seconds)
+                found[node] = weights
+        return found
 
     def heal(self) -> None:
         """Start the actors that are missing, as far as the cluster has room for them; at least one in any case."""
@@ -212,11 +232,14 @@ class Crew:
             self._receive(actor)
 
     def _receive(self, actor: Actor) -> None:
+        if self._weights_ref is None:
+            self._weights_ref = ray.put(self._held.changed)
         task = actor.handle.receive.remote(self._package_ref, self._weights_ref)
         actor.start(task, limit=self._config.start_timeout_seconds)
 
     def _store(self) -> None:
-        self._package_ref, self._weights_ref = ray.put(self._package), ray.put(self._weights)
+        self._package_ref = ray.put(self._package)
+        self._weights_ref = None
         # the driver's copy from here on: a view of the store's memory, which stays while somebody reads it
         self._package = ray.get(self._package_ref)
 

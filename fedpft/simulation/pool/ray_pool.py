@@ -97,9 +97,9 @@ class RayClientPool:
         self._reads_rows = isinstance(package.train, SharedRows)
         self._crew.equip(package)
 
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> int:
         """Give every actor changed weights; wait until they have them."""
-        self._crew.replace_weights(weights)
+        return self._crew.replace_weights(weights)
 
     def run(self, plan: RoundPlan, client_ids: Sequence[int]) -> Iterator[ClientUpdate | ClientFailure]:
         """Start clients in the given order, several small ones at a time; yield updates and failures as they arrive.

@@ -14,6 +14,7 @@ from tests.tiny import tiny_package
 crew = pytest.importorskip("fedpft.simulation.pool.crew", reason="Ray is not installed", exc_type=ImportError)
 Node = pytest.importorskip("fedpft.simulation.cluster").Node
 PACKAGE = tiny_package()
+NEW = {name: array + 1 for name, array in PACKAGE.proxy.weights.items() if "layer.1.output.dense" in name}
 NEVER = object()
 
 
@@ -26,7 +27,7 @@ class FakeRay:
     """Tasks are their own references; `receive` of actor k (in order of starts) ends as `outcomes[k]` says."""
 
     def __init__(self, outcomes=()):
-        self.outcomes, self.killed, self.room = dict(enumerate(outcomes)), [], 100
+        self.outcomes, self.killed, self.room, self.patches = dict(enumerate(outcomes)), [], 100, []
         self.starts = itertools.count()
 
     def remote(self, **resources):
@@ -37,7 +38,12 @@ class FakeRay:
         outcome = self.outcomes.get(next(self.starts), "here")
         receive = SimpleNamespace(remote=lambda package, weights: Reference(outcome))
         replace_weights = SimpleNamespace(remote=lambda weights: Reference(outcome))
-        return SimpleNamespace(name=name, receive=receive, replace_weights=replace_weights)
+        patched = SimpleNamespace(remote=lambda changes: self.patched(name, changes))
+        return SimpleNamespace(name=name, receive=receive, replace_weights=replace_weights, patched=patched)
+
+    def patched(self, name, changes):
+        self.patches.append(name)
+        return Reference(self.outcomes.get(name, True)), ("whole", f"whole of {name}")
 
     def put(self, value):
         return Reference(value)
@@ -48,7 +54,7 @@ class FakeRay:
             time.sleep(timeout)
         return done, []
 
-    def get(self, reference):
+    def get(self, reference, timeout=None):
         if isinstance(reference.outcome, Exception):
             raise reference.outcome
         return reference.outcome
@@ -64,7 +70,7 @@ def make(monkeypatch):
     def make(*outcomes, size=2, **config):
         fake = FakeRay(outcomes)
         monkeypatch.setattr(crew, "ray", SimpleNamespace(**{n: getattr(fake, n) for n in dir(fake) if n[0] != "_"}))
-        monkeypatch.setattr(crew, "cluster_nodes", lambda: [Node(cpus=fake.room, gpus=0)])
+        monkeypatch.setattr(crew, "cluster_nodes", lambda: [Node(cpus=fake.room, gpus=fake.room)])
         return crew.Crew(PoolConfig(**config), size), fake
 
     return make
@@ -145,6 +151,46 @@ def test_an_actor_that_gets_changed_weights_while_it_starts_is_known_to_have_sta
     assert [actor.node for actor in made.actors] == ["here", "here"]
 
 
+def given_weights(made, fake):
+    """Replace weights; return what each actor then got."""
+    given = {}
+    for actor in made.actors:
+        replace = actor.handle.replace_weights.remote
+        actor.handle.replace_weights.remote = lambda held, name=actor.name, replace=replace: (
+            given.update({name: held}) or replace(held)
+        )
+    num_bytes = made.replace_weights(NEW)
+    assert num_bytes == sum(array.nbytes for array in NEW.values()), "every number differs"
+    return given
+
+
+def test_one_actor_of_a_node_makes_whole_weights_for_all_of_it(make):
+    made, fake = make("here", "there", "here", size=3)
+    made.equip(PACKAGE)
+    given = given_weights(made, fake)
+    assert sorted(fake.patches) == ["actor-0", "actor-1"]
+    assert {name: held[1] for name, held in given.items()} == {
+        "actor-0": "whole of actor-0", "actor-1": "whole of actor-1", "actor-2": "whole of actor-0",
+    }  # fmt: skip
+
+
+def test_where_that_fails_each_gets_what_changed(make):
+    made, fake = make("here", "there", "here", size=3)
+    made.equip(PACKAGE)
+    fake.outcomes["actor-0"] = ValueError("lost")
+    given = given_weights(made, fake)
+    assert {name: held.outcome.keys() for name, held in given.items() if name != "actor-1"} == {
+        "actor-0": NEW.keys(), "actor-2": NEW.keys(),
+    }  # fmt: skip
+
+
+def test_actors_on_gpus_get_what_changed_for_memory_of_their_own(make):
+    made, fake = make(size=2, gpus_per_actor=0.5)
+    made.equip(PACKAGE)
+    assert [held.outcome.keys() for held in given_weights(made, fake).values()] == [NEW.keys()] * 2
+    assert fake.patches == []
+
+
 def test_the_last_actor_is_replaced_even_without_room(make):
     made, fake = make(size=1)
     made.equip(PACKAGE)
@@ -157,7 +203,7 @@ def test_the_last_actor_is_replaced_even_without_room(make):
 def test_actors_that_move_are_others_and_hold_what_the_first_ones_held(make):
     made, fake = make(size=2)
     made.equip(PACKAGE)
-    made.replace_weights({"w": 1})
+    made.replace_weights(NEW)
     given, start = [], fake.start
 
     def noted(*arguments):
@@ -170,5 +216,5 @@ def test_actors_that_move_are_others_and_hold_what_the_first_ones_held(make):
     made.move(PoolConfig(cpus_per_actor=2), 3, "elsewhere")
     assert sorted(fake.killed) == ["actor-0", "actor-1"]
     assert names(made) == ["actor-2", "actor-3", "actor-4"], "numbers are never used twice"
-    assert given == [[PACKAGE, {"w": 1}]] * 3
+    assert given == [[PACKAGE, NEW]] * 3
     assert [actor.node for actor in made.actors] == ["here"] * 3

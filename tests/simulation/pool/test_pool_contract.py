@@ -27,8 +27,13 @@ def plan(round_index=1, *, adapter=ADAPTER, count=True):
 
 
 def changed_weights():
+    """Return rows of `up`, columns of `down` and all of a bias anew."""
     names = [name for name in PACKAGE.proxy.weights if "layer.1.intermediate" in name or "layer.2.output.dense" in name]
-    return {name: PACKAGE.proxy.weights[name] * 1.5 for name in names if "attention" not in name}
+    changed = {name: PACKAGE.proxy.weights[name].copy() for name in names if "attention" not in name}
+    for name, array in changed.items():
+        chosen = array[:, ::3] if name == "base_model.model.bert.encoder.layer.2.output.dense.weight" else array[::3]
+        chosen *= 1.5
+    return changed
 
 
 def fingerprint(updates):

@@ -36,6 +36,7 @@ class FakePool:
 
     def replace_weights(self, weights):
         self.replaced.append((len(self.plans), weights))
+        return CHANGE_BYTES
 
     def run(self, plan, client_ids):
         self.plans.append(plan)

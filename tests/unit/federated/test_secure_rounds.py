@@ -188,7 +188,7 @@ def test_an_update_that_could_overflow_is_a_failure_of_its_client_in_one_line():
 def test_neuron_counts_are_part_of_the_sum():
     method = FakeMethod(rounds_with_counts=(1,))
     made = driver(Watched(), method=method)
-    made.pool.replace_weights = lambda weights: None
+    made.pool.replace_weights = lambda weights: 0
     made.run_round(first(made))
     ((_, _, counts),) = method.after
     single = [update.counts for update in in_the_clear(made, range(4), count=True).values()]
