@@ -88,7 +88,7 @@ def holdings(
     if config.pool.kind == "ray":
         parts += _actors(config, proxy, sizes["sent"], trained, num_actors, clients)
         rows = 0 if config.task.data == "shared" else data.train.data.nbytes
-        parts.append(_object_store(config, sizes, rows))
+        parts.append(_object_store(config, sizes, rows, clients))
         parts += _this_machine(config, parts, num_actors)
     misfits = [_misfit(part) for part in parts if part.fits is False]
     return parts, [*phases.notes, *client.notes, *_of_unknown_number(config.fm.device_map, parts), *misfits]
@@ -185,10 +185,11 @@ def _actors(
     return [Holding(holder="each actor", kind="RAM", num_bytes=in_ram, during="receive proxy"), on_gpu]
 
 
-def _object_store(config: Config, sizes: Mapping[str, int], rows: int) -> Holding:
-    # the new ones while the old are read
-    changed = 2 * sizes["sent FFNs"] if config.align.neurons.kind != "none" else 0
-    room = None
+def _object_store(config: Config, sizes: Mapping[str, int], rows: int, clients: DeviceKind) -> Holding:
+    changed, room = 0, None
+    if config.align.neurons.kind != "none":
+        # what differs and, where actors read it there, all of it anew while the old is read; or for who joins later
+        changed = (3 if clients == "cpu" else 2) * sizes["sent FFNs"]
     if _on_this_machine(config.pool):
         room = min(int(OBJECT_STORE_SHARE * psutil.virtual_memory().available), _shared_memory())
     num_bytes = sizes["sent"] + rows + changed

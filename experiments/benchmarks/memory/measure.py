@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python experiments/benchmarks/memory/measure.py
 
 A LLaMA of three layers, batches of 8 x 96 tokens. The phases are the plan's own (`fedpft.run.phases`), on models with
-values. Measured is the most that a process holds in the second of two equal passes, less what it had before: its resident
-memory without pages of files, which others get when they need them. glibc is told to give back at once what is free.
+values. Measured is the most that a process holds in the second of two equal passes, less what it had before: its
+resident memory without pages of files, which others get when they need them. glibc is told to give back at once what is
+free.
 """
 
 import csv
