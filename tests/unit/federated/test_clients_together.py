@@ -31,6 +31,7 @@ LIKE_ANOTHER = ("camembert", "deit", "electra", "gemma3_text", "mistral", "qwen2
 """Families whose layers are computed as another's."""
 
 SIZES = (7, 9, 5, 12, 3, 4, 1)
+SETTINGS = tiny_package().settings
 
 
 class PixelCollator:
@@ -248,7 +249,7 @@ def test_groups_are_even_and_a_function_of_the_order_and_their_size():
     places=st.integers(2, 4),
 )
 def test_of_several_places_each_client_is_in_one_group_and_no_group_is_late_by_more_than_a_client(work, most, places):
-    settings = replace(tiny_package().settings, clients_per_batch=most)
+    settings = replace(SETTINGS, clients_per_batch=most)
     together = groups(range(len(work)), settings, places, work.__getitem__)
     assert sorted(client for group in together for client in group) == list(range(len(work)))
     assert all(0 < len(group) <= most_together(settings) for group in together)

@@ -40,8 +40,7 @@ from fedpft.models.lora import (
 )
 from fedpft.models.weights import as_array, as_tensor, pack_model, replace_weights, unpack_model
 from tests.tiny import (
-    FAMILIES,
-    TEXT_ROWS,
+    ONE_FAMILY_PER_ROW,
     TINY_CONFIGS,
     modality_of,
     tiny_batch,
@@ -92,7 +91,7 @@ def context(family, server=ServerConfig(accelerator="cpu")):  # noqa: B008 - fro
     return AlignmentContext(public=public(family), server=server, seed=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_FAMILY_PER_ROW)
 def test_a_model_in_bfloat16_answers_nearly_as_in_float32_and_tunes_a_float32_adapter(opened, family):
     batch, labels = tiny_batch(family), torch.tensor([0, 1, 0, 1])
     fm = opened(family)
@@ -150,7 +149,7 @@ def test_arrays_of_bfloat16_keep_every_bit():
     assert torch.equal(as_tensor(array, BF16).view(torch.uint16), tensor.view(torch.uint16))
 
 
-@pytest.mark.parametrize("family", ["bert", "dinov2", "gemma2", "gpt2", "llama"])
+@pytest.mark.parametrize("family", ["bert", "gemma2", "gpt2"])
 @pytest.mark.parametrize("kind", ["closed_form", "distill"])
 def test_a_sub_fm_in_bfloat16_is_aligned_nearly_as_one_in_float32(opened, family, kind):
     config = LayerAlignConfig(num_examples=24, batch_size=4, num_steps=12, lr=5e-3, refit="down")
@@ -199,7 +198,7 @@ def plan_for(package):
     return RoundPlan(round_index=1, lr=1e-2, adapter=adapter, count_activations=True)
 
 
-@pytest.mark.parametrize("family", TEXT_ROWS)
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "gpt2", "phi3"])
 def test_clients_that_train_together_end_near_where_each_ends_alone(opened, family):
     package = bf16_package(opened, family)
     assert not package.settings.keeps_bits, "bfloat16's products depend on how many rows there are"
