@@ -63,7 +63,12 @@ def done(settings, tmp_path_factory):
     return run_once
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.cluster] * (name == "fedot")) for name in METHODS])
+IN_THE_LONG_SUITE = ("fedot", "full")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.cluster] * (name in IN_THE_LONG_SUITE)) for name in METHODS]
+)
 def finished(request, done):
     return request.param, *done(request.param)
 

@@ -67,7 +67,10 @@ def test_a_private_run_that_goes_on_has_the_same_bits_and_the_same_epsilon(setti
     assert outcome(tmp_path / "out") == outcome(straight)
 
 
-@pytest.mark.parametrize(("more", "unit"), [(NOISED, "client"), ([], "example")], ids=["private", "plain"])
+@pytest.mark.parametrize(
+    ("more", "unit"),
+    [pytest.param(NOISED, "client", id="private"), pytest.param([], "example", id="plain", marks=pytest.mark.cluster)],
+)
 def test_a_run_with_canaries_goes_on_to_the_same_bits_and_its_audit_bounds_epsilon_by_them(tmp_path, more, unit):
     settings = [*tiny_text_run(tmp_path), *more, "privacy.canaries=3", "federated.rounds=2", "align.neurons.kind=none"]
     for name in ("one", "two"):

@@ -92,8 +92,11 @@ def test_a_run_goes_on_with_no_other_kind(data, finished):
     "settings",
     [
         ["method={name: fedot, adapter_layers: 1, kept_layers: 2}", "align.layers.kind=none"],
-        ["method.name=full", "federated.lora_aggregation=ffa"],
-        ["lora.target_modules=[all-linear]", "align.neurons.kind=closed_form", "pool.clients_per_batch=3"],
+        pytest.param(["method.name=full", "federated.lora_aggregation=ffa"], marks=pytest.mark.cluster),
+        pytest.param(
+            ["lora.target_modules=[all-linear]", "align.neurons.kind=closed_form", "pool.clients_per_batch=3"],
+            marks=pytest.mark.cluster,
+        ),
     ],
 )
 def test_other_methods_and_lora_on_ffns_run_so_too(settings, tmp_path):

@@ -157,15 +157,24 @@ def cpu(model):
 
 
 KINDS = [name for name in vars(Work) if name not in ("on_gpu", "sub_fm", "adapted", "masks") and name[0] != "_"]
-AS_A_LANGUAGE_MODEL = ["closed_form", "distill", "counts", "fidelity", "evaluation", "digest"]
+AS_A_LANGUAGE_MODEL = [
+    *(pytest.param(name, marks=pytest.mark.cluster) for name in ("closed_form", "distill", "counts")),
+    *("fidelity", "evaluation", "digest"),
+]
 """Where its causal mask, its rotary tables or its tokens' losses go other ways than a classifier's."""
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "layers"),
-    [(name, "bert", (0, 0, 1, 1)) for name in KINDS] + [(name, "llama", (0, 1, 1, 1)) for name in AS_A_LANGUAGE_MODEL],
-)
-def test_what_the_server_does_on_two_gpus_gives_the_numbers_of_one(name, family, layers):
+@pytest.mark.parametrize("name", KINDS)
+def test_what_the_server_does_on_two_gpus_gives_the_numbers_of_one(name):
+    compare_with_one_gpu(name, "bert", (0, 0, 1, 1))
+
+
+@pytest.mark.parametrize("name", AS_A_LANGUAGE_MODEL)
+def test_what_it_does_with_a_language_model_does_too(name):
+    compare_with_one_gpu(name, "llama", (0, 1, 1, 1))
+
+
+def compare_with_one_gpu(name, family, layers):
     numbers = []
     for places in ((), layers):
         with pretended_cuda(2) as gpus:
