@@ -43,7 +43,7 @@ from fedpft.federated.package import ClientPackage
 from fedpft.federated.read_ahead import ReadAhead
 from fedpft.federated.throughput import Throughput
 from fedpft.federated.turns import Group, Turn
-from fedpft.models.activations import ActivationCounts, InactivityCounter
+from fedpft.models.activations import ActivationCounts, InactivityCounter, real_rows
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
 from fedpft.models.lora import adapter_layout, rank_mask
@@ -247,7 +247,8 @@ class LocalClient:
         parts = [batch.tensors for batch in batches]
         batch = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if group.counter is not None:
-            group.counter.set_mask(batch.get("attention_mask"), clients)
+            rows = [part.real for part in batches if part.real is not None]
+            group.counter.set_rows(rows or None, clients, parts[0].get("attention_mask", batch["labels"]).numel())
         generators = [group.generators[client] for client in clients] if group.generators else []
         targets = [part for of_client in batches for part in of_client.targets]
         losses = self._losses(batch, targets, generators, exact=self._keeps_bits)
@@ -358,7 +359,7 @@ class LocalClient:
             turn = Turn(
                 client_id=client_id,
                 num_examples=len(shard),
-                batches=self._batches_of(plan.round_index, client_id),
+                batches=self._batches_of(plan.round_index, client_id, counted=plan.count_activations),
                 seed=derive_seed(settings.seed, "local", plan.round_index, client_id),
                 start=Start(adapter=self._cut(adapter, client_id), shared=shared, own=own),
                 factors=rate_factors(settings.client, settings.num_steps(len(shard))),
@@ -367,16 +368,19 @@ class LocalClient:
             turns.append(turn)
         return turns
 
-    def _batches_of(self, round_index: int, client_id: int) -> Iterator[Batch]:
+    def _batches_of(self, round_index: int, client_id: int, *, counted: bool = False) -> Iterator[Batch]:
         package, noise = self._package, self._settings.example_noise
         examples = prepared_rows(self._train_rows, package.partition.shard(client_id), package.collate)
         of_client = (examples, package.collate, package.settings, round_index, client_id)
         found = batches(*of_client) if noise is None else poisson_batches(*of_client, noise, self._examples_together)
-        to_device = self._fabric.to_device
-        return (
-            replace(batch, tensors=to_device(dict(batch.tensors)), targets=tuple(map(to_device, batch.targets)))
-            for batch in found
-        )
+        for batch in found:
+            mask = batch.tensors.get("attention_mask") if counted else None
+            yield replace(
+                batch,
+                tensors=self._fabric.to_device(dict(batch.tensors)),
+                targets=tuple(map(self._fabric.to_device, batch.targets)),
+                real=None if mask is None else self._fabric.to_device(real_rows(mask)),
+            )
 
     def _noise(self, plan: RoundPlan, client_id: int) -> Iterator[Tensor] | None:
         """Return the noise of each of a client's steps, as rows; None: there is none."""

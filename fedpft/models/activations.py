@@ -47,12 +47,17 @@ def layer_outputs(layers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
+def real_rows(attention_mask: Tensor) -> Tensor:
+    """Return which of the B * T positions of a (B, T) mask are 1; a GPU is waited for."""
+    return attention_mask.flatten().nonzero().squeeze(1)
+
+
 class NeuronWatch:
     """Calls `visit(position, h)` with the real tokens' activations `h`, (tokens, N), of each watched FFN.
 
     The activations are read at the input of `down`, after the gate. Padding is dropped by the mask given to
-    :meth:`set_mask` before each forward pass. Each FFN is visited once a pass: a backward pass that computes layers
-    again does not count.
+    :meth:`set_mask`, or by the rows given to :meth:`set_rows`, before each forward pass. Each FFN is visited once a
+    pass: a backward pass that computes layers again does not count.
     """
 
     def __init__(self, ffns: Sequence[FFN], visit: Any) -> None:
@@ -63,7 +68,11 @@ class NeuronWatch:
 
     def set_mask(self, attention_mask: Tensor | None) -> None:
         """Announce the next batch's (B, T) mask, 1 for real tokens; None when every position is real."""
-        self._rows = None if attention_mask is None else attention_mask.flatten().nonzero().squeeze(1)
+        self.set_rows(None if attention_mask is None else real_rows(attention_mask))
+
+    def set_rows(self, rows: Tensor | None) -> None:
+        """Announce which of the next batch's B * T positions are real; None: all."""
+        self._rows = rows
         self._visited.clear()
 
     def close(self) -> None:
@@ -109,13 +118,24 @@ class InactivityCounter:
         """Remove the hooks."""
         self._watch.close()
 
-    def set_mask(self, attention_mask: Tensor | None, clients: Sequence[int] = (0,)) -> None:
-        """See :meth:`NeuronWatch.set_mask`; the next batch's rows are those of these clients, as many of each."""
-        self._watch.set_mask(attention_mask)
-        self._clients = clients
-        self._lengths = None
-        if attention_mask is not None and len(clients) > 1:
-            self._lengths = attention_mask.reshape(len(clients), -1).sum(dim=1).tolist()
+    def set_mask(self, attention_mask: Tensor | None) -> None:
+        """See :meth:`NeuronWatch.set_mask`; the next batch is the first client's."""
+        self.set_rows(None if attention_mask is None else [real_rows(attention_mask)])
+
+    def set_rows(self, rows: Sequence[Tensor] | None, clients: Sequence[int] = (0,), num_positions: int = 0) -> None:
+        """Announce the next batch: the parts of these clients, of so many positions each, one after the other.
+
+        Args:
+            rows: which positions of each part are real, as :func:`real_rows` returns them; None: all of them.
+            clients: whose parts they are.
+            num_positions: B * T of a part.
+
+        """
+        self._clients, self._lengths = clients, None
+        if rows is not None:
+            self._lengths = [len(part) for part in rows]
+            rows = [part + number * num_positions for number, part in enumerate(rows)] if len(rows) > 1 else rows
+        self._watch.set_rows(None if rows is None else torch.cat(list(rows)))
 
     def counts(self, client: int = 0) -> ActivationCounts:
         """Return what was counted so far."""
