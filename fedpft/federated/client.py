@@ -4,17 +4,10 @@ A client is an identity (its id and its shard of the data); a place is a process
 comes out of :meth:`LocalClient.fit` depends on nothing but (seed, round, client id, plan), never on the place or on who
 trained there before; on a CPU in float32 that holds for :meth:`LocalClient.fit_together`, too.
 
-There is one training loop. Clients that train together make their steps side by side: those whose next batches have the
-same shape share one forward and one backward pass (see `fedpft.models.together`), and a client whose batches are used
-up takes no part any more. One client alone is the case of one.
-
-With differential privacy of examples (`fedpft.privacy.dp_sgd`) one client trains at a time, and its examples lie side
-by side as clients of one example each: so each example's gradient is known, for every model that can train several
-clients, without hooks for kinds of layers.
+How it trains is one loop, `fedpft.federated.training`, for one client, for several and for private examples.
 """
 
 import itertools
-import math
 import time
 import traceback
 import warnings
@@ -25,7 +18,6 @@ from statistics import fmean
 
 import lightning as L
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -33,7 +25,6 @@ from fedpft.data.collate import prepared_rows
 from fedpft.data.shared import opened
 from fedpft.federated.client_steps.base import ClientStep, End, Start
 from fedpft.federated.client_steps.table import client_step
-from fedpft.federated.grouping import by_shape
 from fedpft.federated.local_batches import Batch, batches, poisson_batches
 from fedpft.federated.local_schedule import rate_factors
 from fedpft.federated.local_tuning import LocalTuningModule
@@ -42,6 +33,7 @@ from fedpft.federated.messages import Arrays, ClientUpdate, RoundPlan
 from fedpft.federated.package import ClientPackage
 from fedpft.federated.read_ahead import ReadAhead
 from fedpft.federated.throughput import Throughput
+from fedpft.federated.training import Training
 from fedpft.federated.turns import Group, Turn
 from fedpft.models.activations import ActivationCounts, InactivityCounter, real_rows
 from fedpft.models.ffn import find_ffns
@@ -50,13 +42,10 @@ from fedpft.models.lora import adapter_layout, rank_mask
 from fedpft.models.patches import Change
 from fedpft.models.quantize import check_layers
 from fedpft.models.recompute import recompute_layers
-from fedpft.models.together import ForeignDrawError, Together, prepare_for_many
+from fedpft.models.together import ForeignDrawError, prepare_for_many
 from fedpft.models.weights import patched, replace_weights, unpack_model
 from fedpft.seeding import derive_seed, isolated_torch_rng, numpy_rng
 from fedpft.trainer import hush_lightning
-
-FREE_RAM_SHARE = 0.25
-"""Of the RAM that is free, for what clients that train together keep for the backward pass: others want some, too."""
 
 
 class LocalClient:
@@ -89,8 +78,8 @@ class LocalClient:
         prepare_for_many(module.proxy)
         self._throughput = Throughput(is_to_learn=self._keeps_bits and package.settings.clients_per_batch == "auto")
         self._is_for_one = False
-        self._together: tuple[Mapping[str, Tensor], int] | None = None
-        """A batch of the clients that are computed together now, and how many they are."""
+        self._training: Training | None = None
+        """The one that goes on, or ended with an exception."""
 
     def replace_weights(self, weights: Mapping[str, Change]) -> None:
         """Take over the FFN weights that a neuron-level alignment changed."""
@@ -125,10 +114,11 @@ class LocalClient:
             except Exception as error:
                 if isinstance(error, ForeignDrawError):
                     self._go_one_by_one(error, "clients")
-                elif self._together is not None and is_out_of_memory(error):
-                    self._throughput.halve(*self._together)
+                elif self._training is not None and self._training.together and is_out_of_memory(error):
+                    self._throughput.halve(*self._training.together)
                 else:
                     raise
+                self._training = None
                 traceback.clear_frames(error.__traceback__)  # half a graph, which still knows the adapter's old shapes
             if self._fabric.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -171,8 +161,18 @@ class LocalClient:
             )
             if group.counter is not None:
                 stack.enter_context(group.counter)
-            while self._train_privately(group) if is_private else self._train_side_by_side(group):
-                pass
+            self._training = Training(
+                module=module,
+                fabric=self._fabric,
+                adapter=self._adapter,
+                settings=settings,
+                costs=self._package.step_costs,
+                throughput=self._throughput,
+                group=group,
+                keeps_bits=self._keeps_bits,
+            )
+            self._training.run()
+            self._training = None
         ends = [
             rule.end(turn.start, self._adapter.values[row], [memory[row] for memory in group.memory], turn.factors)
             for row, turn in enumerate(turns)
@@ -213,114 +213,6 @@ class LocalClient:
             counts=counts,
             actor=self._name,
         )
-
-    def _train_side_by_side(self, group: Group) -> bool:
-        """Let every client that has another batch train on it; return whether one had."""
-        start = time.perf_counter()
-        batches = {row: next(turn.batches, None) for row, turn in enumerate(group.turns)}
-        found = {row: batch for row, batch in batches.items() if batch is not None}
-        reading = (time.perf_counter() - start) / max(1, len(found))
-        shapes = {row: batch.tensors for row, batch in found.items()}
-        for alike in by_shape(shapes) if len(found) > 1 else [list(found)] if found else []:
-            batch = shapes[alike[0]]
-            for together in self._throughput.cut(alike, batch, self._most_by_memory(batch, len(alike))):
-                start = time.perf_counter()
-                self._together = (batch, len(together)) if len(together) > 1 else None
-                losses = self._descend(group, together, [found[row] for row in together])
-                seconds = time.perf_counter() - start
-                self._throughput.note(batch, len(together), seconds)
-                for row, loss in zip(together, losses, strict=True):
-                    group.turns[row].account(
-                        found[row], loss, seconds / len(together) + reading, self._package.step_costs, len(together)
-                    )
-        self._together = None
-        return bool(found)
-
-    def _descend(self, group: Group, clients: Sequence[int], batches: Sequence[Batch]) -> Tensor:
-        """Get the gradients of some clients on batches of one shape, and make the steps that end with these.
-
-        Returns:
-            Each client's loss, on the device.
-
-        """
-        gradients = self._adapter.face(clients)
-        parts = [batch.tensors for batch in batches]
-        batch = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        if group.counter is not None:
-            rows = [part.real for part in batches if part.real is not None]
-            group.counter.set_rows(rows or None, clients, parts[0].get("attention_mask", batch["labels"]).numel())
-        generators = [group.generators[client] for client in clients] if group.generators else []
-        targets = [part for of_client in batches for part in of_client.targets]
-        losses = self._losses(batch, targets, generators, exact=self._keeps_bits)
-        if group.sums is None:
-            self._fabric.backward(losses.sum())
-            group.step(self._adapter.values, clients, gradients, self._settings.max_grad_norm)
-        else:
-            shares = torch.tensor([batch.share for batch in batches], device=losses.device)
-            self._fabric.backward((losses.reshape(-1) * shares).sum())
-            group.sums[list(clients)] += gradients
-            due = [client for client, batch in zip(clients, batches, strict=True) if batch.ends_step]
-            if due:
-                group.step(self._adapter.values, due, group.sums[due], self._settings.max_grad_norm)
-                group.sums[due] = 0
-        gradients.zero_()
-        return losses.detach().reshape(-1).double()
-
-    def _train_privately(self, group: Group) -> bool:
-        """Let the only client take the next part of a batch, and with its last part a step; return whether it had one.
-
-        The step's gradient is a sum of clipped ones with noise, divided by the number expected: nothing that comes of
-        it needs to be clipped again.
-        """
-        start, (turn,), noise = time.perf_counter(), group.turns, self._settings.example_noise
-        part = next(turn.batches, None)
-        if part is None:
-            return False
-        assert noise is not None
-        assert turn.noise is not None
-        assert group.sums is not None
-        if part.tensors:
-            gradients, losses = self._of_each_example(part, group)
-            total, num_clipped = noise.clipped_sum(gradients, group.segments)
-            gradients.zero_()
-            group.sums[0] += total
-            turn.num_clipped = turn.num_clipped + num_clipped
-            turn.account(part, losses.mean(), 0.0, self._package.step_costs)
-        if part.ends_step:
-            group.sums[0] += next(turn.noise)
-            group.sums.div_(noise.num_expected(turn.num_examples))
-            group.step(self._adapter.values, [0], group.sums, math.inf)
-            group.sums.zero_()
-        turn.seconds += time.perf_counter() - start
-        return True
-
-    def _of_each_example(self, batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
-        """Return the gradient of each example of a batch, (k, ...), a view, and each one's loss, (k,).
-
-        A loss that is not finite counts as zero: no update may be refused for what has no noise on it.
-        """
-        rows = range(len(batch.tensors["labels"]))
-        gradients = self._adapter.face(rows)
-        self._adapter.values[1 : len(rows)] = self._adapter.values[0]
-        generators = [*group.generators] * len(rows)
-        losses = self._losses(batch.tensors, batch.targets, generators, exact=False).reshape(-1)
-        self._fabric.backward(losses.sum())
-        return gradients, losses.detach().double().nan_to_num(posinf=0.0)
-
-    def _losses(
-        self,
-        batch: Mapping[str, Tensor],
-        targets: Sequence[Tensor],
-        generators: Sequence[torch.Generator],
-        *,
-        exact: bool,
-    ) -> Tensor:
-        """Return the loss of a batch; with generators that of each part of it, which has one of its own."""
-        with ExitStack() as stack:
-            stack.enter_context(self._fabric.autocast())
-            if generators:
-                stack.enter_context(Together(generators, exact=exact))
-            return self._module.training_step(batch, 0, targets)
 
     @property
     def _examples_together(self) -> int:
@@ -394,14 +286,6 @@ class LocalClient:
 
     def _rows(self, arrays: Arrays) -> dict[str, Tensor]:
         return {name: self._adapter.row_of(array) for name, array in arrays.items()}
-
-    def _most_by_memory(self, batch: Mapping[str, Tensor], wanted: int) -> int | None:
-        """Return for how many clients there is RAM; None: it is not known, or not asked."""
-        costs = self._package.step_costs
-        if costs is None or wanted == 1 or not self._throughput.is_to_learn:
-            return None
-        of_each = costs.memory_bytes(batch) - costs.fixed_bytes
-        return int(FREE_RAM_SHARE * psutil.virtual_memory().available / max(1, of_each))
 
 
 @contextmanager
