@@ -21,6 +21,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from fedpft.config import ConfigError, load_config
+from fedpft.config.gpus import server_claim
 from fedpft.federated.observer import SilentObserver
 from fedpft.interrupt import Interrupted, RunStoppedError, interruptible
 from fedpft.models.ffn import find_ffns
@@ -115,7 +116,8 @@ def main() -> None:
         try:
             with interruptible():
                 resume = (folder / "out/checkpoints").exists()
-                result = serve_elsewhere(partial(serve_and_note, folder, moment, resume), config, observer)
+                claim = server_claim(config, 0)
+                result = serve_elsewhere(partial(serve_and_note, folder, moment, resume), config, observer, claim)
             found["fm"] = result.result["fm"]
         except (ConfigError, Interrupted, RunStoppedError) as stop:
             found["ended"] = f"{type(stop).__name__}: {stop}"
