@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fedpft.config import ServerConfig
-from fedpft.metrics.tokens import find_targets
+from fedpft.metrics.tokens import num_targets
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.lora import AdaptedModel, adapter_parameters, split_adapter
 from fedpft.models.shared_neurons import NeuronsKept, kept_entries
-from fedpft.models.target_logits import target_losses
+from fedpft.models.target_logits import batch_loss
 from fedpft.trainer import StepReport, server_fabric
 
 LayerPairs = Sequence[tuple[int, int]]
@@ -137,7 +137,7 @@ class _Side:
     def visit(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Add the examples' gradients and return each layer's hidden states at real tokens, (tokens, H)."""
         with torch.enable_grad(), layer_outputs(self._layers) as outputs:
-            loss = self._summed_loss(batch)
+            loss = batch_loss(self._model, batch) * num_targets(batch["labels"])
             gradients = torch.autograd.grad(loss, self._tensors)
         for total, gradient in zip(self._sums, gradients, strict=True):
             total += gradient
@@ -145,14 +145,6 @@ class _Side:
         rows = None if mask is None else mask.flatten().nonzero().squeeze(1)
         states = [outputs[position].detach().flatten(0, -2) for position in range(len(self._layers))]
         return [(s if rows is None else s.index_select(0, rows.to(s.device))).float() for s in states]
-
-    def _summed_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        labels = batch["labels"]
-        if labels.dim() == 1:
-            return self._model(**batch).loss * len(labels)
-        targets = find_targets(labels)
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return target_losses(self._model, inputs, [targets])[0] * targets.shape[1]
 
     def gradients(self) -> list[Tensor]:
         """Return each layer's summed gradient as one float64 vector on the CPU (the mean's up to a common factor)."""

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 import lightning as L
 from torch import Tensor, nn
 
-from fedpft.metrics.tokens import find_targets
-from fedpft.models.target_logits import target_losses
-from fedpft.models.together import Together
+from fedpft.models.target_logits import batch_loss
 
 
 class LocalTuningModule(L.LightningModule):
@@ -34,8 +32,4 @@ class LocalTuningModule(L.LightningModule):
                 only one, for which a GPU has to be waited for.
 
         """
-        if batch["labels"].dim() == 1:
-            return self.proxy(**batch).loss
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        losses = target_losses(self.proxy, inputs, [find_targets(batch["labels"])] if targets is None else targets)
-        return losses[0] if len(losses) == 1 and Together.current is None else losses
+        return batch_loss(self.proxy, batch, targets)

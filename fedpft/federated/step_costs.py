@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.local_tuning import LocalTuningModule
-from fedpft.metrics.tokens import find_targets, targets_at_once
+from fedpft.metrics.tokens import num_targets, targets_at_once
 from fedpft.models.quantize import quantize_layers
 from fedpft.models.quantized_linear import QuantKind
 from fedpft.models.recompute import keeping_activations, recompute_layers, recomputed_layers
@@ -65,8 +65,8 @@ class StepCosts:
     """These had `unit`, 2 `unit` and 3 `unit` tokens; 0: all batches are of one length (images)."""
     counts: tuple[StepCount, ...]
     """One for each length that was counted, each batch without a target token."""
-    of_target: StepCount | None
-    """What a target token adds, to the bytes no more often than there are targets at once; None: labels are no
+    of_target: StepCount
+    """What a target token adds, to the bytes no more often than there are targets at once; nothing where labels are no
     tokens."""
     targets_at_once: int
     """Of so many targets there are logits at a time."""
@@ -77,16 +77,13 @@ class StepCosts:
     def flops(self, batch: Mapping[str, Tensor], num_targets: int | None = None) -> int:
         """Return the FLOPs of a step on a batch; `num_targets`: None: they are counted in its labels."""
         flops = self._at(batch, [count.flops for count in self.counts])
-        if self.of_target is not None:
-            flops += self.of_target.flops * _num_targets(batch, num_targets)
-        return flops
+        return flops + self.of_target.flops * _num_targets(batch, num_targets)
 
     def memory_bytes(self, batch: Mapping[str, Tensor], num_targets: int | None = None) -> int:
         """Return what training needs for a batch: weights, gradients, moments and activations."""
         activations = self._at(batch, [count.activation_bytes for count in self.counts])
-        if self.of_target is not None:
-            activations += self.of_target.activation_bytes * min(self.targets_at_once, _num_targets(batch, num_targets))
-        return self.fixed_bytes + activations
+        at_once = min(self.targets_at_once, _num_targets(batch, num_targets))
+        return self.fixed_bytes + activations + self.of_target.activation_bytes * at_once
 
     def _at(self, batch: Mapping[str, Tensor], counts: list[int]) -> int:
         value = float(counts[0])
@@ -134,11 +131,12 @@ def step_costs(
         try:
             shapes = [_meta_batch(batch, length, mask_shape) for length in lengths]
             if batch["labels"].dim() == 1:
-                counts, of_target = [count_step(module, shape) for shape in shapes], None
+                counts = [count_step(module, shape) for shape in shapes]
+                of_target = StepCount(flops=0, activation_bytes=0)
             else:
                 *counts, with_one = (
-                    count_step(module, shape, [torch.empty(3, num_targets, dtype=torch.int64, device="meta")])
-                    for shape, num_targets in [*((shape, 0) for shape in shapes), (shapes[0], 1)]
+                    count_step(module, shape, [torch.empty(3, number, dtype=torch.int64, device="meta")])
+                    for shape, number in [*((shape, 0) for shape in shapes), (shapes[0], 1)]
                 )
                 of_target = with_one - counts[0]
             break
@@ -155,7 +153,7 @@ def step_costs(
         unit=unit,
         counts=tuple(counts),
         of_target=of_target,
-        targets_at_once=0 if of_target is None else targets_at_once(skeleton.config.vocab_size),  # type: ignore[arg-type,union-attr]
+        targets_at_once=targets_at_once(skeleton.config.vocab_size) if of_target.flops else 0,  # type: ignore[arg-type,union-attr]
         fixed_bytes=weights + (1 + num_memory) * trainable,
     )
 
@@ -270,7 +268,7 @@ def compare_steps(
 
 
 def _num_targets(batch: Mapping[str, Tensor], known: int | None) -> int:
-    return find_targets(batch["labels"]).shape[1] if known is None else known
+    return num_targets(batch["labels"]) if known is None else known
 
 
 def num_tokens(batch: Mapping[str, Tensor]) -> int:

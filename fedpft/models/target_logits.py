@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from fedpft.metrics.tokens import target_chunks, targets_at_once
+from fedpft.metrics.tokens import find_targets, target_chunks, targets_at_once
 from fedpft.models.ffn import ffn_location, find_backbone
 from fedpft.models.together import Together
 
@@ -43,6 +43,24 @@ def target_logits(
         with autocast():
             logits = logits_of(model, states[row, position])
         yield logits.float(), targets
+
+
+def batch_loss(model: nn.Module, batch: Mapping[str, Tensor], targets: Sequence[Tensor] | None = None) -> Tensor:
+    """Return the mean loss of a labelled batch, (); within :class:`Together` each client's, (K,).
+
+    Args:
+        model: returns `.loss` when the batch has `labels`, (B,); or is a language model.
+        batch: inputs, and `labels`, (B,), or where tokens are predicted (B, T).
+        targets: of tokens, as :func:`target_losses` takes them; None: those of the labels; a GPU is waited for.
+
+    """
+    labels = batch["labels"]
+    if labels.dim() == 1:
+        loss: Tensor = model(**batch).loss
+        return loss
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    losses = target_losses(model, inputs, [find_targets(labels)] if targets is None else targets)
+    return losses.squeeze(0) if Together.current is None else losses
 
 
 def target_losses(model: nn.Module, inputs: Mapping[str, Tensor], targets: Sequence[Tensor]) -> Tensor:
