@@ -28,9 +28,10 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from fedpft.align.losses import at_tokens, hidden_state_loss, real_tokens
+from fedpft.align.losses import at_tokens, hidden_state_loss
 from fedpft.align.public import AlignmentContext, AlignmentReport
 from fedpft.align.regression import NormalEquations, ridge_fit
+from fedpft.attention_mask import real_tokens
 from fedpft.config import LayerAlignConfig, NeuronAlignConfig
 from fedpft.models.ffn import FFN, find_ffns
 from fedpft.models.flags import restored_flags

@@ -8,7 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from fedpft.align.losses import at_tokens, real_tokens
+from fedpft.align.losses import at_tokens
+from fedpft.attention_mask import real_tokens
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone
 from fedpft.models.quantized_linear import without_bitsandbytes

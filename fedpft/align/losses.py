@@ -1,12 +1,11 @@
-"""The two terms of the alignment loss. Shapes: `B` batch, `T` tokens, `H` hidden, `N` neurons.
-
-Whatever depends on the number of real tokens makes the CPU wait for a GPU: `real_tokens` does so once for all layers.
-"""
+"""The two terms of the alignment loss. Shapes: `B` batch, `T` tokens, `H` hidden, `N` neurons."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from fedpft.attention_mask import real_tokens
 
 
 def hidden_state_loss(teacher: Tensor, student: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -21,11 +20,6 @@ def hidden_state_loss(teacher: Tensor, student: Tensor, attention_mask: Tensor |
         rows = real_tokens(attention_mask)
         teacher, student = at_tokens(teacher, rows), at_tokens(student, rows)
     return (teacher - student).square().mean() / teacher.square().mean()
-
-
-def real_tokens(attention_mask: Tensor) -> Tensor:
-    """Return the places of the real tokens in a flattened (B, T) mask, ascending."""
-    return attention_mask.flatten().nonzero().squeeze(1)
 
 
 def at_tokens(hidden: Tensor, rows: Tensor) -> Tensor:

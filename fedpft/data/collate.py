@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
+from fedpft.attention_mask import KnownMask
 from fedpft.config import ConfigError
 from fedpft.data.sources.columns import IMAGE, LABEL, PIXELS, PROMPT_LENGTH
 from fedpft.metrics.tokens import IGNORED
@@ -61,7 +62,7 @@ class TextCollator:
         batch = dict(pad(self._tokenizer, inputs, padding_side="right", return_tensors="pt"))
         if LABEL in batch:
             batch["labels"] = batch.pop(LABEL)
-        return batch
+        return batch | {"attention_mask": KnownMask.of(batch["attention_mask"])}
 
 
 class CausalCollator:
@@ -84,7 +85,7 @@ class CausalCollator:
         texts = [torch.tensor(row["input_ids"]) for row in rows]
         batch = {
             "input_ids": pad_sequence(texts, batch_first=True, padding_value=self._pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(text) for text in texts], batch_first=True),
+            "attention_mask": KnownMask.of(pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)),
         }
         if PROMPT_LENGTH in rows[0]:
             targets = [

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from fedpft.attention_mask import real_tokens
 from fedpft.config import ServerConfig
 from fedpft.metrics.tokens import num_targets
 from fedpft.models.activations import layer_outputs
@@ -142,7 +143,7 @@ class _Side:
         for total, gradient in zip(self._sums, gradients, strict=True):
             total += gradient
         mask = batch.get("attention_mask")
-        rows = None if mask is None else mask.flatten().nonzero().squeeze(1)
+        rows = None if mask is None else real_tokens(mask)
         states = [outputs[position].detach().flatten(0, -2) for position in range(len(self._layers))]
         return [(s if rows is None else s.index_select(0, rows.to(s.device))).float() for s in states]
 

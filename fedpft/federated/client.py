@@ -35,7 +35,7 @@ from fedpft.federated.read_ahead import ReadAhead
 from fedpft.federated.throughput import Throughput
 from fedpft.federated.training import Training
 from fedpft.federated.turns import Group, Turn
-from fedpft.models.activations import ActivationCounts, InactivityCounter, real_rows
+from fedpft.models.activations import ActivationCounts, InactivityCounter
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flat_adapter import FlatAdapter
 from fedpft.models.lora import adapter_layout, rank_mask
@@ -251,7 +251,7 @@ class LocalClient:
             turn = Turn(
                 client_id=client_id,
                 num_examples=len(shard),
-                batches=self._batches_of(plan.round_index, client_id, counted=plan.count_activations),
+                batches=self._batches_of(plan.round_index, client_id),
                 seed=derive_seed(settings.seed, "local", plan.round_index, client_id),
                 start=Start(adapter=self._cut(adapter, client_id), shared=shared, own=own),
                 factors=rate_factors(settings.client, settings.num_steps(len(shard))),
@@ -260,18 +260,16 @@ class LocalClient:
             turns.append(turn)
         return turns
 
-    def _batches_of(self, round_index: int, client_id: int, *, counted: bool = False) -> Iterator[Batch]:
+    def _batches_of(self, round_index: int, client_id: int) -> Iterator[Batch]:
         package, noise = self._package, self._settings.example_noise
         examples = prepared_rows(self._train_rows, package.partition.shard(client_id), package.collate)
         of_client = (examples, package.collate, package.settings, round_index, client_id)
         found = batches(*of_client) if noise is None else poisson_batches(*of_client, noise, self._examples_together)
         for batch in found:
-            mask = batch.tensors.get("attention_mask") if counted else None
             yield replace(
                 batch,
                 tensors=self._fabric.to_device(dict(batch.tensors)),
                 targets=tuple(map(self._fabric.to_device, batch.targets)),
-                real=None if mask is None else self._fabric.to_device(real_rows(mask)),
             )
 
     def _noise(self, plan: RoundPlan, client_id: int) -> Iterator[Tensor] | None:

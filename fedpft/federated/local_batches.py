@@ -25,8 +25,6 @@ class Batch:
     targets: tuple[Tensor, ...] = ()
     """Of tokens, where those of each part are that has a loss of its own, as `find_targets` returns them: of the batch,
     or where examples are private, of each one. They are looked for before the batch is on a GPU."""
-    real: Tensor | None = None
-    """Where neurons are counted, which of the B * T positions are real; None: all, or nobody asks."""
 
     @property
     def num_targets(self) -> int:

@@ -20,6 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from fedpft.attention_mask import real_tokens
 from fedpft.federated.grouping import by_shape
 from fedpft.federated.local_batches import Batch
 from fedpft.federated.local_tuning import LocalTuningModule
@@ -90,7 +91,7 @@ class Training:
         parts = [batch.tensors for batch in batches]
         batch = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if self.group.counter is not None:
-            rows = [part.real for part in batches if part.real is not None]
+            rows = [real_tokens(part["attention_mask"]) for part in parts if "attention_mask" in part]
             self.group.counter.set_rows(rows or None, clients, parts[0].get("attention_mask", batch["labels"]).numel())
         generators = [self.group.generators[client] for client in clients] if self.group.generators else []
         targets = [part for of_client in batches for part in of_client.targets]

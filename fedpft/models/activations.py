@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedpft.attention_mask import real_tokens
 from fedpft.models.ffn import FFN
 
 INACTIVE_GATED = 1e-3
@@ -47,11 +48,6 @@ def layer_outputs(layers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
-def real_rows(attention_mask: Tensor) -> Tensor:
-    """Return which of the B * T positions of a (B, T) mask are 1; a GPU is waited for."""
-    return attention_mask.flatten().nonzero().squeeze(1)
-
-
 class NeuronWatch:
     """Calls `visit(position, h)` with the real tokens' activations `h`, (tokens, N), of each watched FFN.
 
@@ -68,7 +64,7 @@ class NeuronWatch:
 
     def set_mask(self, attention_mask: Tensor | None) -> None:
         """Announce the next batch's (B, T) mask, 1 for real tokens; None when every position is real."""
-        self.set_rows(None if attention_mask is None else real_rows(attention_mask))
+        self.set_rows(None if attention_mask is None else real_tokens(attention_mask))
 
     def set_rows(self, rows: Tensor | None) -> None:
         """Announce which of the next batch's B * T positions are real; None: all."""
@@ -120,13 +116,13 @@ class InactivityCounter:
 
     def set_mask(self, attention_mask: Tensor | None) -> None:
         """See :meth:`NeuronWatch.set_mask`; the next batch is the first client's."""
-        self.set_rows(None if attention_mask is None else [real_rows(attention_mask)])
+        self.set_rows(None if attention_mask is None else [real_tokens(attention_mask)])
 
     def set_rows(self, rows: Sequence[Tensor] | None, clients: Sequence[int] = (0,), num_positions: int = 0) -> None:
         """Announce the next batch: the parts of these clients, of so many positions each, one after the other.
 
         Args:
-            rows: which positions of each part are real, as :func:`real_rows` returns them; None: all of them.
+            rows: which positions of each part are real, as `real_tokens` returns them; None: all of them.
             clients: whose parts they are.
             num_positions: B * T of a part.
 

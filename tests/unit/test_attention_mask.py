@@ -1,0 +1,68 @@
+"""A mask that the CPU knows says what a plain one says, and no GPU is waited for."""
+
+import copy
+import pickle
+
+import bitsandbytes  # noqa: F401 - it looks for a GPU when it is imported, and one that is pretended has no library
+import pytest
+import torch
+
+from fedpft.attention_mask import KnownMask, real_tokens
+from tests.pretend_cuda import pretended_cuda
+from tests.tiny import TEXT_FAMILIES, tiny_batch, tiny_fm
+
+ONES = torch.ones(2, 4, dtype=torch.long)
+PADDED = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+QUESTIONS = {
+    "all": lambda mask: mask.all(),
+    "torch's all of truth values": lambda mask: torch.all(mask.bool()),
+    "sum": lambda mask: mask.to(torch.bool).sum(),
+    "all of a slice": lambda mask: mask.bool()[:, :2].all(),
+    "sum of the rest, negated": lambda mask: (~mask.bool()[:, 2:]).sum(),
+    "all of several clients'": lambda mask: torch.cat([mask, mask]).all(),
+    "all of a view": lambda mask: mask.view(len(mask), -1).all(),
+    "places": real_tokens,
+}
+
+
+@pytest.mark.parametrize("mask", [ONES, PADDED])
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_what_is_asked_of_a_known_mask_is_answered_as_by_a_plain_one_and_no_gpu_is_waited_for(mask, question):
+    with pretended_cuda() as gpu:
+        answer = question(KnownMask.of(mask).to("cuda")).tolist()
+        waits = gpu.syncs.total()
+        wanted = question(mask.to("cuda")).tolist()
+    assert answer == wanted
+    assert (gpu.violations, waits) == ([], answer.__class__ is list), "the places themselves lie on the GPU"
+    assert gpu.syncs.total() > waits, "of a plain one it waits"
+
+
+def test_a_mask_that_was_written_into_is_asked_itself():
+    mask = KnownMask.of(ONES.clone())
+    mask[0, 1] = 0
+    assert not mask.all()
+    assert KnownMask.of(PADDED.clone()).fill_(1).all()
+
+
+def test_a_copy_of_a_known_mask_is_known():
+    for made in (pickle.loads(pickle.dumps(KnownMask.of(PADDED))), copy.deepcopy(KnownMask.of(PADDED))):
+        assert torch.equal(made, PADDED)
+        assert torch.equal(made.host, PADDED)
+
+
+def test_what_is_computed_with_a_known_mask_is_a_plain_tensor():
+    mask = KnownMask.of(PADDED)
+    for made in (mask + 1, mask == 0, mask.sum(dim=1), mask[0], mask[:, None], mask.float() * 2, mask.float().mean()):
+        assert type(made) is torch.Tensor
+
+
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_a_model_gives_the_same_bits_with_a_known_mask_as_with_a_plain_one(family):
+    model = tiny_fm(family).eval()
+    padded = tiny_batch(family)
+    assert not padded["attention_mask"].all()
+    for batch in (padded, padded | {"attention_mask": torch.ones_like(padded["attention_mask"])}):
+        known = batch | {"attention_mask": KnownMask.of(batch["attention_mask"])}
+        with torch.no_grad():
+            assert torch.equal(model(**known).logits, model(**batch).logits)
