@@ -24,6 +24,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.flags import restored_flags
 from fedpft.models.loading import architecture
 from fedpft.models.lora import attach_lora, save_adapter
+from fedpft.models.standardized_head import first_head_layer
 from fedpft.storage.whole import full_disk
 from fedpft.trainer import SilentProgress
 
@@ -48,6 +49,8 @@ def rehearse(config: Config, task: TaskData) -> None:
     find_method(config.method.name)(fm, _NOBODY_READS, config, SilentProgress())  # which checks what it is given
     if task.kind in PROBLEM_TYPES:
         fm.config.problem_type = PROBLEM_TYPES[task.kind]  # the FM may have been one of another kind
+    if config.federated.head_inputs == "standardized":
+        first_head_layer(fm)  # which checks that there is one
     check_can_be_saved(fm, config.fm.path)
     with tempfile.TemporaryDirectory(prefix="fedpft-") as folder:
         save_adapter(attach_lora(fm, config.lora, seed=0), Path(folder), empty=True)

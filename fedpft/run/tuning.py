@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from fedpft.align.head_inputs import standardize_head
 from fedpft.align.public import PublicData
 from fedpft.align.public_counts import count_on_public
 from fedpft.config import Config, reported_name
@@ -38,6 +39,7 @@ from fedpft.models.activations import ActivationCounts
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
 from fedpft.models.spread import spread_over_gpus
+from fedpft.models.standardized_head import fold
 from fedpft.privacy.table import guarantee_of
 from fedpft.run.same_fm import fm_record
 from fedpft.run.skill import skill_of
@@ -94,6 +96,9 @@ def tune(
     if num_gpus := gpus_of_fm(config):
         observer.stage("spread FM over GPUs")
         observer.note(f"FM  {spread_over_gpus(fm, num_gpus)}")
+    if config.federated.head_inputs == "standardized":
+        observer.stage("standardize the head's inputs on public data")
+        standardize_head(fm, public, config.server, derive_seed(config.server_seed, "head_inputs"))
     method = find_method(config.method.name)(fm, public, config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 
@@ -208,7 +213,10 @@ def tune(
         "num_eval_examples": len(data.evaluation),
         "actors": pool.num_actors,
     }
-    return Outcome(told(result, config.privacy), carry_over(final.adapter).fm, method.proxy_with(final.adapter))
+    tuned_fm, sub_fm = carry_over(final.adapter).fm, method.proxy_with(final.adapter)
+    for model in (tuned_fm, sub_fm):
+        fold(model)
+    return Outcome(told(result, config.privacy), tuned_fm, sub_fm)
 
 
 def _of_clients(data: FederatedData, last: Mapping[str, Any]) -> dict[str, Any]:

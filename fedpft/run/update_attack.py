@@ -46,9 +46,12 @@ def update_attack(
 
     Returns:
         None where an update has no A in it (`federated.lora_aggregation` other than `separate` and `svd`), or needs
-        what a finished run does not keep (SCAFFOLD, FedNova, a rule of others), or where nobody else has such labels.
+        what a finished run does not keep (SCAFFOLD, FedNova, a rule of others, a head that reads standardized inputs),
+        or where nobody else has such labels.
 
     """
+    if config.federated.head_inputs == "standardized":
+        return None
     rule = config.federated.client.kind
     if rule not in ("adamw", "sgd", "prox") or config.federated.lora_aggregation not in ("separate", "svd"):
         return None

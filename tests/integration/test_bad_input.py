@@ -83,6 +83,10 @@ REFUSED = {
         lambda folder: (folder / "out").write_text("mine"),
         "output_dir: found ",
     ),
+    "standardized inputs of a head without a bias": (
+        lambda folder: tiny_fm("llama").save_pretrained(folder / "fm") or "federated.head_inputs=standardized",
+        "federated.head_inputs: found standardized for a head whose first layer has no bias (Llama",
+    ),
     "a GPU that is not there": ("server.accelerator=cuda", "server.accelerator: found 'cuda', allowed: auto or cpu"),
     "a stop by a metric that is not evaluated": (
         "stop={metric: loss, patience: 2}",
@@ -98,10 +102,9 @@ def test_it_is_refused_before_an_actor_starts_and_leaves_no_trace(tmp_path, monk
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setattr("fedpft.run.pipeline.make_pool", lambda *_: pytest.fail("an actor was started"))
     settings = tiny_text_run(tmp_path)
-    if callable(spoil):
-        spoil(tmp_path)
-    else:
-        settings.append(spoil)
+    setting = spoil(tmp_path) if callable(spoil) else spoil
+    if isinstance(setting, str):
+        settings.append(setting)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError) as error:
         run(load_config(None, settings))

@@ -18,7 +18,12 @@ from fedpft.storage.checkpoint import Checkpoints, load_newest
 from tests.tiny import tiny_fm, tiny_text_run, tiny_vision_run
 
 ROUNDS = ["federated.rounds=5", "method.uncompressed_layers=[0]", "evaluation.interval=2"]
-ROUNDS += ["method.plug_in=distill", "align.adapter.num_steps=3", "align.adapter.batch_size=4"]
+ROUNDS += [
+    "federated.head_inputs=standardized",
+    "method.plug_in=distill",
+    "align.adapter.num_steps=3",
+    "align.adapter.batch_size=4",
+]
 """Neurons are aligned after rounds 2 and 4."""
 STOPS = {
     "after an alignment": ("AfterCheckpoint", 3),

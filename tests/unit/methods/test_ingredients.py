@@ -130,6 +130,7 @@ LEAVES_THE_SUB_FM = {
     "federated.client.warmup_steps": 2,
     "federated.lr": 1e-3,
     "federated.head_lr_ratio": 2.0,
+    "federated.head_inputs": "standardized",
     "federated.lr_schedule": "constant",
     "federated.lr_decay": 0.5,
     "federated.weight_decay": 0.5,
