@@ -24,19 +24,21 @@ _ANSWERS = {Tensor.all, Tensor.sum, torch.all, torch.sum}
 class KnownMask(Tensor):
     """A (B, T) mask, 1 for real tokens, with a copy on the CPU.
 
-    Moves, casts, slices, views, negations and concatenations of known masks are known masks, whose :attr:`host`
-    follows; everything else gives plain tensors. `all` and `sum` over everything are answered on the CPU.
+    Moves, casts, slices, views, negations and concatenations of known masks are known masks; everything else gives
+    plain tensors. `all` and `sum` over everything are answered on the CPU. A mask that was written into, itself or
+    through a view, is known no more, nor is one without values (on the meta device).
     """
 
-    host: Tensor | None = None
-    """Its values on the CPU, (B, T); None once it was written into."""
+    _host: Tensor | None = None
+    _version_known: int | None = None
+    """Of its memory, when it was what `_host` says."""
 
     @staticmethod
-    def of(mask: Tensor) -> "KnownMask":
+    def of(mask: Tensor) -> Tensor:
         """Return a mask that lies on the CPU as one that is known."""
         return _known(mask, mask.clone())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "KnownMask":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Return a clone; torch knows no other way for a class of tensors."""
         return memo.setdefault(id(self), self.clone())
 
@@ -45,23 +47,23 @@ class KnownMask(Tensor):
         """Do what is asked, with plain tensors, and let the copy on the CPU follow or answer."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            host = args[0].host if args and isinstance(args[0], KnownMask) else None
-            if host is not None and func in _ANSWERS and len(args) == 1 and not kwargs:
-                return func(host)
-            made = func(*args, **kwargs)
-            if func is torch.cat:
-                hosts = [getattr(part, "host", None) for part in args[0]]
+            mask = args[0] if args else None
+            if func is torch.cat and mask is not None:
+                made, hosts = func(*args, **kwargs), [_host_of(part) for part in mask]
                 known = [host for host in hosts if host is not None]
-                return _known(made, torch.cat(known, *args[1:], **kwargs)) if len(known) == len(hosts) else made
-            if _writes(func) and host is not None:
-                args[0].host = None
-            if host is None or made is args[0]:
+                return _known(made, func(known, *args[1:], **kwargs)) if len(known) == len(hosts) else made
+            host = _host_of(mask) if func in _FOLLOWED else None
+            if host is None:
+                return func(*args, **kwargs)
+            if func in _ANSWERS:
+                return func(*args, **kwargs) if len(args) > 1 or kwargs else func(host)
+            made = func(*args, **kwargs)
+            if made is mask or (func is Tensor.__getitem__ and not _is_slice(args[1])):
                 return made
-            if func in _SAME_VALUES:
-                return _known(made, host.to(made.dtype))
-            if func in _SAME_ON_BOTH or (func is Tensor.__getitem__ and _is_slice(args[1])):
-                return _known(made, func(host, *args[1:]))
-            return made
+            return _known(made, host.to(made.dtype) if func in _SAME_VALUES else func(host, *args[1:], **kwargs))
+
+
+_FOLLOWED = _SAME_VALUES | _SAME_ON_BOTH | _ANSWERS | {Tensor.__getitem__}
 
 
 def real_tokens(attention_mask: Tensor) -> Tensor:
@@ -69,20 +71,30 @@ def real_tokens(attention_mask: Tensor) -> Tensor:
 
     A GPU is waited for where the CPU does not know the mask.
     """
-    host = getattr(attention_mask, "host", None)
-    rows = (attention_mask if host is None else host).flatten().nonzero().squeeze(1)
-    return rows.to(attention_mask.device, non_blocking=True)
+    with torch._C.DisableTorchFunctionSubclass():
+        host = _host_of(attention_mask)
+        rows = (attention_mask if host is None else host).flatten().nonzero().squeeze(1)
+        return rows.to(attention_mask.device, non_blocking=True)
 
 
-def _known(mask: Tensor, host: Tensor) -> KnownMask:
+def _host_of(mask: Any) -> Tensor | None:
+    """Return a mask's values on the CPU, if they are known."""
+    if not isinstance(mask, KnownMask) or mask._host is None or mask._version_known != _version(mask):
+        return None
+    return mask._host
+
+
+def _known(mask: Tensor, host: Tensor) -> Tensor:
+    if mask.is_meta:
+        return mask
     known = mask.as_subclass(KnownMask)
-    known.host = host
+    known._host, known._version_known = host, _version(mask)
     return known
 
 
-def _writes(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+def _version(mask: Tensor) -> int:
+    """Return how often a tensor's memory was written into; of one made in inference mode that is not counted."""
+    return 0 if mask.is_inference() else mask._version
 
 
 def _is_slice(index: Any) -> bool:

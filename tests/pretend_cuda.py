@@ -81,16 +81,16 @@ class PretendedCuda:
         if len(self._tags) % 1000 == 999:
             self._tags = {key: tag for key, tag in self._tags.items() if not tag[0].expired()}
 
-    def moved(self, tensor: Tensor, device: torch.device) -> Tensor:
+    def moved(self, tensor: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
         """Return a copy of a tensor on another device; its gradient comes back from there."""
-        return _Move.apply(tensor, device, self)
+        return _Move.apply(tensor, device, self, non_blocking)
 
-    def copied(self, tensor: Tensor, device: torch.device) -> Tensor:
+    def copied(self, tensor: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
         """Return such a copy without a way back."""
         if device == CPU:
             self.wait()
         elif self.place(tensor) == CPU:
-            self.uploads += 1
+            self.upload(non_blocking=non_blocking)
         before, self.forced = self.forced, device
         try:
             return tensor.clone(memory_format=torch.preserve_format)
@@ -101,6 +101,12 @@ class PretendedCuda:
         """Note a violation and raise it."""
         self.violations.append(f"{what} at {_line()}")
         raise error(self.violations[-1])
+
+    def upload(self, *, non_blocking: bool) -> None:
+        """Note a copy to the GPU; unless it is told not to, torch waits until it is done, and all work before it."""
+        self.uploads += 1
+        if not non_blocking:
+            self.wait()
 
     def wait(self) -> None:
         """Note that the CPU waits for the GPU."""
@@ -121,14 +127,14 @@ class _Move(torch.autograd.Function):
     """A move between devices, for which autograd knows the way back."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, device: torch.device, gpu: PretendedCuda) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, device: torch.device, gpu: PretendedCuda, non_blocking: bool) -> Tensor:
         ctx.back = gpu, gpu.place(tensor)
-        return gpu.copied(tensor, device)
+        return gpu.copied(tensor, device, non_blocking=non_blocking)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         gpu, device = ctx.back
-        return gpu.copied(gradient, device), None, None
+        return gpu.copied(gradient, device), None, None, None
 
 
 class _Operations(TorchDispatchMode):
@@ -144,7 +150,7 @@ class _Operations(TorchDispatchMode):
         places = [gpu.place(tensor) for tensor in tensors]
         where = next((place for place in places if place != CPU), CPU)
         if where != CPU:
-            self._check(func, tensors, places, where)
+            self._check(func, tensors, places, where, len(args) > 2 and args[2] is True)
         result = func(*args, **kwargs)
         made_on = where if gpu.forced is None else gpu.forced
         if made_on != CPU and func is not _aten.copy_.default:
@@ -154,18 +160,22 @@ class _Operations(TorchDispatchMode):
                     gpu.tag(made, made_on)
         return result
 
-    def _check(self, func: Any, tensors: list[Tensor], places: list[torch.device], where: torch.device) -> None:
+    def _check(
+        self, func: Any, tensors: list[Tensor], places: list[torch.device], where: torch.device, is_non_blocking: bool
+    ) -> None:
         gpu = self._gpu
         if func in _COPIES:
             if func is _aten.copy_.default and places[0] != places[1]:
                 if places[0] == CPU:
                     gpu.wait()
                 elif places[1] == CPU:
-                    gpu.uploads += 1
+                    gpu.upload(non_blocking=is_non_blocking)
             return
         indices = slice(1, None) if func in _INDEXING else slice(0)
         for number, (tensor, place) in enumerate(zip(tensors, places, strict=True)):
             is_index = number in range(*indices.indices(len(tensors))) and tensor.dtype in (torch.int64, torch.bool)
+            if is_index and place == CPU and places[0] != CPU:
+                gpu.upload(non_blocking=False)
             may_differ = place == CPU and (not tensor.dim() or (is_index and places[0] != CPU))
             if place != where and not tensor.is_meta and not may_differ:
                 gpu.refuse(f"{func} with tensors on {', '.join(map(str, places))}")
@@ -197,6 +207,8 @@ class _Attributes(TorchFunctionMode):
         finally:
             gpu.forced = before
         gpu.tag(result, device)  # of what is made past the dispatcher, such as `torch.tensor`
+        if device != CPU and func in (torch.tensor, torch.as_tensor, torch.asarray) and result.numel():
+            gpu.upload(non_blocking=False)
         return result
 
     def place(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -213,13 +225,13 @@ class _Attributes(TorchFunctionMode):
         copy = kwargs.pop("copy", False)
         if rest and isinstance(rest[0], Tensor):
             rest[0:1] = [self._gpu.place(rest[0]), rest[0].dtype]
-        device, dtype, *_ = torch._C._nn._parse_to(*rest, **kwargs)
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*rest, **kwargs)
         if device is not None and device.type == "meta":
             return func(*args, **kwargs)
         before = self._gpu.place(tensor)
         after = before if device is None else self._gpu.device(device)
         if after != before:
-            tensor, copy = self._gpu.moved(tensor, after), False
+            tensor, copy = self._gpu.moved(tensor, after, non_blocking=non_blocking), False
         return tensor.to(dtype=dtype or tensor.dtype, copy=copy)
 
     def cpu(self, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -251,7 +263,8 @@ class _Attributes(TorchFunctionMode):
     def new_tensor(self, func: Any, args: Any, kwargs: Any) -> Any:
         device = self._gpu.device(kwargs.pop("device")) if "device" in kwargs else self._gpu.place(args[0])
         result = func(*args, **kwargs)
-        self._gpu.uploads += device != CPU
+        if device != CPU:
+            self._gpu.upload(non_blocking=False)
         self._gpu.tag(result, device)
         return result
 

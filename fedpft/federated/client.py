@@ -37,6 +37,7 @@ from fedpft.federated.training import Training
 from fedpft.federated.turns import Group, Turn
 from fedpft.models.activations import ActivationCounts, InactivityCounter
 from fedpft.models.ffn import find_ffns
+from fedpft.models.flags import keep_no_keys
 from fedpft.models.flat_adapter import FlatAdapter
 from fedpft.models.lora import adapter_layout, rank_mask
 from fedpft.models.patches import Change
@@ -57,6 +58,7 @@ class LocalClient:
         self._train_rows = opened(package.train)
         self.ahead = ReadAhead(self._train_rows, package.partition)
         module = LocalTuningModule(unpack_model(package.proxy)).train()
+        keep_no_keys(module)
         if package.settings.recomputes:
             recompute_layers(module.proxy)
         ffns = find_ffns(module.proxy)

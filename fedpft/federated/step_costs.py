@@ -22,6 +22,7 @@ from fedpft.data.collate import rows, text_lengths
 from fedpft.data.datamodule import FederatedData
 from fedpft.federated.local_tuning import LocalTuningModule
 from fedpft.metrics.tokens import num_targets, targets_at_once
+from fedpft.models.flags import keep_no_keys
 from fedpft.models.quantize import quantize_layers
 from fedpft.models.quantized_linear import QuantKind
 from fedpft.models.recompute import keeping_activations, recompute_layers, recomputed_layers
@@ -120,6 +121,7 @@ def step_costs(
     skeleton = _without_fused_attention(skeleton_of(model).to("meta").train())
     if quantize is not None:
         quantize_layers(skeleton, quantize)
+    keep_no_keys(skeleton)
     if recomputes:
         recompute_layers(skeleton)
     module = LocalTuningModule(skeleton)

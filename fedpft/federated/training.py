@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedpft.attention_mask import real_tokens
+from fedpft.devices import sent_to
 from fedpft.federated.grouping import by_shape
 from fedpft.federated.local_batches import Batch
 from fedpft.federated.local_tuning import LocalTuningModule
@@ -100,13 +101,14 @@ class Training:
             self.fabric.backward(losses.sum())
             self.group.step(self.adapter.values, clients, gradients, self.settings.max_grad_norm)
         else:
-            shares = torch.tensor([batch.share for batch in batches], device=losses.device)
+            shares = sent_to(losses.device, [batch.share for batch in batches])
             self.fabric.backward((losses.reshape(-1) * shares).sum())
-            self.group.sums[list(clients)] += gradients
+            self.group.sums.index_add_(0, sent_to(losses.device, clients), gradients)
             due = [client for client, batch in zip(clients, batches, strict=True) if batch.ends_step]
             if due:
-                self.group.step(self.adapter.values, due, self.group.sums[due], self.settings.max_grad_norm)
-                self.group.sums[due] = 0
+                ended = sent_to(losses.device, due)
+                self.group.step(self.adapter.values, due, self.group.sums[ended], self.settings.max_grad_norm)
+                self.group.sums.index_fill_(0, ended, 0)
         gradients.zero_()
         return losses.detach().reshape(-1).double()
 

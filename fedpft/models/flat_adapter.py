@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedpft.devices import sent_to
 from fedpft.models.lora import Factors, adapter_parameters, is_tuned, split_adapter
 
 # rows of a stretch are no dense tensors; gradients with the same strides are what an optimiser of the stretch needs
@@ -141,7 +142,7 @@ class FlatAdapter:
         is_near = len(near) == len(clients)
         if is_near and near == self._faced:
             return self.gradients[near.start : near.stop]
-        rows = slice(near.start, near.stop) if is_near else list(clients)
+        rows = slice(near.start, near.stop) if is_near else sent_to(self.values.device, clients)
         values = self.values[rows]
         gradients = self.gradients[rows] if is_near else torch.zeros_like(values)
         leading = () if len(clients) == 1 else (len(clients),)

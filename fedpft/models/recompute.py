@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedpft.models.ffn import find_backbone, find_ffns
+from fedpft.models.ffn import find_ffns
+from fedpft.models.flags import keep_no_keys
 
 
 def recompute_layers(model: nn.Module) -> None:
@@ -19,7 +20,7 @@ def recompute_layers(model: nn.Module) -> None:
 
     Gradients are the same; random draws of the first time are repeated.
     """
-    find_backbone(model).config.use_cache = False  # keys that a layer appends to would be there twice
+    keep_no_keys(model)  # those that a layer appends to would be there twice
     for layer in (ffn.layer for ffn in find_ffns(model)):
         kind = type(layer)
         layer.__class__ = type(kind.__name__, (_Recomputed, kind), {})

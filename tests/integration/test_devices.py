@@ -102,18 +102,20 @@ def align(num_steps):
     return gpu.syncs.total()
 
 
-def train(family, num_epochs, *, count):
-    """Train clients in one place; return how often the CPU waited for the GPU while it trained one."""
-    package = tiny_package(family, shard_sizes=(8,), accelerator="cuda", num_epochs=num_epochs)
+def train(family, num_epochs, *, clients=(0,), count=True, **settings):
+    """Train clients in one place; return how often the CPU waited for the GPU while it trained them."""
+    settings = {"shard_sizes": (8, 8, 7), "accelerator": "cuda", "num_epochs": num_epochs, **settings}
+    package = tiny_package(family, **settings)
     if family in {"gemma2", "gpt2", "llama"}:
         model = attach_lora(tiny_lm(family), LoraConfig(rank=2), seed=0)
-        package = tiny_package(family, model=model, shard_sizes=(8,), accelerator="cuda", num_epochs=num_epochs)
+        package = tiny_package(family, model=model, **settings)
         package = replace(package, collate=LanguageCollator(package.collate))
     adapter = get_adapter(unpack_model(package.proxy))
     with pretended_cuda() as gpu:
         client = LocalClient(package)
         before = gpu.syncs.total()
-        client.fit(RoundPlan(round_index=1, lr=1e-2, adapter=adapter, count_activations=count), 0)
+        plan = RoundPlan(round_index=1, lr=1e-2, adapter=adapter, count_activations=count)
+        client.fit_together(plan, clients)
     return gpu.syncs.total() - before
 
 
@@ -121,10 +123,22 @@ def test_a_step_of_a_distillation_waits_for_the_gpu_once_for_its_loss_whatever_t
     assert align(3) - align(2) == 1
 
 
-@pytest.mark.parametrize(
-    ("family", "count"),
-    [("bert", False), *((family, True) for family in ("bert", "deberta-v2", "gemma2", "gpt2", "llama", "modernbert"))],
-)
-def test_a_clients_step_never_waits_for_the_gpu(family, count):
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "gemma2", "gpt2", "llama", "modernbert"])
+def test_a_clients_step_never_waits_for_the_gpu(family):
     """Neither where transformers looks for padding nor where neurons are counted at real tokens."""
-    assert train(family, 2, count=count) == train(family, 1, count=count)
+    assert train(family, 2) == train(family, 1)
+
+
+HOW = {
+    "nobody counts": {"count": False},
+    "accumulated": {"accumulate": 2, "batch_size": 2},
+    "mixed precision": {"precision": "bf16-mixed"},
+    "three together, one of which ends earlier": {"clients": (0, 1, 2), "clients_per_batch": 3},
+    "together, accumulated": {"clients": (0, 1, 2), "clients_per_batch": 3, "accumulate": 2, "batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_clients_step_never_waits_for_the_gpu_however_it_trains(family, how):
+    assert train(family, 2, **how) == train(family, 1, **how)

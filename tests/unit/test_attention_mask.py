@@ -30,25 +30,55 @@ QUESTIONS = {
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
 def test_what_is_asked_of_a_known_mask_is_answered_as_by_a_plain_one_and_no_gpu_is_waited_for(mask, question):
     with pretended_cuda() as gpu:
-        answer = question(KnownMask.of(mask).to("cuda")).tolist()
+        answer = question(KnownMask.of(mask).to("cuda", non_blocking=True)).tolist()
         waits = gpu.syncs.total()
-        wanted = question(mask.to("cuda")).tolist()
+        wanted = question(mask.to("cuda", non_blocking=True)).tolist()
     assert answer == wanted
     assert (gpu.violations, waits) == ([], answer.__class__ is list), "the places themselves lie on the GPU"
     assert gpu.syncs.total() > waits, "of a plain one it waits"
 
 
-def test_a_mask_that_was_written_into_is_asked_itself():
+WRITES = {
+    "item": lambda mask: mask.__setitem__((0, 1), 0),
+    "fill_": lambda mask: mask.fill_(0),
+    "and": lambda mask: mask.__iand__(PADDED),
+    "through a slice": lambda mask: mask[:, :2].fill_(0),
+    "through a row": lambda mask: mask[0].zero_(),
+    "through a view": lambda mask: mask.view(-1).zero_(),
+    "through a transpose": lambda mask: mask.t().zero_(),
+    "detached": lambda mask: mask.detach().zero_(),
+    "as out": lambda mask: torch.mul(ONES, 0, out=mask),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_mask_that_was_written_into_is_asked_itself(write):
     mask = KnownMask.of(ONES.clone())
-    mask[0, 1] = 0
+    moved, view = mask.clone(), mask.view(2, 4)
+    write(mask)
     assert not mask.all()
-    assert KnownMask.of(PADDED.clone()).fill_(1).all()
+    assert not view.all()
+    assert len(real_tokens(mask)) < 8
+    assert moved.all(), "a copy of before was not written into"
+
+
+def test_a_mask_without_values_is_asked_itself():
+    """A plan counts the memory of the largest that it can be."""
+    assert type(KnownMask.of(ONES).to("meta")) is torch.Tensor
+
+
+def test_arguments_may_be_named():
+    mask = KnownMask.of(PADDED)
+    assert torch.equal(torch.cat(tensors=[mask, mask]), torch.cat([PADDED, PADDED]))
+    assert not torch.cat([mask, mask], dim=1).all()
+    assert mask.view(size=(8,)).sum() == mask.reshape(shape=(8,)).sum() == mask.sum(dim=(0, 1)) == 6
 
 
 def test_a_copy_of_a_known_mask_is_known():
     for made in (pickle.loads(pickle.dumps(KnownMask.of(PADDED))), copy.deepcopy(KnownMask.of(PADDED))):
         assert torch.equal(made, PADDED)
-        assert torch.equal(made.host, PADDED)
+        assert type(made) is KnownMask
+        assert len(real_tokens(made)) == 6
 
 
 def test_what_is_computed_with_a_known_mask_is_a_plain_tensor():
