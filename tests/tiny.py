@@ -88,7 +88,7 @@ OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 8}
 DEBERTA_V2_XLARGE = {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False}
 """How the v2 models differ from v3: a convolution after the first layer, and positions with their own projections."""
 
-DINOV2_BASE = {"use_swiglu_ffn": False}
+DINOV2_BASE = {"use_swiglu_ffn": False, "hidden_size": 12}
 """How all others differ from the giant: no gate."""
 
 WITHOUT_CLASSIFIER = ["granite"]
@@ -101,6 +101,9 @@ ONE_FAMILY_PER_ROW = sorted(
     {FFN_LOCATIONS[family]: family for family in reversed(FFN_LOCATIONS) if family in FAMILIES}.values()
 )
 """For tests of what depends on a family through its row alone."""
+
+EVERY_ROW = [*ONE_FAMILY_PER_ROW, *WITHOUT_CLASSIFIER]
+"""For such tests that ask for no classifier."""
 
 IMAGE_FAMILIES = ["deit", "dinov2", "vit"]
 TEXT_FAMILIES = [family for family in FAMILIES if family not in IMAGE_FAMILIES]
@@ -119,7 +122,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     **dict.fromkeys(["bert", "deberta-v2", "deit", "distilbert", "electra", "roberta", "vit"], gelu),
     **dict.fromkeys(["xlm-roberta", "camembert", "mpnet", "modernbert", "gpt_neox"], gelu),
     **dict.fromkeys(["gemma", "gemma2", "gemma3_text", "gpt2"], partial(gelu, approximate="tanh")),
-    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "dinov2", "olmo2", "phi3", "smollm3"], silu),
+    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "dinov2", "granite", "olmo2", "phi3", "smollm3"], silu),
     "opt": relu,
 }
 """The activation function of each family's own models, from PyTorch."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedpft.attention_mask import real_tokens
 from fedpft.config import ServerConfig
-from fedpft.metrics.tokens import num_targets
+from fedpft.metrics.tokens import find_targets
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_ffns
 from fedpft.models.flags import restored_flags
@@ -96,8 +96,10 @@ def measure_fidelity(
         _check_same_adapter(*sides)
         errors, energies = torch.zeros(2, len(pairs), dtype=torch.float64, device=fabric.device)
         for start in range(0, num_examples, size):
-            part = fabric.to_device({name: value[start : start + size] for name, value in batch.items()})
-            for layer, (truth, found) in enumerate(zip(*(side.visit(part) for side in sides), strict=True)):
+            here = {name: value[start : start + size] for name, value in batch.items()}
+            targets = [find_targets(here["labels"])] if here["labels"].dim() == 2 else []  # before a GPU has them
+            part, targets = fabric.to_device(here), [fabric.to_device(each) for each in targets]
+            for layer, (truth, found) in enumerate(zip(*(side.visit(part, targets) for side in sides), strict=True)):
                 errors[layer] += (truth - found).square().sum().to(errors.device)
                 energies[layer] += truth.square().sum().to(errors.device)
             if on_step is not None:
@@ -135,10 +137,11 @@ class _Side:
                 axis, entries = kept_entries(own.shape, its.shape, kept)
                 self._parts[index] = axis, entries.to(own.device)
 
-    def visit(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    def visit(self, batch: Mapping[str, Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
         """Add the examples' gradients and return each layer's hidden states at real tokens, (tokens, H)."""
+        num_terms = sum(part.shape[1] for part in targets) if targets else len(batch["labels"])
         with torch.enable_grad(), layer_outputs(self._layers) as outputs:
-            loss = batch_loss(self._model, batch) * num_targets(batch["labels"])
+            loss = batch_loss(self._model, batch, targets or None) * num_terms
             gradients = torch.autograd.grad(loss, self._tensors)
         for total, gradient in zip(self._sums, gradients, strict=True):
             total += gradient

@@ -3,7 +3,9 @@
 A new family is a row of :data:`FFN_LOCATIONS`, not code, and one of `LORA_TARGETS` (`fedpft.models.lora_targets`).
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import CONFIG_MAPPING
 
@@ -125,8 +127,16 @@ def _without_row(model_type: str) -> str | None:
     if model_type not in CONFIG_MAPPING:
         return None
     fields = CONFIG_MAPPING[model_type]().to_dict()
-    if any("expert" in name for name in fields):
+    if any("expert" in name for name in _names(fields)):
         return "a mixture of experts: a router picks the FFNs of each token, so that a layer has no one FFN to compress"
     if fields.get("is_encoder_decoder"):
         return "an encoder with a decoder: a sub-FM has one stack of layers, each with the FM's layer before it"
     return None
+
+
+def _names(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of a config's fields, with those of the configs in it."""
+    for name, value in fields.items():
+        yield str(name)  # of labels they are numbers
+        if isinstance(value, dict):
+            yield from _names(value)

@@ -120,8 +120,8 @@ def likely_causes(config: Config, checks: list[Check]) -> list[str]:
     lines = []
     if uses_gpu:
         lines.append(
-            "GPU kernels may add up in another order each time: set CUBLAS_WORKSPACE_CONFIG=:4096:8, call "
-            "torch.use_deterministic_algorithms(True), or stay on the CPU: pool.accelerator=cpu server.accelerator=cpu"
+            "GPU kernels may add up in another order each time: server.deterministic=true pool.deterministic=true, or "
+            "stay on the CPU: pool.accelerator=cpu server.accelerator=cpu"
         )
         if not config.server.precision == config.pool.precision == "32-true":
             lines.append(

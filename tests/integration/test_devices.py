@@ -12,12 +12,18 @@ from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.attention_mask import KnownMask
 from fedpft.config import LayerAlignConfig, LoraConfig, ServerConfig, load_config
 from fedpft.construct.compress import compress
+from fedpft.construct.saliency import named_scorer
+from fedpft.evaluation.fidelity import measure_fidelity
 from fedpft.federated.client import LocalClient
 from fedpft.federated.messages import RoundPlan
 from fedpft.federated.pool import SequentialPool
+from fedpft.methods import find_method
 from fedpft.models.lora import attach_lora, get_adapter
 from fedpft.models.weights import unpack_model
+from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.pipeline import run
+from fedpft.run.tuning import public_data
+from fedpft.trainer import SilentProgress
 from tests.pretend_cuda import pretended_cuda
 from tests.tiny import (
     LanguageCollator,
@@ -142,3 +148,44 @@ HOW = {
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_clients_step_never_waits_for_the_gpu_however_it_trains(family, how):
     assert train(family, 2, **how) == train(family, 1, **how)
+
+
+def compare(family, num_parts):
+    """Compare an FM with a sub-FM of it, some examples at a time; return how often the CPU waited for the GPU."""
+    fm = tiny_lm(family) if family == "llama" else tiny_fm(family)
+    sub_fm, _ = compress(fm, retained_ratio=0.5)
+    fm, sub_fm = (attach_lora(model, LoraConfig(rank=2), seed=0) for model in (fm, sub_fm))
+    batch = tiny_batch(family, batch_size=2 * num_parts)
+    labels = batch["input_ids"] if family == "llama" else torch.arange(2 * num_parts) % 3
+    batch |= {"attention_mask": KnownMask.of(batch["attention_mask"]), "labels": labels}
+    with pretended_cuda() as gpu:
+        measure_fidelity(fm, sub_fm, batch, server=ServerConfig(), batch_size=2)
+    assert gpu.violations == []
+    return gpu.syncs.total()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_meter_waits_for_the_gpu_at_its_end_and_not_for_each_part_of_its_examples(family):
+    assert compare(family, 3) == compare(family, 1)
+
+
+@pytest.mark.parametrize("scorer", ["activation", "greedy"])
+def test_saliency_is_measured_where_the_gpu_is(scorer, tmp_path, monkeypatch):
+    settings = [*tiny_text_run(tmp_path), *AUTO, f"method.scorer={scorer}", "cache.enabled=false"]
+    config = load_config(None, [*settings, "align.layers.kind=none"])
+    fm, data = load_fm_and_data(config, SilentProgress())
+    places = []
+    with pretended_cuda() as gpu:
+
+        def spied(kind, seed, batches):
+            def score(model, ffns):
+                places.append((next(model.parameters()), next(iter(batches()))["input_ids"]))
+                places[-1] = tuple(map(gpu.holds, places[-1]))
+                return named_scorer(kind, seed, batches)(model, ffns)
+
+            return score
+
+        monkeypatch.setattr("fedpft.methods.proxy_tuning.named_scorer", spied)
+        find_method("fedpft")(fm, public_data(data), config, SilentProgress()).build_proxy()
+    assert places == [(True, True)]
+    assert gpu.violations == []

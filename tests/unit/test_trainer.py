@@ -53,6 +53,8 @@ def test_an_actor_computes_products_as_the_pool_asks_and_a_run_records_it(precis
     try:
         ClientActor("actor-0", 1, config.pool.deterministic, config.pool.matmul_precision)
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+        ClientActor("actor-0", 1, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
     finally:
         set_arithmetic(load_config(None, []))
     assert run_environment(config)["clients' matmul precision"] == precision

@@ -6,7 +6,7 @@ from fedpft.align.module import AlignmentModule
 from fedpft.construct.compress import compress
 from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_ffns
-from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, POST_NORM_FAMILIES, TEXT_ROWS, tiny_batch, tiny_fm
+from tests.tiny import EVERY_ROW, FAMILIES, POST_NORM_FAMILIES, TEXT_ROWS, tiny_batch, tiny_fm
 
 DROPOUT = {
     **dict.fromkeys(sorted(set(POST_NORM_FAMILIES) - {"distilbert"}), "hidden_dropout_prob"),
@@ -57,7 +57,7 @@ def test_what_stands_in_the_padding_does_not_count(model_type):
     torch.testing.assert_close(module.loss(batch).total, module.loss(other).total)
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_both_terms_reach_the_gradient(model_type):
     gradients = []
     for product_weight in (0.0, 1.0):
@@ -69,7 +69,7 @@ def test_both_terms_reach_the_gradient(model_type):
         assert not torch.allclose(first_term, both_terms)
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_only_the_compressed_ffns_get_a_gradient(model_type):
     module = alignment(model_type, product_weight=1.0)
     module.loss(tiny_batch(model_type)).total.backward()
@@ -89,7 +89,7 @@ def test_labels_in_a_batch_are_ignored():
     assert torch.equal(module.loss(batch).total, module.loss(batch | {"labels": torch.zeros(4)}).total)
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_only_the_dropout_at_the_output_of_a_compressed_ffn_is_active(model_type):
     module = alignment(model_type)
     expected = {id(ffn.dropout) for ffn in find_ffns(module.student)[1:] if ffn.dropout is not None}
@@ -105,7 +105,7 @@ def test_the_active_dropout_changes_the_loss_from_pass_to_pass(model_type):
     assert module.loss(batch).total == module.loss(batch).total
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_frozen_neurons_get_a_zero_gradient_and_the_chosen_ones_their_own(model_type):
     chosen = torch.arange(12) % 3 == 0
     masked = alignment(model_type, neuron_masks={1: chosen, 2: ~chosen})

@@ -10,11 +10,12 @@ from fedpft.models.activations import layer_outputs
 from fedpft.models.ffn import find_backbone, find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
 from tests.tiny import (
+    DINOV2_BASE,
+    EVERY_ROW,
     ONE_FAMILY_PER_ROW,
     OPT_350M,
     TEXT_FAMILIES,
     TEXT_ROWS,
-    WITHOUT_CLASSIFIER,
     tiny_batch,
     tiny_fm,
 )
@@ -69,7 +70,11 @@ def hidden_error(fm, sub_fm, batch):
 
 @pytest.mark.parametrize(
     ("model_type", "overrides"),
-    [*((family, {}) for family in (*ONE_FAMILY_PER_ROW, *WITHOUT_CLASSIFIER)), ("opt", OPT_350M)],
+    [
+        *((family, {}) for family in EVERY_ROW),
+        ("opt", OPT_350M),
+        ("dinov2", DINOV2_BASE),
+    ],
 )
 def test_dropped_copies_of_kept_neurons_are_made_up_for(model_type, overrides):
     fm = tiny_fm(model_type, **overrides)

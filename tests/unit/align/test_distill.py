@@ -7,7 +7,7 @@ from fedpft.config import LayerAlignConfig, LoraConfig, NeuronAlignConfig, Serve
 from fedpft.construct.compress import compress
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter
-from tests.tiny import ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+from tests.tiny import EVERY_ROW, tiny_batch, tiny_fm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* eval mode", "ignore:Converting a tensor")
 SERVER = ServerConfig(accelerator="cpu")
@@ -58,7 +58,7 @@ def names_of(model, parameters):
     return {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_align_neurons_changes_the_chosen_neurons_and_nothing_else(model_type):
     fm, sub_fm = models(model_type)
     fm_before, before = weights(fm), weights(sub_fm)
@@ -77,7 +77,7 @@ def test_align_neurons_changes_the_chosen_neurons_and_nothing_else(model_type):
                 assert (now[mask] != then[mask]).reshape(int(mask.sum()), -1).any(dim=1).all()
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_align_layers_lowers_the_loss_and_changes_only_compressed_ffns(model_type):
     fm, sub_fm = models(model_type, adapter=False)
     fm_before, before = weights(fm), weights(sub_fm)
@@ -87,7 +87,7 @@ def test_align_layers_lowers_the_loss_and_changes_only_compressed_ffns(model_typ
     assert changed(sub_fm, before) == names_of(sub_fm, [p for ffn in find_ffns(sub_fm)[1:] for p in ffn.parameters()])
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_models_come_back_as_they_were_handed_in(model_type):
     fm, sub_fm = models(model_type)
     sub_fm.train()
@@ -104,7 +104,7 @@ def test_models_come_back_as_they_were_handed_in(model_type):
         assert not any(child._forward_hooks for child in model.modules())
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_during_a_run_only_the_dropout_of_compressed_ffns_is_active(model_type):
     fm, sub_fm = models(model_type)
     fm.train()

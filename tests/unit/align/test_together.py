@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import bitsandbytes  # noqa: F401 - it looks for a GPU when it is imported, and one that is pretended has no library
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from fedpft.align.public import AlignmentContext, PublicData
 from fedpft.config import ConfigError, LayerAlignConfig, ServerConfig
 from fedpft.construct.compress import compress
 from fedpft.models.ffn import find_ffns
+from tests.pretend_cuda import pretended_cuda
 from tests.tiny import tiny_batch, tiny_fm
 
 CONFIG = LayerAlignConfig(num_steps=3, batch_size=4, lr=1e-2, warmup_ratio=0.0, product_weight=0.01)
@@ -90,6 +92,19 @@ def test_two_devices_take_the_steps_of_their_shares_mean_and_bring_back_what_the
     assert all(torch.equal(p, q) for p, q in zip(fm.parameters(), models()[0].parameters(), strict=True))
     assert "MASTER_PORT" not in os.environ
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_sent_to_several_processes_lies_on_the_cpu():
+    seen = []
+    with pretended_cuda(2) as gpu:
+        module = torch.nn.Linear(2, 1).to("cuda")
+        trainer = SimpleNamespace(
+            num_devices=2,
+            fit=lambda module, loader: seen.extend(gpu.holds(parameter) for parameter in module.parameters()),
+            strategy=SimpleNamespace(launcher=None),
+        )
+        together.fit_together(trainer, module, [])
+    assert seen == [False, False]
 
 
 def test_shared_memory_that_does_not_hold_the_models_is_refused_before_a_process_starts(monkeypatch):

@@ -6,7 +6,7 @@ from transformers import AutoConfig, BertModel
 from fedpft.construct.compress import compress, resolve_layers, restore_sub_fm, sub_fm_tensors
 from fedpft.models.ffn import find_ffns, num_transformer_parameters
 from fedpft.models.loading import load_sub_fm
-from tests.tiny import ACTIVATIONS, FAMILIES, ONE_FAMILY_PER_ROW, auto_model, modality_of, tiny_batch, tiny_fm
+from tests.tiny import ACTIVATIONS, EVERY_ROW, FAMILIES, auto_model, modality_of, tiny_batch, tiny_fm
 
 
 def outputs(model, model_type):
@@ -14,7 +14,7 @@ def outputs(model, model_type):
         return model(**tiny_batch(model_type)).logits
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_full_retention_gives_the_fm(model_type):
     fm = tiny_fm(model_type)
     sub_fm, neuron_map = compress(fm, retained_ratio=1.0)
@@ -35,7 +35,7 @@ def test_sub_fm_equals_the_fm_with_the_other_neurons_switched_off(model_type):
     torch.testing.assert_close(outputs(sub_fm, model_type), outputs(fm, model_type), atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_a_compressed_ffn_computes_the_formula_with_the_kept_rows_and_columns(model_type):
     fm = tiny_fm(model_type)
     sub_fm, neuron_map = compress(fm, retained_ratio=0.5)
@@ -57,7 +57,7 @@ def test_a_compressed_ffn_computes_the_formula_with_the_kept_rows_and_columns(mo
     torch.testing.assert_close(seen["y"], y, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_kept_neurons_are_copied_in_their_order_and_the_rest_of_the_model_as_it_is(model_type):
     fm = tiny_fm(model_type)
     sub_fm, neuron_map = compress(fm, retained_ratio=0.25)
@@ -73,7 +73,7 @@ def test_kept_neurons_are_copied_in_their_order_and_the_rest_of_the_model_as_it_
         assert id(parameter) in cut_parameters or torch.equal(parameter, of_fm[name]), name
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_the_fm_is_not_changed(model_type):
     fm = tiny_fm(model_type)
     config = fm.config.to_dict()
@@ -96,7 +96,7 @@ def test_uniform_sub_fm_opens_without_code_of_ours(model_type, tmp_path):
 
 
 @pytest.mark.parametrize("uncompressed_layers", [(), (0,)])
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_every_sub_fm_opens_with_load_sub_fm(model_type, uncompressed_layers, tmp_path):
     sub_fm, _ = compress(tiny_fm(model_type), retained_ratio=0.5, uncompressed_layers=uncompressed_layers)
     sub_fm.save_pretrained(tmp_path)
@@ -169,7 +169,7 @@ def test_a_scorer_may_be_given_by_name():
         compress(fm, retained_ratio=0.5, scorer="activation")
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_a_changed_sub_fm_comes_back_bit_for_bit_from_its_fm_and_its_tensors(model_type):
     fm = tiny_fm(model_type)
     sub_fm, neuron_map = compress(fm, retained_ratio=0.5, uncompressed_layers=(0,))

@@ -14,11 +14,12 @@ from fedpft.construct.saliency import (
     weight_norm,
 )
 from fedpft.models.ffn import find_ffns
-from tests.tiny import ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+from tests.tiny import EVERY_ROW, tiny_batch, tiny_fm
 
 GAINS = {
     "dinov2": lambda ffn: ffn.layer.layer_scale2.lambda1,
     **dict.fromkeys(["gemma2", "gemma3_text"], lambda ffn: 1 + ffn.layer.post_feedforward_layernorm.weight),
+    "granite": lambda ffn: torch.full((16,), 0.5),
     "olmo2": lambda ffn: ffn.layer.post_feedforward_layernorm.weight,
 }
 """What an FFN's output is multiplied with before it joins the residual stream."""
@@ -28,7 +29,7 @@ def scores(scorer, fm):
     return scorer(fm, find_ffns(fm))
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_weight_norm_is_the_norm_of_a_neurons_weights_without_biases(model_type):
     fm = tiny_fm(model_type)
     ffn = find_ffns(fm)[1]
@@ -48,7 +49,7 @@ def test_of_equal_scores_the_lower_index_wins():
     assert most_salient(torch.ones(1000), 400).tolist() == list(range(400))
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_activation_scores_equal_a_brute_force_computation_without_padding(model_type):
     fm, batch = tiny_fm(model_type), tiny_batch(model_type)
     found = scores(activation_scorer([batch]), fm)
@@ -143,7 +144,7 @@ def test_elimination_gives_up_the_neuron_whose_loss_costs_least_at_each_step():
     assert order[0] in (0, 3)
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_greedy_gives_up_copies_first_whatever_their_saliency(model_type):
     fm = tiny_fm(model_type)
     with torch.no_grad():
@@ -161,7 +162,7 @@ def test_greedy_gives_up_copies_first_whatever_their_saliency(model_type):
         assert all(neuron < 6 or neuron >= 18 for neuron in first)
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_greedy_goes_through_one_layer_at_a_time_and_ranks_as_in_whole_passes(model_type, monkeypatch):
     fm = tiny_fm(model_type)
     batches = [tiny_batch(model_type, num_tokens=9, seed=seed) for seed in (1, 2)]

@@ -8,7 +8,7 @@ from fedpft.construct.layer_drop import choose_layers, drop_layers
 from fedpft.methods.plugin import adapter_order, plug_in
 from fedpft.models.ffn import find_ffns
 from fedpft.models.lora import adapter_parameters, attach_lora, get_adapter, merge_adapter, set_adapter
-from tests.tiny import FAMILIES, ONE_FAMILY_PER_ROW, tiny_batch, tiny_fm
+from tests.tiny import EVERY_ROW, FAMILIES, tiny_batch, tiny_fm
 
 
 def adapted(model, rank=2):
@@ -25,7 +25,7 @@ def test_an_adapter_of_the_sub_fm_fits_the_fm_name_by_name(model_type):
     assert get_adapter(plug_in(fm, tuned)).tobytes() == tuned.tobytes()
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 def test_plugging_in_twice_is_plugging_in_once(model_type):
     fm = adapted(tiny_fm(model_type))
     tuned = get_adapter(fm) + 0.1
@@ -138,7 +138,7 @@ def ffn_lora_pair(model_type):
     return fm, sub_fm, neuron_map.retained
 
 
-@pytest.mark.parametrize("model_type", ONE_FAMILY_PER_ROW)
+@pytest.mark.parametrize("model_type", EVERY_ROW)
 @torch.no_grad()
 def test_an_fm_whose_other_neurons_are_silenced_does_with_the_adapter_what_the_sub_fm_does(model_type):
     fm, sub_fm, kept = ffn_lora_pair(model_type)

@@ -272,6 +272,7 @@ def test_fields_that_a_config_class_does_not_declare_but_its_models_read_can_be_
     [
         ("mixtral", "a mixture of experts: a router picks the FFNs of each token"),
         ("qwen3_moe", "a mixture of experts: "),
+        ("llama4", "a mixture of experts: "),  # the fields are those of a config in its config
         ("t5", "an encoder with a decoder: a sub-FM has one stack of layers"),
         ("bart", "an encoder with a decoder: "),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from fedpft.align.closed_form import refit_layers
 from fedpft.align.public import AlignmentContext, PublicData
+from fedpft.attention_mask import KnownMask
 from fedpft.config import ConfigError, LayerAlignConfig, ServerConfig, load_config
 from fedpft.construct.compress import compress
 from fedpft.construct.saliency import greedy_scorer
@@ -16,7 +18,7 @@ from fedpft.models.ffn import find_ffns
 from fedpft.models.live_memory import live_memory
 from fedpft.report.plan import memory_rows
 from fedpft.run.planned_memory import Holding
-from fedpft.run.planning import plan
+from fedpft.run.planning import _way_of_data, plan
 from tests.language_models import LLAMA_8B, QWEN_05B, weightless_run
 from tests.tiny import TINY_CONFIGS, tiny_fm, tiny_text_run
 
@@ -63,6 +65,7 @@ def test_what_depends_on_values_is_the_most_that_it_can_be():
         assert len(mask.nonzero()) == 15
         assert meta(3, 5)[mask].shape == (15,)
         assert not bool(mask.all()), "there is padding"
+        assert not bool(KnownMask.of(torch.ones(3, 5)).to("meta").all()), "also where the longest texts have none"
         assert torch.equal(meta(2), meta(2))
         assert meta(2, 2).numpy().shape == (2, 2)
 
@@ -188,3 +191,22 @@ def test_what_goes_layer_by_layer_holds_no_more_with_more_examples(kind):
     few, many = peaks
     tokens, hidden_state = 16 * (128 - 32), 4 * 16
     assert many - few <= tokens * hidden_state / 4, "where the real tokens are, far from a hidden state each"
+
+
+@pytest.mark.parametrize(
+    ("way", "rows_bytes", "says"),
+    [
+        ("shared", 10**6, "shared, as task.data says: every node maps them from its disk, none holds them (1.0 MB of"),
+        ("broadcast", 10**6, "broadcast, as task.data says: every node holds them all, which is little (1.0 MB of"),
+        (
+            "broadcast",
+            10**10,
+            "broadcast, as task.data says: every node holds them all; task.data=shared would hold non",
+        ),
+    ],
+)
+def test_plan_says_which_way_the_rows_go_and_why(way, rows_bytes, says, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedpft.run.planning.psutil.virtual_memory", lambda: SimpleNamespace(total=16 * 10**9))
+    config = load_config(None, [*tiny_text_run(tmp_path), f"task.data={way}"])
+    rows = SimpleNamespace(data=SimpleNamespace(nbytes=rows_bytes))
+    assert _way_of_data(config, SimpleNamespace(train=rows)).startswith(says)

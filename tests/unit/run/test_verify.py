@@ -82,7 +82,7 @@ def test_causes_fit_where_it_ran_and_what_differed(monkeypatch):
     assert "actors on nodes" in likely_causes(config, [check("Ray, sequential")])[0]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     gpu, precision = likely_causes(config, [check()])
-    assert "CUBLAS_WORKSPACE_CONFIG=:4096:8" in gpu
+    assert "server.deterministic=true pool.deterministic=true" in gpu
     assert "pool.precision=32-true" in precision
 
 
