@@ -60,7 +60,7 @@ def _clients(number: int, cohort: int) -> tuple[str, ...]:
 
 SILOS = (
     *_clients(20, 20), "federated.sampling=full", "federated.rounds=10", "federated.batch_size=8",
-    "federated.client.kind=adamw", "federated.lr=0.004", "federated.head_lr_ratio=8",
+    "federated.client.kind=adamw", "federated.lr=0.004",
 )  # fmt: skip
 POPULATIONS = {
     "1000": Population(settings=_clients(1000, 100), delta=1e-4),
@@ -73,7 +73,7 @@ POPULATIONS = {
         tasks=("docs",),
         has_control=False,
     ),
-    "20_silos": Population(settings=(*SILOS, "privacy.clip=20"), delta=5e-3),
+    "20_silos": Population(settings=(*SILOS, "privacy.clip=3"), delta=5e-3),
     "20_silos_examples": Population(
         settings=(*SILOS, "privacy.clip=1", "privacy.clipping=fixed", "federated.accumulate=8"),
         delta=2.5e-5,
