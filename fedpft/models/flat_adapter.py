@@ -114,7 +114,8 @@ class FlatAdapter:
         if vector.shape != (sum(sizes),):
             raise ValueError(f"adapter: found shape {vector.shape}, allowed: ({sum(sizes)},) as laid out by the model")
         row = torch.zeros_like(self.values[0]) if rest is None else rest.clone()
-        for segment, values in zip(segments, torch.tensor(vector, device=row.device).split(sizes), strict=True):
+        sent = torch.tensor(vector).to(row.device, non_blocking=True)
+        for segment, values in zip(segments, sent.split(sizes), strict=True):
             row[segment] = values
         return row
 

@@ -56,7 +56,7 @@ class ExampleNoise:
         """
         parts = [torch.linalg.vector_norm(gradients[:, segment], dim=1, dtype=torch.float64) for segment in segments]
         norms = torch.linalg.vector_norm(torch.stack(parts, dim=1), dim=1)
-        gradients[~norms.isfinite()] = 0
+        gradients.masked_fill_(~norms.isfinite()[:, None], 0)
         factors = (self.clip / norms).clamp(max=1.0).nan_to_num()
         return factors.to(gradients.dtype) @ gradients, (norms > self.clip).sum()
 

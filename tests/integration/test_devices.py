@@ -20,6 +20,7 @@ from fedpft.federated.pool import SequentialPool
 from fedpft.methods import find_method
 from fedpft.models.lora import attach_lora, get_adapter
 from fedpft.models.weights import unpack_model
+from fedpft.privacy.dp_sgd import ExampleNoise
 from fedpft.run.inputs import load_fm_and_data
 from fedpft.run.pipeline import run
 from fedpft.run.tuning import public_data
@@ -140,6 +141,7 @@ HOW = {
     "accumulated": {"accumulate": 2, "batch_size": 2},
     "mixed precision": {"precision": "bf16-mixed"},
     "three together, one of which ends earlier": {"clients": (0, 1, 2), "clients_per_batch": 3},
+    "private, in parts": {"example_noise": ExampleNoise(clip=0.1, noise_multiplier=1.0, batch_size=3), "batch_size": 2},
     "together, accumulated": {"clients": (0, 1, 2), "clients_per_batch": 3, "accumulate": 2, "batch_size": 2},
 }
 
