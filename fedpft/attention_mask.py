@@ -25,8 +25,9 @@ class KnownMask(Tensor):
     """A (B, T) mask, 1 for real tokens, with a copy on the CPU.
 
     Moves, casts, slices, views, negations and concatenations of known masks are known masks; everything else gives
-    plain tensors. `all` and `sum` over everything are answered on the CPU. A mask that was written into, itself or
-    through a view, is known no more, nor is one without values (on the meta device).
+    plain tensors. `all` and `sum` over everything are answered on the CPU. A mask that torch knows to be written into,
+    itself or through a view, is known no more (past `.data` and NumPy it does not know); nor is one without values, on
+    the meta device, or one made in inference mode.
     """
 
     _host: Tensor | None = None
@@ -41,6 +42,14 @@ class KnownMask(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Return a clone; torch knows no other way for a class of tensors."""
         return memo.setdefault(id(self), self.clone())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Travel as a plain mask, which is known again where it is opened, if it was."""
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = self.as_subclass(Tensor)
+            if _host_of(self) is None or plain.device.type != "cpu":
+                return plain.__reduce_ex__(protocol)
+            return KnownMask.of, (plain,)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,7 +69,9 @@ class KnownMask(Tensor):
             made = func(*args, **kwargs)
             if made is mask or (func is Tensor.__getitem__ and not _is_slice(args[1])):
                 return made
-            return _known(made, host.to(made.dtype) if func in _SAME_VALUES else func(host, *args[1:], **kwargs))
+            if func in _SAME_VALUES:
+                return _known(made, host.to(made.dtype).contiguous())
+            return _known(made, func(host, *args[1:], **kwargs))
 
 
 _FOLLOWED = _SAME_VALUES | _SAME_ON_BOTH | _ANSWERS | {Tensor.__getitem__}
@@ -79,22 +90,17 @@ def real_tokens(attention_mask: Tensor) -> Tensor:
 
 def _host_of(mask: Any) -> Tensor | None:
     """Return a mask's values on the CPU, if they are known."""
-    if not isinstance(mask, KnownMask) or mask._host is None or mask._version_known != _version(mask):
+    if not isinstance(mask, KnownMask) or mask._host is None or mask._version_known != mask._version:
         return None
     return mask._host
 
 
 def _known(mask: Tensor, host: Tensor) -> Tensor:
-    if mask.is_meta:
+    if mask.is_meta or mask.is_inference():
         return mask
     known = mask.as_subclass(KnownMask)
-    known._host, known._version_known = host, _version(mask)
+    known._host, known._version_known = host, mask._version
     return known
-
-
-def _version(mask: Tensor) -> int:
-    """Return how often a tensor's memory was written into; of one made in inference mode that is not counted."""
-    return 0 if mask.is_inference() else mask._version
 
 
 def _is_slice(index: Any) -> bool:

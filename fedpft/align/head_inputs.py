@@ -1,24 +1,32 @@
 """Where a task head's inputs lie, measured on public data."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedpft.align.public import PublicData
-from fedpft.config import ServerConfig
+from fedpft.config import ConfigError, ServerConfig
 from fedpft.models.flags import restored_flags
-from fedpft.models.standardized_head import first_head_layer, standardize
+from fedpft.models.standardized_head import first_head_layer
 from fedpft.trainer import server_fabric
 
 NUM_EXAMPLES, BATCH_SIZE = 800, 16
 """At most, and in each forward pass."""
 
 
-@torch.no_grad()
-def standardize_head(fm: PreTrainedModel, public: PublicData, server: ServerConfig, seed: int) -> None:
-    """Let the FM's head read features standardized by their mean and deviation over public examples, in place.
+@dataclass(frozen=True, kw_only=True)
+class HeadInputs:
+    """Of each feature that a task head reads."""
 
-    Its outputs do not change. What is made of the FM later, a sub-FM or one with an adapter, has the same head.
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@torch.no_grad()
+def measure_head_inputs(fm: PreTrainedModel, public: PublicData, server: ServerConfig, seed: int) -> HeadInputs:
+    """Return what the FM's head reads on public examples; the FM does not change.
 
     Args:
         fm: plain, with a task head.
@@ -27,7 +35,7 @@ def standardize_head(fm: PreTrainedModel, public: PublicData, server: ServerConf
         seed: of the draw of examples.
 
     Raises:
-        ConfigError: see :func:`first_head_layer`.
+        ConfigError: see :func:`first_head_layer`; or the examples are all alike to the head.
 
     """
     layer, seen = first_head_layer(fm), list[Tensor]()
@@ -46,4 +54,8 @@ def standardize_head(fm: PreTrainedModel, public: PublicData, server: ServerConf
     finally:
         handle.remove()
     inputs = torch.cat(seen).flatten(0, -2)
-    standardize(layer, inputs.mean(dim=0), inputs.std(dim=0, correction=0))
+    std = inputs.std(dim=0, correction=0)
+    if not std.isfinite().all() or not std.any():
+        found = f"standardized, but the {len(inputs)} public examples that were read are all alike to the FM"
+        raise ConfigError(f"federated.head_inputs: found {found}, allowed: raw, or other public data")
+    return HeadInputs(mean=tuple(inputs.mean(dim=0).tolist()), std=tuple(std.tolist()))

@@ -30,6 +30,11 @@ def doubtful_settings(config: Config) -> list[str]:
     together = config.pool.clients_per_batch
     if isinstance(together, int) and together > max(1, federated.cohort_size):
         lines.append(f"pool.clients_per_batch = {together}: a round has only {federated.cohort_size} clients")
+    if federated.head_inputs == "standardized" and federated.head_lr_ratio != 1:
+        lines.append(
+            f"federated.head_lr_ratio = {federated.head_lr_ratio:g} is for raw features: a head on standardized ones "
+            "learns at the rate of LoRA"
+        )
     lines += _of_the_server_rule(federated)
     if federated.sampling == "md" and federated.aggregation == "weighted" and federated.aggregator.facts.weighs:
         lines.append(

@@ -98,7 +98,8 @@ class FederatedConfig:
     """What the task head reads while it is tuned. `standardized` takes from each of the FM's features its mean over
     public examples, and divides by the deviation. A new head then learns in a few steps, also with differential
     privacy, since clip and noise are those of its standardized weights; with it leave `head_lr_ratio` at 1. The FM's
-    outputs do not change, and what a run saves is a plain head. Needs a head whose first layer has a bias."""
+    outputs do not change, and what a run saves is a plain head. Needs a head whose first layer has a bias. `fedpft
+    audit` then says nothing of single updates."""
     lr_schedule: Literal["constant", "exponential", "inverse", "linear"] = "linear"
     """How the learning rate changes over the rounds; `federated.client.schedule` is how it changes within one."""
     lr_decay: float = 0.95

@@ -6,6 +6,8 @@ part. In standardized coordinates a head of the same functions learns in a few s
 statistics: Tramèr and Boneh 2021, arXiv 2011.11660).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fedpft.config import ConfigError
 from fedpft.models.head import head_modules
+from fedpft.models.precision import head_in_float32
 
 SMALLEST = 0.1
 """Of the root mean square of all standard deviations, what a feature's counts for at least."""
@@ -45,6 +48,25 @@ def first_head_layer(model: PreTrainedModel) -> nn.Linear:
         head = f"a head whose first layer has no bias ({type(model).__name__})" if layers else "an FM without task head"
         raise ConfigError(f"federated.head_inputs: found standardized for {head}, allowed: raw")
     return layers[0]
+
+
+@torch.no_grad()
+def standardize_head(model: PreTrainedModel, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a model's head read standardized features, in place; its outputs do not change but for rounding in float32.
+
+    What is made of the model later, a sub-FM or one with an adapter, has the same head.
+
+    Args:
+        model: plain, with a task head; the head is float32 from then on.
+        mean, std: of each of the features.
+
+    Raises:
+        ConfigError: see :func:`first_head_layer`.
+
+    """
+    head_in_float32(model)
+    center, spread = torch.tensor([mean, std], dtype=torch.float64)
+    standardize(first_head_layer(model), center, spread)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from fedpft.methods.sketch import Sketch, sketch
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter, head_mask, tuned_mask
 from fedpft.models.origin import origin_of
-from fedpft.models.standardized_head import first_head_layer, standardize
+from fedpft.models.standardized_head import first_head_layer, standardize_head
 from fedpft.models.weights import skeleton_of
 from fedpft.privacy.table import guarantee_of
 from fedpft.run.inputs import load_data, load_fm, load_untuned_fm
@@ -107,8 +107,8 @@ def _sketched(config: Config, data: FederatedData) -> Sketch:
     pad_token_id = data.collate.settings().get("pad_token_id")
     fm = load_untuned_fm(config, data.kind, data.modality, data.label_names, pad_token_id, empty=True)
     if config.federated.head_inputs == "standardized":
-        layer = first_head_layer(fm)
-        standardize(layer, torch.zeros(layer.in_features), torch.ones(layer.in_features))
+        num_features = first_head_layer(fm).in_features
+        standardize_head(fm, [0.0] * num_features, [1.0] * num_features)
     return sketch(fm, config)
 
 

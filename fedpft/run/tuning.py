@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from fedpft.align.head_inputs import standardize_head
+from fedpft.align.head_inputs import measure_head_inputs
 from fedpft.align.public import PublicData
 from fedpft.align.public_counts import count_on_public
 from fedpft.config import Config, reported_name
@@ -39,7 +39,7 @@ from fedpft.models.activations import ActivationCounts
 from fedpft.models.costs import costs
 from fedpft.models.lora import AdaptedModel, adapter_layout, get_adapter
 from fedpft.models.spread import spread_over_gpus
-from fedpft.models.standardized_head import fold
+from fedpft.models.standardized_head import fold, standardize_head
 from fedpft.privacy.table import guarantee_of
 from fedpft.run.same_fm import fm_record
 from fedpft.run.skill import skill_of
@@ -96,9 +96,13 @@ def tune(
     if num_gpus := gpus_of_fm(config):
         observer.stage("spread FM over GPUs")
         observer.note(f"FM  {spread_over_gpus(fm, num_gpus)}")
+    head_inputs = saved.extra.get("head_inputs") if saved else None
     if config.federated.head_inputs == "standardized":
-        observer.stage("standardize the head's inputs on public data")
-        standardize_head(fm, public, config.server, derive_seed(config.server_seed, "head_inputs"))
+        if head_inputs is None:
+            observer.stage("measure the head's inputs on public data")
+            seed = derive_seed(config.server_seed, "head_inputs")
+            head_inputs = asdict(measure_head_inputs(fm, public, config.server, seed))
+        standardize_head(fm, **head_inputs)
     method = find_method(config.method.name)(fm, public, config, observer)
     proxy = method.build_proxy(saved.proxy() if saved else None)
 
@@ -112,6 +116,7 @@ def tune(
         extra = {
             "fm": record,
             "construction": construction,
+            **({} if head_inputs is None else {"head_inputs": head_inputs}),
             "fidelity_seconds": evaluation.fidelity_seconds,
             "rounds_seconds": time.perf_counter() - start,
         }

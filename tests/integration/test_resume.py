@@ -195,6 +195,7 @@ def test_a_resumed_run_neither_constructs_nor_aligns_layers_nor_evaluates_the_un
 
     for name in ("compress", "align_layers"):
         monkeypatch.setattr(f"fedpft.methods.proxy_tuning.{name}", refuse)
+    monkeypatch.setattr("fedpft.run.tuning.measure_head_inputs", refuse)  # the public data may be others by now
     folder, config = copy("after an alignment")
     stages = Stages()
     go_on(config, stages)

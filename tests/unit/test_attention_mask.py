@@ -67,6 +67,13 @@ def test_a_mask_without_values_is_asked_itself():
     assert type(KnownMask.of(ONES).to("meta")) is torch.Tensor
 
 
+def test_a_part_that_was_copied_is_one_piece_on_the_cpu_too():
+    part = KnownMask.of(PADDED)[:, :3]
+    for copied in (part.contiguous(), part.clone(), part.bool(), part.to("cpu", copy=True)):
+        assert copied.reshape(-1).sum() == 5
+    assert part.contiguous().view(-1).sum() == 5
+
+
 def test_arguments_may_be_named():
     mask = KnownMask.of(PADDED)
     assert torch.equal(torch.cat(tensors=[mask, mask]), torch.cat([PADDED, PADDED]))

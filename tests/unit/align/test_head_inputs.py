@@ -1,18 +1,19 @@
 """A head with standardized inputs is the same function, before tuning and after, and learns in fewer steps."""
 
 import copy
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 
-from fedpft.align.head_inputs import standardize_head
+from fedpft.align.head_inputs import measure_head_inputs
 from fedpft.align.public import PublicData
 from fedpft.config import ConfigError, LoraConfig, ServerConfig
 from fedpft.federated.client import LocalClient
 from fedpft.federated.messages import RoundPlan
 from fedpft.models.lora import attach_lora, get_adapter, set_adapter, without_adapter
-from fedpft.models.standardized_head import StandardizedLinear, fold, standardize
+from fedpft.models.standardized_head import StandardizedLinear, fold, standardize, standardize_head
 from fedpft.models.weights import pack_model, unpack_model
 from tests.tiny import FAMILIES, tiny_batch, tiny_fm, tiny_package
 
@@ -30,11 +31,15 @@ def public_of(family):
     return PublicData(dataset=rows_of(family), collate=torch.utils.data.default_collate)
 
 
+def measured(fm, family, public=None):
+    return asdict(measure_head_inputs(fm, public or public_of(family), ServerConfig(accelerator="cpu"), seed=0))
+
+
 def standardized(family):
     """Return an FM as it is, and one whose head's inputs are standardized."""
     plain = tiny_fm(family).eval()
     fm = copy.deepcopy(plain)
-    standardize_head(fm, public_of(family), ServerConfig(accelerator="cpu"), seed=0)
+    standardize_head(fm, **measured(fm, family))
     return plain, fm
 
 
@@ -64,7 +69,7 @@ def test_the_fm_goes_on_saying_the_same_and_a_tuned_head_is_saved_as_a_plain_one
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_clients_that_train_together_get_the_bits_that_each_gets_alone(family):
     fm = tiny_fm(family, num_labels=2)
-    standardize_head(fm, public_of(family), ServerConfig(accelerator="cpu"), seed=0)
+    standardize_head(fm, **measured(fm, family))
     package = tiny_package(family, model=attach_lora(fm, LoraConfig(rank=2), seed=0), clients_per_batch=4)
     place = LocalClient(package)
     plan = RoundPlan(round_index=1, lr=1e-2, adapter=get_adapter(unpack_model(package.proxy)), count_activations=False)
@@ -92,7 +97,7 @@ def test_what_the_head_reads_has_mean_zero_and_deviation_one_over_the_public_exa
 @pytest.mark.parametrize("family", sorted(WITHOUT_BIAS & set(FAMILIES)))
 def test_a_head_without_a_bias_is_refused_in_one_line(family):
     with pytest.raises(ConfigError, match="head_inputs: found standardized for a head whose first layer has no bias"):
-        standardize_head(tiny_fm(family), public_of(family), ServerConfig(accelerator="cpu"), seed=0)
+        measured(tiny_fm(family), family)
 
 
 def test_few_steps_suffice_where_features_have_a_large_part_in_common():
@@ -127,3 +132,17 @@ def test_what_is_folded_in_is_a_mean_and_a_scale():
     fold(head)
     assert type(head) is torch.nn.Linear
     assert (head.weight.tolist(), head.bias.tolist()) == ([[4.0, 5.5]], [5.0])
+
+
+def test_a_head_in_bfloat16_loses_nothing_either():
+    plain, fm = tiny_fm("bert").bfloat16(), tiny_fm("bert").bfloat16()
+    standardize_head(fm, **measured(fm, "bert"))
+    fold(fm)
+    for name, value in plain.classifier.state_dict().items():
+        assert torch.equal(fm.classifier.state_dict()[name].bfloat16(), value), name
+
+
+def test_public_examples_that_are_all_alike_are_refused_in_one_line():
+    alike = PublicData(dataset=rows_of("bert")[:1] * 8, collate=torch.utils.data.default_collate)
+    with pytest.raises(ConfigError, match=r"^federated\.head_inputs: found standardized, but the 8 public examples"):
+        measured(tiny_fm("bert"), "bert", alike)

@@ -52,6 +52,7 @@ def test_multi_krum_cannot_choose_more_than_there_are():
         (["aggregator.kind=median"], "aggregator.kind = median ignores example counts"),
         (["aggregator.kind=krum"], "num_byzantine = 0: krum withstands no bad client"),
         (["aggregator.norm=2"], "federated.aggregator.norm has no effect with federated.aggregator.kind = mean"),
+        (["head_inputs=standardized", "head_lr_ratio=8"], "federated.head_lr_ratio = 8 is for raw features"),
         (["server.tau=0.1"], "federated.server.tau has no effect with federated.server.kind = avg"),
         (
             ["server.kind=adagrad", "server.beta2=0.9"],
