@@ -90,7 +90,13 @@ class Run:
 
     def config(self, data_dir: Path) -> Config:
         algorithm = ALGORITHMS[self.algorithm]
-        settings = [f"task={self.task}", *SHARED, *ALIGNMENTS[self.task], *algorithm.settings, f"{algorithm.key}={self.rate}"]
+        settings = [
+            f"task={self.task}",
+            *SHARED,
+            *ALIGNMENTS[self.task],
+            *algorithm.settings,
+            f"{algorithm.key}={self.rate}",
+        ]
         settings += [f"task.path={data_dir / self.task}", f"public.path={data_dir / 'align_text'}"]
         settings += [f"seed={self.seed}", f"cache.dir={WORK / 'cache'}"]
         settings += [f"pool.clients_per_batch={TOGETHER.get(self.task, 1)}"]
