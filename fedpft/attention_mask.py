@@ -44,12 +44,9 @@ class KnownMask(Tensor):
         return memo.setdefault(id(self), self.clone())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Travel as a plain mask, which is known again where it is opened, if it was."""
+        """Be written to a file as a plain mask: whoever opens it may know nothing of this class."""
         with torch._C.DisableTorchFunctionSubclass():
-            plain = self.as_subclass(Tensor)
-            if _host_of(self) is None or plain.device.type != "cpu":
-                return plain.__reduce_ex__(protocol)
-            return KnownMask.of, (plain,)
+            return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

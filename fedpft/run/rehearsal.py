@@ -93,9 +93,9 @@ def try_examples(fm: PreTrainedModel, data: FederatedData, path: str) -> None:
     chosen = [0, len(data.evaluation) - 1] if lengths is None else [int(lengths.argmin()), int(lengths.argmax())]
     batch = data.collate(rows(data.evaluation, chosen))
     try:
+        with torch.no_grad():
+            fm(**batch)  # a decoder with keys and values, as its users have it
         with restored_flags(fm):
-            with torch.no_grad():
-                fm(**batch)
             fm.requires_grad_(False)
             first = next(find_ffns(fm)[0].layer.parameters()).requires_grad_(True)
             torch.autograd.grad(fm(**data.collate(rows(data.evaluation, chosen[:1]))).loss, first)

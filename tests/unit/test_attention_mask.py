@@ -81,11 +81,15 @@ def test_arguments_may_be_named():
     assert mask.view(size=(8,)).sum() == mask.reshape(shape=(8,)).sum() == mask.sum(dim=(0, 1)) == 6
 
 
-def test_a_copy_of_a_known_mask_is_known():
-    for made in (pickle.loads(pickle.dumps(KnownMask.of(PADDED))), copy.deepcopy(KnownMask.of(PADDED))):
-        assert torch.equal(made, PADDED)
-        assert type(made) is KnownMask
-        assert len(real_tokens(made)) == 6
+def test_a_copy_of_a_known_mask_is_known_and_in_a_file_it_is_a_plain_one(tmp_path):
+    made = copy.deepcopy(KnownMask.of(PADDED))
+    assert type(made) is KnownMask
+    assert len(real_tokens(made)) == 6
+    torch.save({"attention_mask": KnownMask.of(PADDED)}, tmp_path / "batch.pt")
+    opened = [torch.load(tmp_path / "batch.pt")["attention_mask"], pickle.loads(pickle.dumps(KnownMask.of(PADDED)))]
+    for plain in opened:
+        assert type(plain) is torch.Tensor
+        assert torch.equal(plain, PADDED)
 
 
 def test_what_is_computed_with_a_known_mask_is_a_plain_tensor():
