@@ -73,6 +73,8 @@ def construction_peaks(config: Config, sketch: Sketch, data: FederatedData, devi
     server, public = _here(config.server), public_data(data)
     context = AlignmentContext(public=public, server=server, seed=config.server_seed)
     peaks = _peaks(_choice(config, sketch, public, server), [sketch.fm], device)
+    if config.fm.pretrain.num_epochs:
+        peaks |= Peaks({}, ("memory of 'pre-train FM' is not counted: FM, gradients, AdamW's moments, activations",))
     models, layers = (sketch.fm, sketch.proxy), sketch.compressed_layers
     settings = config.align.layers
     kinds = settings.kind.split("+") if layers else []

@@ -20,7 +20,7 @@ from fedpft.report.plan import memory_rows
 from fedpft.run.planned_memory import Holding
 from fedpft.run.planning import _way_of_data, plan
 from tests.language_models import LLAMA_8B, QWEN_05B, weightless_run
-from tests.tiny import TINY_CONFIGS, tiny_fm, tiny_text_run
+from tests.tiny import TINY_CONFIGS, tiny_fm, tiny_text_run, tiny_vision_run
 
 KB = 1024
 CONFIGS = Path(__file__).parents[3] / "experiments" / "configs"
@@ -210,3 +210,10 @@ def test_plan_says_which_way_the_rows_go_and_why(way, rows_bytes, says, tmp_path
     config = load_config(None, [*tiny_text_run(tmp_path), f"task.data={way}"])
     rows = SimpleNamespace(data=SimpleNamespace(nbytes=rows_bytes))
     assert _way_of_data(config, SimpleNamespace(train=rows)).startswith(says)
+
+
+def test_plan_says_that_the_memory_of_pre_training_is_not_counted(tmp_path):
+    settings = tiny_vision_run(tmp_path)
+    assert any(setting.startswith("fm.pretrain") for setting in settings)
+    (said,) = [note for note in plan(load_config(None, settings))["notes"] if "not counted" in note]
+    assert said.startswith("memory of 'pre-train FM' is not counted")
