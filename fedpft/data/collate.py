@@ -62,7 +62,9 @@ class TextCollator:
         batch = dict(pad(self._tokenizer, inputs, padding_side="right", return_tensors="pt"))
         if LABEL in batch:
             batch["labels"] = batch.pop(LABEL)
-        return batch | {name: KnownMask.of(batch[name]) for name in ("attention_mask",) if name in batch}
+        if "attention_mask" in batch:
+            batch["attention_mask"] = KnownMask.of(batch["attention_mask"])
+        return batch
 
 
 class CausalCollator:

@@ -152,23 +152,29 @@ def test_a_clients_step_never_waits_for_the_gpu_however_it_trains(family, how):
     assert train(family, 2, **how) == train(family, 1, **how)
 
 
-def compare(family, num_parts):
+def compare(family, num_parts, num_layers=3):
     """Compare an FM with a sub-FM of it, some examples at a time; return how often the CPU waited for the GPU."""
-    fm = tiny_lm(family) if family == "llama" else tiny_fm(family)
+    fm = (tiny_lm if family == "llama" else tiny_fm)(family, num_hidden_layers=num_layers)
     sub_fm, _ = compress(fm, retained_ratio=0.5)
     fm, sub_fm = (attach_lora(model, LoraConfig(rank=2), seed=0) for model in (fm, sub_fm))
     batch = tiny_batch(family, batch_size=2 * num_parts)
     labels = batch["input_ids"] if family == "llama" else torch.arange(2 * num_parts) % 3
     batch |= {"attention_mask": KnownMask.of(batch["attention_mask"]), "labels": labels}
     with pretended_cuda() as gpu:
+        fm, sub_fm = fm.to("cuda"), sub_fm.to("cuda")  # which waits for each of their tensors
+        before = gpu.syncs.total()
         measure_fidelity(fm, sub_fm, batch, server=ServerConfig(), batch_size=2)
     assert gpu.violations == []
-    return gpu.syncs.total()
+    return gpu.syncs.total() - before
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_the_meter_waits_for_the_gpu_at_its_end_and_not_for_each_part_of_its_examples(family):
     assert compare(family, 3) == compare(family, 1)
+
+
+def test_the_meter_fetches_its_numbers_at_once_and_not_tensor_by_tensor():
+    assert compare("bert", 1, num_layers=5) == compare("bert", 1)
 
 
 @pytest.mark.parametrize("scorer", ["activation", "greedy"])
